@@ -1,0 +1,58 @@
+#include "core/isa.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+namespace fastconv {
+namespace {
+
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
+
+int find(const char* name) {
+  for (int i = 0; i < 3; ++i)
+    if (std::strcmp(kNames[i], name) == 0) return i;
+  return -1;
+}
+
+// FASTCONV_CPU_ISA caps what is used; Python refuses an unknown name before this library is loaded.
+Isa initial() {
+  const char* cap = std::getenv("FASTCONV_CPU_ISA");
+  const int supported = static_cast<int>(isa_supported());
+  const int wanted = cap ? find(cap) : supported;
+  return static_cast<Isa>(wanted >= 0 && wanted < supported ? wanted : supported);
+}
+
+std::atomic<Isa>& current() {
+  static std::atomic<Isa> value{initial()};
+  return value;
+}
+
+}  // namespace
+
+Isa isa_supported() {
+#ifdef FASTCONV_HAS_avx512
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+                    __builtin_cpu_supports("bmi2");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  return avx512 ? Isa::kAvx512 : avx2 ? Isa::kAvx2 : Isa::kBaseline;
+#else
+  return Isa::kBaseline;
+#endif
+}
+
+Isa isa() { return current().load(std::memory_order_relaxed); }
+
+const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
+
+bool isa_select(const char* name) {
+  const int wanted = find(name);
+  if (wanted < 0 || wanted > static_cast<int>(isa_supported())) return false;
+  current().store(static_cast<Isa>(wanted), std::memory_order_relaxed);
+  return true;
+}
+
+}  // namespace fastconv

@@ -1,0 +1,39 @@
+// One set of kernels per instruction set, chosen once. A family's cpu.cpp is compiled once for each (cmake/isa.cmake)
+// and defines, in a namespace named after the instruction set, one constant table of function pointers. The tables are
+// constants, not objects that register themselves: a static constructor compiled for AVX-512 would crash an older
+// machine while the library loads.
+#pragma once
+
+namespace fastconv {
+
+enum class Isa { kBaseline, kAvx2, kAvx512 };
+
+Isa isa();                            // the one in use
+Isa isa_supported();                  // the best one that this machine has and this build contains
+const char* isa_name(Isa isa);        // "baseline", "avx2", "avx512"
+bool isa_select(const char* name);    // false where the name is unknown or the machine lacks it
+
+#ifdef FASTCONV_HAS_avx512
+#define FASTCONV_DECLARE_KERNELS(Table, name) \
+  namespace baseline {                        \
+  extern const Table name;                    \
+  }                                           \
+  namespace avx2 {                            \
+  extern const Table name;                    \
+  }                                           \
+  namespace avx512 {                          \
+  extern const Table name;                    \
+  }
+#define FASTCONV_KERNELS(name)                      \
+  (::fastconv::isa() == ::fastconv::Isa::kAvx512    \
+       ? ::fastconv::avx512::name                   \
+       : ::fastconv::isa() == ::fastconv::Isa::kAvx2 ? ::fastconv::avx2::name : ::fastconv::baseline::name)
+#else
+#define FASTCONV_DECLARE_KERNELS(Table, name) \
+  namespace baseline {                        \
+  extern const Table name;                    \
+  }
+#define FASTCONV_KERNELS(name) (::fastconv::baseline::name)
+#endif
+
+}  // namespace fastconv

@@ -1,0 +1,212 @@
+// The SIMD vector: the compilers' own vector extension at the register width of the instruction set this file is
+// compiled for, so that one kernel source serves all of them. `a * b + c` becomes a fused multiply-add where there is
+// one. Everything is in an anonymous namespace: no symbol of one instruction set may be linked for another.
+#pragma once
+#include <cstdint>
+#include <utility>
+
+#include "core/view.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace fastconv {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVecBytes = 64, kVecRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kVecBytes = 32, kVecRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kVecBytes = 16, kVecRegisters = 32;
+#else
+constexpr int kVecBytes = 16, kVecRegisters = 16;
+#endif
+
+template <class T, int Bytes>
+struct VecOf {
+  typedef T type __attribute__((vector_size(Bytes)));
+};
+template <class T>
+using Vec = typename VecOf<T, kVecBytes>::type;
+template <class T>
+constexpr int kLanes = kVecBytes / static_cast<int>(sizeof(T));
+
+// What a storage type is computed in.
+template <class T>
+struct AccumulateOf {
+  using type = float;
+};
+template <>
+struct AccumulateOf<double> {
+  using type = double;
+};
+template <class T>
+using Accumulate = typename AccumulateOf<T>::type;
+
+template <class To, class From>
+inline To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <class T>
+inline Vec<T> splat(T value) {
+  Vec<T> v;
+  for (int i = 0; i < kLanes<T>; ++i) v[i] = value;
+  return v;
+}
+
+using Words = Vec<uint32_t>;                                  // as many lanes as Vec<float>
+using Halves = typename VecOf<uint16_t, kVecBytes / 2>::type;  // likewise
+
+// float16 <-> float32. Hardware where there is some; else the exponent is moved by a multiplication, which handles
+// subnormal numbers as well, and rounding to nearest even is integer arithmetic (to subnormals: the addition of 0.5,
+// whose last place is the last place of the smallest float16).
+inline Vec<float> widen(Halves h, float16) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(bits_as<__m256i>(h));
+#elif defined(__AVX2__)
+  return _mm256_cvtph_ps(bits_as<__m128i>(h));
+#else
+  const Words w = __builtin_convertvector(h, Words);
+  const Words magnitude = w & 0x7fff;
+  const Vec<float> value = bits_as<Vec<float>>(magnitude << 13) * 0x1p112f;
+  const Words special = Words(magnitude >= 0x7c00) & 0x7f800000;  // infinity and NaN keep their top exponent
+  const Words bits = (Words(magnitude >= 0x7c00) & (magnitude << 13)) |
+                     (~Words(magnitude >= 0x7c00) & bits_as<Words>(value));
+  return bits_as<Vec<float>>(bits | special | ((w & 0x8000) << 16));
+#endif
+}
+
+inline Halves narrow(Vec<float> v, float16) {
+#if defined(__AVX512F__)
+  return bits_as<Halves>(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__AVX2__)
+  return bits_as<Halves>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  const Words w = bits_as<Words>(v);
+  const Words a = w & 0x7fffffff;
+  const Words normal = (a - (112u << 23) + 0xfff + ((a >> 13) & 1)) >> 13;
+  const Words subnormal = bits_as<Words>(bits_as<Vec<float>>(a) + 0.5f) - 0x3f000000;
+  Words h = a < 0x38800000 ? subnormal : normal;
+  h = a >= 0x477ff000 ? Words{} + 0x7c00 : h;
+  h = a > 0x7f800000 ? Words{} + 0x7e00 : h;
+  return __builtin_convertvector(h | ((w >> 16) & 0x8000), Halves);
+#endif
+}
+
+inline Vec<float> widen(Halves h, bfloat16) {
+  return bits_as<Vec<float>>(__builtin_convertvector(h, Words) << 16);
+}
+
+inline Halves narrow(Vec<float> v, bfloat16) {
+  const Words w = bits_as<Words>(v);
+  const Words rounded = (w + 0x7fff + ((w >> 16) & 1)) >> 16;
+  const Words nan = ((w >> 16) & 0x8000) | 0x7fc0;
+  return __builtin_convertvector((w & 0x7fffffff) > 0x7f800000 ? nan : rounded, Halves);
+}
+
+// Loads and stores a vector of the type that T is computed in; no alignment is asked for.
+inline Vec<float> load(const float* p) {
+  Vec<float> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+inline Vec<double> load(const double* p) {
+  Vec<double> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class T>
+inline Vec<float> load(const T* p) {
+  Halves h;
+  __builtin_memcpy(&h, p, sizeof h);
+  return widen(h, T{});
+}
+
+inline void store(float* p, Vec<float> v) { __builtin_memcpy(p, &v, sizeof v); }
+inline void store(double* p, Vec<double> v) { __builtin_memcpy(p, &v, sizeof v); }
+template <class T>
+inline void store(T* p, Vec<float> v) {
+  const Halves h = narrow(v, T{});
+  __builtin_memcpy(p, &h, sizeof h);
+}
+
+// The first n lanes (0 <= n <= lanes); the others are zero, and nothing beyond is touched.
+template <class T>
+inline Vec<Accumulate<T>> load_partial(const T* p, int n) {
+  T lanes[kLanes<Accumulate<T>>] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+template <class T>
+inline void store_partial(T* p, Vec<Accumulate<T>> v, int n) {
+  T lanes[kLanes<Accumulate<T>>];
+  store(lanes, v);
+  for (int i = 0; i < n; ++i) p[i] = lanes[i];
+}
+#if defined(__AVX512F__)
+template <>
+inline Vec<float> load_partial(const float* p, int n) {
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+}
+template <>
+inline Vec<double> load_partial(const double* p, int n) {
+  return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p);
+}
+template <>
+inline void store_partial(float* p, Vec<float> v, int n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), v);
+}
+template <>
+inline void store_partial(double* p, Vec<double> v, int n) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), v);
+}
+#endif
+
+// One element, to and from the type it is computed in.
+inline float get(const float* p) { return *p; }
+inline double get(const double* p) { return *p; }
+inline float get(const bfloat16* p) { return bits_as<float>(static_cast<uint32_t>(p->bits) << 16); }
+inline float get(const float16* p) { return load_partial(p, 1)[0]; }
+inline void put(float* p, float v) { *p = v; }
+inline void put(double* p, double v) { *p = v; }
+template <class T>
+inline void put(T* p, float v) {
+  store_partial(p, splat(v), 1);
+}
+
+template <class T>
+inline T sum_lanes(Vec<T> v) {
+  T sum = 0;
+  for (int i = 0; i < kLanes<T>; ++i) sum += v[i];
+  return sum;
+}
+
+// Transposes a square of registers: lane j of v[i] becomes lane i of v[j]. log2(lanes) rounds, each of which
+// interleaves v[i] with v[i + lanes / 2] (a perfect shuffle of the lane and register numbers by one bit).
+template <class V, int... I>
+inline void zip(V a, V b, V& low, V& high, std::integer_sequence<int, I...>) {
+  constexpr int L = sizeof...(I);
+  low = __builtin_shufflevector(a, b, (I / 2 + I % 2 * L)...);
+  high = __builtin_shufflevector(a, b, (L / 2 + I / 2 + I % 2 * L)...);
+}
+
+template <class T>
+inline void transpose(Vec<T>* v) {
+  constexpr int L = kLanes<T>;
+  for (int round = 1; round < L; round *= 2) {
+    Vec<T> t[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L / 2; ++i)
+      zip(v[i], v[i + L / 2], t[2 * i], t[2 * i + 1], std::make_integer_sequence<int, L>{});
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) v[i] = t[i];
+  }
+}
+
+}  // namespace
+}  // namespace fastconv

@@ -1,0 +1,16 @@
+// The Python module `_C`. Loading it registers the CPU operators with PyTorch (static objects of op_cpu.cpp and
+// schema.cpp); what it offers itself is introspection. It knows nothing of PyTorch's types.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "core/isa.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m) {
+  using namespace fastconv;
+  m.def("isa", [] { return isa_name(isa()); }, "The instruction set in use.");
+  m.def("isa_supported", [] { return isa_name(isa_supported()); }, "The best one for this machine and this build.");
+  m.def("isa_select", &isa_select, "Switches to the named instruction set; False where this machine lacks it.");
+  m.attr("compiler") = __VERSION__;
+}

@@ -1,0 +1,10 @@
+"""fastconv: convolution, pooling and region operators for PyTorch, handwritten for CPU and CUDA."""
+
+from fastconv.rearrange import channel_shuffle, channel_unshuffle
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "channel_shuffle",
+    "channel_unshuffle",
+]

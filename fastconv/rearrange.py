@@ -1,0 +1,44 @@
+"""Rearranging: operators that move elements and compute nothing."""
+
+import torch
+from torch import Tensor
+
+from fastconv._native import ops
+
+__all__ = ["channel_shuffle", "channel_unshuffle"]
+
+
+def channel_shuffle(input: Tensor, groups: int) -> Tensor:
+    """Interleaves the channels of ``groups`` groups: channel ``i * C / groups + j`` moves to ``j * groups + i``.
+
+    Args:
+        input: ``Tensor[N, C, *]`` of any dtype, at least one dimension after the channels.
+        groups: number of groups, divides ``C``.
+
+    Returns:
+        ``Tensor[N, C, *]`` in the memory format of the input.
+
+    Raises:
+        RuntimeError: fewer than three dimensions, ``groups`` not positive, or not a divisor of ``C``.
+
+    Source: Zhang et al., *ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices*, 2018.
+
+    >>> channel_shuffle(torch.arange(6.0).view(1, 6, 1, 1), 2).flatten()
+    tensor([0., 3., 1., 4., 2., 5.])
+    """
+    return ops.channel_shuffle(input, groups)
+
+
+def channel_unshuffle(input: Tensor, groups: int) -> Tensor:
+    """Undoes :func:`channel_shuffle` with the same ``groups``.
+
+    Args, errors and memory format as there.
+
+    >>> channel_unshuffle(channel_shuffle(torch.arange(6.0).view(1, 6, 1, 1), 2), 2).flatten()
+    tensor([0., 1., 2., 3., 4., 5.])
+    """
+    return ops.channel_unshuffle(input, groups)
+
+
+def _shape(input: Tensor, groups: int) -> Tensor:
+    return torch.empty_like(input)
