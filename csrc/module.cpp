@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "conv/choice.h"
 #include "core/isa.h"
 
 namespace py = pybind11;
@@ -12,5 +13,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return isa_name(isa()); }, "The instruction set in use.");
   m.def("isa_supported", [] { return isa_name(isa_supported()); }, "The best one for this machine and this build.");
   m.def("isa_select", &isa_select, "Switches to the named instruction set; False where this machine lacks it.");
+  m.def("conv_kernels", &conv_kernel_names, "The convolution kernels, in the order in which they are asked.");
+  m.def("conv_force_kernel", &conv_force_kernel, "Runs only the named kernel; '' returns to the table's order.");
   m.attr("compiler") = __VERSION__;
 }

@@ -67,7 +67,7 @@ using Halves = typename VecOf<uint16_t, kVecBytes / 2>::type;  // likewise
 // whose last place is the last place of the smallest float16).
 inline Vec<float> widen(Halves h, float16) {
 #if defined(__AVX512F__)
-  return _mm512_cvtph_ps(bits_as<__m256i>(h));
+  return _mm512_maskz_cvtph_ps(0xffff, bits_as<__m256i>(h));
 #elif defined(__AVX2__)
   return _mm256_cvtph_ps(bits_as<__m128i>(h));
 #else
@@ -83,7 +83,7 @@ inline Vec<float> widen(Halves h, float16) {
 
 inline Halves narrow(Vec<float> v, float16) {
 #if defined(__AVX512F__)
-  return bits_as<Halves>(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  return bits_as<Halves>(_mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #elif defined(__AVX2__)
   return bits_as<Halves>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #else
@@ -193,6 +193,16 @@ inline void zip(V a, V b, V& low, V& high, std::integer_sequence<int, I...>) {
   constexpr int L = sizeof...(I);
   low = __builtin_shufflevector(a, b, (I / 2 + I % 2 * L)...);
   high = __builtin_shufflevector(a, b, (L / 2 + I / 2 + I % 2 * L)...);
+}
+
+template <class V, int... I>
+inline V even_lanes(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (2 * I)...);
+}
+// Lanes 0, 2, 4, ... of a followed by b.
+template <class T>
+inline Vec<T> even_lanes(Vec<T> a, Vec<T> b) {
+  return even_lanes(a, b, std::make_integer_sequence<int, kLanes<T>>{});
 }
 
 template <class T>

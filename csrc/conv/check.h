@@ -1,0 +1,179 @@
+// What every host operator of the convolution family shares: the rules for its arguments, and the params they come down
+// to. The operators take 1-D ([N, C, W]) and 2-D ([N, C, H, W]) convolutions; a 1-D one is a 2-D one of height 1.
+#pragma once
+#include "conv/params.h"
+#include "core/torch.h"
+
+namespace fastconv {
+
+struct ConvArguments {
+  const char* op;               // "conv1d" or "conv2d", for messages
+  int64_t dims;                 // 1 or 2
+  std::vector<int64_t> input;   // [N, G*C, H, W]
+  std::vector<int64_t> weight;  // [G*K, C, R, S]
+  std::vector<int64_t> output;  // [N, G*K, P, Q]
+  int64_t stride[2], before[2], after[2], dilation[2], groups;
+};
+
+// [N, C, W] as [N, C, 1, W].
+inline std::vector<int64_t> as_2d(IntHeaderOnlyArrayRef sizes) {
+  std::vector<int64_t> out(sizes.begin(), sizes.end());
+  if (out.size() == 3) out.insert(out.begin() + 2, 1);
+  return out;
+}
+
+inline ConvArguments check_conv(IntHeaderOnlyArrayRef input, IntHeaderOnlyArrayRef weight, IntHeaderOnlyArrayRef stride,
+                                IntHeaderOnlyArrayRef padding, IntHeaderOnlyArrayRef dilation, int64_t groups) {
+  ConvArguments a;
+  a.op = weight.size() == 3 ? "conv1d" : "conv2d";
+  check(weight.size() == 3 || weight.size() == 4, a.op, ": weight must have 3 or 4 dimensions (got ", text(weight), ")");
+  a.dims = static_cast<int64_t>(weight.size()) - 2;
+  const size_t dims = weight.size() - 2;
+  check(input.size() == weight.size(), a.op, ": input must have ", weight.size(), " dimensions, or ", weight.size() - 1,
+        " without a batch (got ", text(input), ")");
+  check(stride.size() == dims, a.op, ": stride must have ", dims, " elements (got ", text(stride), ")");
+  check(dilation.size() == dims, a.op, ": dilation must have ", dims, " elements (got ", text(dilation), ")");
+  check(padding.size() == 2 * dims, a.op, ": padding must have ", 2 * dims, " elements (got ", text(padding), ")");
+  for (int64_t v : stride) check(v > 0, a.op, ": stride must be positive (got ", text(stride), ")");
+  for (int64_t v : dilation) check(v > 0, a.op, ": dilation must be positive (got ", text(dilation), ")");
+  for (int64_t v : padding) check(v >= 0, a.op, ": padding must not be negative (got ", text(padding), ")");
+  check(groups > 0, a.op, ": groups must be positive (got ", groups, ")");
+  a.groups = groups;
+  a.input = as_2d(input);
+  a.weight = as_2d(weight);
+  check(a.weight[0] % groups == 0, a.op, ": groups must divide the number of output channels ", a.weight[0], " (got ",
+        groups, ")");
+  check(a.input[1] % groups == 0, a.op, ": groups must divide the number of input channels ", a.input[1], " (got ",
+        groups, ")");
+  check(a.input[1] / groups == a.weight[1], a.op, ": weight must have ", a.input[1] / groups,
+        " channels, those of the input divided by groups (got ", text(weight), ")");
+  a.output = {a.input[0], a.weight[0], 1, 1};
+  for (int d = 0; d < 2; ++d) {
+    const int64_t from = d - (2 - a.dims);  // 1-D arguments have no height
+    a.stride[d] = from < 0 ? 1 : stride[from];
+    a.dilation[d] = from < 0 ? 1 : dilation[from];
+    a.before[d] = from < 0 ? 0 : padding[from];
+    a.after[d] = from < 0 ? 0 : padding[from + a.dims];
+    const int64_t taps = a.weight[2 + d], size = a.input[2 + d];
+    check(taps > 0, a.op, ": weight must not have an empty kernel (got ", text(weight), ")");
+    const int64_t extent = a.dilation[d] * (taps - 1) + 1, padded = size + a.before[d] + a.after[d];
+    check(extent <= padded, a.op, ": weight must not have a kernel larger than the padded input, ", extent, " > ", padded,
+          " in dimension ", d - 2, " (got ", text(weight), ")");
+    a.output[2 + d] = (padded - extent) / a.stride[d] + 1;
+  }
+  return a;
+}
+
+inline void check_same(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
+  check(tensor.scalar_type() == input.scalar_type(), op, ": ", name, " must have the dtype of input, ",
+        dtype_name(input.scalar_type()), " (got ", dtype_name(tensor.scalar_type()), ")");
+  check(tensor.device() == input.device(), op, ": ", name, " must be on the device of input (got another)");
+}
+
+// The sizes to give back: without the height that a 1-D convolution does not have.
+inline std::vector<int64_t> result_sizes(const ConvArguments& a, std::vector<int64_t> sizes) {
+  if (a.dims == 1) sizes.erase(sizes.begin() + 2);
+  return sizes;
+}
+
+inline View4 view_of(const Tensor& t, void* data) {
+  if (t.dim() == 3) return {data, t.stride(0), t.stride(1), 0, t.stride(2)};
+  return {data, t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
+
+// A view that the kernels can read, whose w or c has stride 1; `tensor` is replaced by a dense copy where it has
+// neither. Strides of dimensions of size 1 mean nothing, so they are chosen to say which layout it is.
+inline View4 readable(Tensor& tensor) {
+  for (bool copied = false;; copied = true) {
+    View4 v = view_of(tensor, const_cast<void*>(tensor.const_data_ptr()));
+    const int64_t channels = tensor.size(1), columns = tensor.size(tensor.dim() - 1);
+    if (channels == 1) v.c = v.w == 1 ? tensor.numel() : 1;
+    if (columns == 1) v.w = v.c == 1 && channels > 1 ? channels : 1;
+    if (v.w == 1 || v.c == 1 || copied) return v;
+    tensor = torch::stable::contiguous(tensor, memory_format(tensor));
+  }
+}
+
+inline ConvParams conv_params(const ConvArguments& a, Dtype dtype) {
+  ConvParams p;
+  p.dtype = dtype;
+  p.N = a.input[0];
+  p.G = a.groups;
+  p.C = a.weight[1];
+  p.K = a.weight[0] / a.groups;
+  p.H = a.input[2];
+  p.W = a.input[3];
+  p.P = a.output[2];
+  p.Q = a.output[3];
+  p.R = a.weight[2];
+  p.S = a.weight[3];
+  p.stride_h = a.stride[0];
+  p.stride_w = a.stride[1];
+  p.dilation_h = a.dilation[0];
+  p.dilation_w = a.dilation[1];
+  p.pad_h = a.before[0];
+  p.pad_w = a.before[1];
+  p.bias = nullptr;
+  p.threads = 1;
+  return p;
+}
+
+// The taps of one axis that reach the input positions of one residue modulo the stride, seen from grad_output: an
+// ordinary convolution of stride 1. Position `residue + stride * u` receives output `u + i * dilation - pad` through
+// tap `first - i * period`, for i in [0, taps).
+struct Residue {
+  int64_t positions, taps, first, period, dilation, pad;
+};
+
+inline Residue residue_of(int64_t residue, int64_t size, int64_t taps, int64_t stride, int64_t dilation, int64_t pad) {
+  Residue out = {(size - residue + stride - 1) / stride, 0, 0, stride, 1, 0};
+  for (int64_t r = 0; r < taps && r < stride; ++r) {
+    const int64_t distance = residue + pad - r * dilation;
+    if (distance % stride != 0) continue;
+    // The next tap that reaches this residue.
+    int64_t period = 1;
+    while (period * dilation % stride != 0) ++period;
+    out.taps = (taps - r + period - 1) / period;
+    out.first = r + (out.taps - 1) * period;
+    out.period = period;
+    out.dilation = period * dilation / stride;
+    out.pad = (out.taps - 1) * out.dilation - distance / stride;
+    break;
+  }
+  return out;
+}
+
+// The convolution of grad_output that yields the input gradient at the positions of one pair of residues; `p` holds the
+// forward convolution with `output` = grad_output and `input` = grad_input. No taps: those gradients are zero.
+inline ConvParams grad_input_params(const ConvParams& p, int64_t residue_h, int64_t residue_w) {
+  const Residue h = residue_of(residue_h, p.H, p.R, p.stride_h, p.dilation_h, p.pad_h);
+  const Residue w = residue_of(residue_w, p.W, p.S, p.stride_w, p.dilation_w, p.pad_w);
+  ConvParams q = p;
+  q.C = p.K;
+  q.K = p.C;
+  q.H = p.P;
+  q.W = p.Q;
+  q.P = h.positions;
+  q.Q = w.positions;
+  q.R = h.taps;
+  q.S = w.taps;
+  q.stride_h = q.stride_w = 1;
+  q.dilation_h = h.dilation;
+  q.dilation_w = w.dilation;
+  q.pad_h = h.pad;
+  q.pad_w = w.pad;
+  q.input = p.output;
+  q.output = p.input;
+  const int64_t size = p.dtype == Dtype::kFloat64 ? 8 : p.dtype == Dtype::kFloat32 ? 4 : 2;
+  q.output.data = static_cast<char*>(p.input.data) + (residue_h * p.input.h + residue_w * p.input.w) * size;
+  q.output.h = p.input.h * p.stride_h;
+  q.output.w = p.input.w * p.stride_w;
+  q.weight.data = static_cast<char*>(p.weight.data) + (h.first * p.weight.h + w.first * p.weight.w) * size;
+  q.weight.n = p.weight.c;
+  q.weight.c = p.weight.n;
+  q.weight.h = -p.weight.h * h.period;
+  q.weight.w = -p.weight.w * w.period;
+  return q;
+}
+
+}  // namespace fastconv

@@ -1,0 +1,53 @@
+// The table of convolution kernels of one instruction set, in the order in which they are asked. Each row is a type
+// with `preferred<A>`, `plan<A>` (A: what is computed in) and `run<T>` (T: what is stored), at the end of its header.
+#include "conv/channel.h"
+#include "conv/depthwise.h"
+#include "conv/general.h"
+#include "conv/params.h"
+#include "conv/pixel.h"
+
+namespace fastconv::FASTCONV_ISA {
+namespace {
+
+template <class Kernel>
+bool preferred(const ConvParams& p) {
+  return p.dtype == Dtype::kFloat64 ? Kernel::template preferred<double>(p) : Kernel::template preferred<float>(p);
+}
+
+template <class Kernel>
+bool plan(const ConvParams& p, ConvPlan& out) {
+  static_assert(sizeof(typename Kernel::Plan) <= sizeof(out.detail), "make ConvPlan larger");
+  typename Kernel::Plan detail;
+  const bool can = p.dtype == Dtype::kFloat64 ? Kernel::template plan<double>(p, detail, out.scratch)
+                                              : Kernel::template plan<float>(p, detail, out.scratch);
+  if (can) __builtin_memcpy(out.detail, &detail, sizeof detail);
+  return can;
+}
+
+template <class Kernel>
+void run(const ConvParams& p, const ConvPlan& in, void* scratch) {
+  typename Kernel::Plan detail;
+  __builtin_memcpy(&detail, in.detail, sizeof detail);
+  switch (p.dtype) {
+    case Dtype::kFloat32: return Kernel::template run<float>(p, detail, scratch);
+    case Dtype::kFloat64: return Kernel::template run<double>(p, detail, scratch);
+    case Dtype::kBFloat16: return Kernel::template run<bfloat16>(p, detail, scratch);
+    case Dtype::kFloat16: return Kernel::template run<float16>(p, detail, scratch);
+  }
+}
+
+template <class Kernel>
+constexpr ConvKernel row(const char* name) {
+  return {name, preferred<Kernel>, plan<Kernel>, run<Kernel>};
+}
+
+}  // namespace
+
+extern const ConvKernels conv_kernels = {
+    {row<DepthwiseForward>("depthwise"), row<ChannelForward>("channel"), row<PixelForward>("pixel"),
+     row<GeneralForward>("general")},
+    {row<DepthwiseGradWeight>("depthwise"), row<ChannelGradWeight>("channel"), row<PixelGradWeight>("pixel"),
+     row<GeneralGradWeight>("general")},
+};
+
+}  // namespace fastconv::FASTCONV_ISA

@@ -1,0 +1,134 @@
+#include <atomic>
+
+#include "conv/check.h"
+#include "conv/choice.h"
+
+namespace fastconv {
+namespace {
+
+using Sizes = std::vector<int64_t>;
+
+constexpr double kSmallMacs = 2e5;  // below this a second thread costs more than it computes
+
+std::atomic<int> forced{-1};
+
+int threads_for(const ConvParams& p) {
+  const double macs = static_cast<double>(p.N) * p.G * p.K * p.C * p.R * p.S * p.P * p.Q;
+  return macs < kSmallMacs ? 1 : static_cast<int>(torch::stable::get_num_threads());
+}
+
+// Runs the first kernel of the table that wants and can, or the forced one.
+void run(const char* op, const ConvKernel* table, const ConvParams& p) {
+  const int only = p.R * p.S == 0 ? kConvKernels - 1 : forced.load(std::memory_order_relaxed);
+  ConvPlan plan;
+  for (int i = 0; i < kConvKernels; ++i) {
+    const ConvKernel& kernel = table[i];
+    if (only >= 0 ? i != only : !kernel.preferred(p)) continue;
+    if (!kernel.plan(p, plan)) continue;
+    Tensor scratch;
+    void* memory = nullptr;
+    if (plan.scratch > 0) {
+      const int64_t size = plan.scratch;
+      scratch = torch::stable::empty(IntHeaderOnlyArrayRef(&size, 1), ScalarType::Byte);
+      memory = scratch.mutable_data_ptr();
+    }
+    return kernel.run(p, plan, memory);
+  }
+  check(false, op, ": kernel must be able to serve these arguments (got ", table[only].name, ")");
+}
+
+Tensor conv(Tensor input, Tensor weight, std::optional<Tensor> bias, Sizes stride, Sizes padding, Sizes dilation,
+            int64_t groups) {
+  const ConvArguments a = check_conv(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
+  const Dtype dtype = dtype_of(a.op, input);
+  check_same(a.op, "weight", weight, input);
+  if (bias) {
+    check_same(a.op, "bias", *bias, input);
+    check(bias->dim() == 1 && bias->size(0) == a.weight[0], a.op, ": bias must have shape [", a.weight[0], "] (got ",
+          text(bias->sizes()), ")");
+    bias = torch::stable::contiguous(*bias);
+  }
+  Tensor output = empty_as(input, result_sizes(a, a.output), memory_format(input));
+  if (output.numel() == 0) return output;
+  ConvParams p = conv_params(a, dtype);
+  p.input = readable(input);
+  p.weight = view_of(weight, const_cast<void*>(weight.const_data_ptr()));
+  p.weight_g = p.K * p.weight.n;
+  if (bias) p.bias = bias->const_data_ptr();
+  p.output = readable(output);
+  p.threads = threads_for(p);
+  run(a.op, FASTCONV_KERNELS(conv_kernels).forward, p);
+  return output;
+}
+
+void check_grad(const ConvArguments& a, const Tensor& grad_output) {
+  const Sizes sizes = result_sizes(a, a.output);
+  const auto got = grad_output.sizes();
+  check(Sizes(got.begin(), got.end()) == sizes, a.op, ": grad_output must have shape ", text(sizes), " (got ", text(got),
+        ")");
+}
+
+Tensor conv_grad_input(Tensor grad_output, Tensor weight, Sizes input_size, Sizes stride, Sizes padding, Sizes dilation,
+                       int64_t groups) {
+  const ConvArguments a = check_conv(input_size, weight.sizes(), stride, padding, dilation, groups);
+  const Dtype dtype = dtype_of(a.op, grad_output);
+  check_same(a.op, "weight", weight, grad_output);
+  check_grad(a, grad_output);
+  Tensor grad_input = empty_as(grad_output, input_size, memory_format(grad_output));
+  if (grad_input.numel() == 0) return grad_input;
+  ConvParams p = conv_params(a, dtype);
+  p.output = readable(grad_output);
+  p.weight = view_of(weight, const_cast<void*>(weight.const_data_ptr()));
+  p.weight_g = p.K * p.weight.n;
+  p.input = readable(grad_input);
+  p.threads = threads_for(p);
+  for (int64_t h = 0; h < p.stride_h && h < p.H; ++h)
+    for (int64_t w = 0; w < p.stride_w && w < p.W; ++w)
+      run(a.op, FASTCONV_KERNELS(conv_kernels).forward, grad_input_params(p, h, w));
+  return grad_input;
+}
+
+Tensor conv_grad_weight(Tensor grad_output, Tensor input, Sizes weight_size, Sizes stride, Sizes padding, Sizes dilation,
+                        int64_t groups) {
+  const ConvArguments a = check_conv(input.sizes(), weight_size, stride, padding, dilation, groups);
+  const Dtype dtype = dtype_of(a.op, input);
+  check_same(a.op, "grad_output", grad_output, input);
+  check_grad(a, grad_output);
+  Tensor grad_weight = empty_as(input, weight_size, MemoryFormat::Contiguous);
+  if (grad_weight.numel() == 0) return grad_weight;
+  if (input.numel() == 0 || grad_output.numel() == 0) return torch::stable::zero_(grad_weight);
+  ConvParams p = conv_params(a, dtype);
+  p.input = readable(input);
+  p.output = readable(grad_output);
+  p.weight = view_of(grad_weight, grad_weight.mutable_data_ptr());
+  p.weight_g = p.K * p.weight.n;
+  p.threads = threads_for(p);
+  run(a.op, FASTCONV_KERNELS(conv_kernels).grad_weight, p);
+  return grad_weight;
+}
+
+}  // namespace
+
+std::vector<std::string> conv_kernel_names() {
+  std::vector<std::string> names;
+  for (const ConvKernel& kernel : FASTCONV_KERNELS(conv_kernels).forward) names.emplace_back(kernel.name);
+  return names;
+}
+
+bool conv_force_kernel(const std::string& name) {
+  const std::vector<std::string> names = conv_kernel_names();
+  int index = -1;
+  for (size_t i = 0; i < names.size(); ++i)
+    if (names[i] == name) index = static_cast<int>(i);
+  if (index < 0 && !name.empty()) return false;
+  forced.store(index, std::memory_order_relaxed);
+  return true;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
+  m.impl("conv", TORCH_BOX(&conv));
+  m.impl("_conv_grad_input", TORCH_BOX(&conv_grad_input));
+  m.impl("_conv_grad_weight", TORCH_BOX(&conv_grad_weight));
+}
+
+}  // namespace fastconv

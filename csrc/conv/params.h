@@ -1,0 +1,56 @@
+// The contract between the host operators and the kernels of the convolution family.
+#pragma once
+#include <cstdint>
+
+#include "core/isa.h"
+#include "core/view.h"
+
+namespace fastconv {
+
+// One grouped convolution,
+//   output[n, g*K + k, p, q] = bias[g*K + k] + sum over c, r, s of weight[g][k, c, r, s] *
+//     input[n, g*C + c, p * stride_h + r * dilation_h - pad_h, q * stride_w + s * dilation_w - pad_w],
+// where input is zero outside [0, H) x [0, W). Every direction comes down to it: the input gradient is one such
+// convolution of grad_output per residue of the position modulo the stride, with weights read backwards and C and K
+// exchanged (strides may be negative, padding may be negative, output may be a lattice of a larger tensor). For the
+// weight gradient, `output` holds grad_output and is read, and `weight` is written.
+struct ConvParams {
+  Dtype dtype;                     // of input, weight, bias and output
+  int64_t N, G;                    // images, groups
+  int64_t C, K;                    // input and output channels of one group
+  int64_t H, W, P, Q, R, S;        // sizes of input, output and kernel
+  int64_t stride_h, stride_w, dilation_h, dilation_w;
+  int64_t pad_h, pad_w;            // rows above and columns to the left; negative crops
+  View4 input;                     // [N, G*C, H, W], w or c of stride 1
+  View4 weight;                    // [K, C, R, S] of group 0
+  int64_t weight_g;                // elements from one group's weights to the next
+  const void* bias;                // [G*K] or null
+  View4 output;                    // [N, G*K, P, Q]
+  int threads;
+};
+
+// What a kernel decided for some params: how much memory it needs beside its arguments (bytes for all threads together,
+// 64-byte aligned), and whatever else it wants to find again.
+struct ConvPlan {
+  int64_t scratch;
+  alignas(16) unsigned char detail[496];
+};
+
+// One implementation. The first of the table that is preferred and can plan is run. `preferred` says whether it should
+// serve these params; `plan` whether it can.
+struct ConvKernel {
+  const char* name;
+  bool (*preferred)(const ConvParams&);
+  bool (*plan)(const ConvParams&, ConvPlan&);
+  void (*run)(const ConvParams&, const ConvPlan&, void* scratch);
+};
+
+constexpr int kConvKernels = 4;
+
+struct ConvKernels {
+  ConvKernel forward[kConvKernels];      // also the input gradient
+  ConvKernel grad_weight[kConvKernels];
+};
+FASTCONV_DECLARE_KERNELS(ConvKernels, conv_kernels)
+
+}  // namespace fastconv

@@ -1,0 +1,438 @@
+// Convolution with vectors along the pixels, for groups with few channels: grouped and depthwise layers, in which a
+// group has too few output channels to fill a vector. One broadcast weight serves a vector of pixels; a register tile
+// is KB output channels by NV vectors. Scratch is planar, so every load is contiguous whatever the stride.
+//
+// Flat runs: rows of a 7- or 14-wide map fill half a vector. Where it pays, the rows of a tile are computed as one run
+// over the padded pitch; the few results in the gaps between rows are thrown away when the tile is stored.
+#pragma once
+#include "conv/tile.h"
+#include "core/parallel.h"
+
+namespace fastconv {
+namespace {
+
+// Vectors of pixels in a register tile of KB channels: accumulators, the loaded pixels and one broadcast must fit.
+constexpr int pixel_vectors(int kb) {
+  return min64((kVecRegisters - 2) / (kb + 1), kb == 4 ? 5 : 8);
+}
+constexpr int kMaxPixelVectors = 8;
+
+struct PixelPlan {
+  Geometry g;
+  int64_t groups;       // groups of one work item
+  int64_t group_items;
+  int64_t kb, k_padded; // output channels of a register tile, K rounded up to it
+  int64_t x_channel, acc_channel;
+  bool flat;
+};
+
+inline int64_t pixel_block(int64_t K) {
+  int64_t best = 1, best_padded = K;
+  for (int64_t kb : {2, 4, 8}) {
+    if (pixel_vectors(static_cast<int>(kb)) < 2) continue;
+    if (round_up(K, kb) <= best_padded || K >= kb) {
+      best = kb;
+      best_padded = round_up(K, kb);
+    }
+  }
+  return best;
+}
+
+template <class A>
+int64_t pixel_thread_bytes(const ConvParams& p, const PixelPlan& plan) {
+  const int64_t slack = kMaxPixelVectors * kLanes<A>;
+  return (plan.groups * p.C * plan.x_channel + slack + plan.groups * plan.k_padded * plan.acc_channel) *
+         static_cast<int64_t>(sizeof(A));
+}
+
+template <class A>
+PixelPlan pixel_plan_for(const ConvParams& p, int64_t rows, int64_t groups) {
+  PixelPlan plan;
+  plan.g = make_geometry(p, rows);
+  plan.groups = groups;
+  plan.group_items = ceil_div(p.G, groups);
+  plan.kb = pixel_block(p.K);
+  plan.k_padded = round_up(p.K, plan.kb);
+  plan.x_channel = plan.g.channel;
+  plan.acc_channel = round_up(rows * plan.g.pitch, kLanes<A>) + kMaxPixelVectors * kLanes<A>;
+  plan.flat = plan.g.pitch < round_up(plan.g.w.tile, kLanes<A>);
+  return plan;
+}
+
+constexpr int64_t kPreferredBytes = 384 << 10;  // stays in a second-level cache
+constexpr int64_t kLargestBytes = 8 << 20;      // beyond this another kernel must serve
+
+// Estimated cycles of one item.
+template <class A>
+double pixel_cost(const ConvParams& p, const PixelPlan& plan) {
+  const double lanes = plan.g.h.tile * (plan.flat ? plan.g.pitch : round_up(plan.g.w.tile, kLanes<A>));
+  const double macs = lanes * plan.k_padded * p.C * p.R * p.S / kLanes<A>;
+  const double moved = static_cast<double>(p.C * plan.g.channel + p.K * plan.g.h.tile * plan.g.w.tile) / 8;
+  return plan.groups * (macs * (plan.kb == 1 ? 1.0 : 0.6) + moved + 200) + 300;
+}
+
+template <class A>
+bool pixel_plan(const ConvParams& p, PixelPlan& plan) {
+  // Channels_last tensors are transposed a vector of channels at a time, so such an item takes enough groups for one.
+  const bool last = is_channels_last(p.input) || is_channels_last(p.output);
+  int64_t groups = last ? min64(p.G, ceil_div(kLanes<A>, max64(1, min64(p.C, p.K)))) : 1;
+  const double work = static_cast<double>(p.P) * p.Q * p.C * p.K * p.R * p.S;
+  while (!last && groups * 2 <= p.G && work * groups < 30000) groups *= 2;
+  for (int64_t limit : {kPreferredBytes, kLargestBytes}) {
+    const int64_t rows = choose_rows(
+        p.P, p.threads,
+        [&](int64_t r) { return pixel_thread_bytes<A>(p, pixel_plan_for<A>(p, r, groups)) <= limit; },
+        [&](int64_t r) {
+          const PixelPlan plan = pixel_plan_for<A>(p, r, groups);
+          return p.N * plan.group_items * plan.g.h.tiles * plan.g.w.tiles;
+        },
+        [&](int64_t r) { return pixel_cost<A>(p, pixel_plan_for<A>(p, r, groups)); });
+    if (!rows) continue;
+    plan = pixel_plan_for<A>(p, rows, groups);
+    return true;
+  }
+  return false;
+}
+
+// acc[k][i] = (first ? bias[k] : acc[k][i]) + sum over c, tap of w[c][tap][k] * x[c][offset[tap] + i], for KB channels
+// and NV vectors of positions.
+template <class A, int KB, int NV>
+void pixel_micro(const A* x, int64_t x_channel, int64_t C, const Tap* taps, int tap_count, const A* w, int64_t w_channel,
+                 const A* bias, A* acc, int64_t acc_channel) {
+  constexpr int L = kLanes<A>;
+  Vec<A> sum[KB][NV];
+#pragma GCC unroll 8
+  for (int k = 0; k < KB; ++k)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) sum[k][j] = splat(bias[k]);
+  for (int64_t c = 0; c < C; ++c, x += x_channel, w += w_channel)
+    for (int t = 0; t < tap_count; ++t) {
+      const A* from = x + taps[t].offset;
+      const A* weight = w + taps[t].index * KB;
+      Vec<A> v[NV];
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) v[j] = load(from + j * L);
+#pragma GCC unroll 8
+      for (int k = 0; k < KB; ++k) {
+        const Vec<A> b = splat(weight[k]);
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; ++j) sum[k][j] += b * v[j];
+      }
+    }
+#pragma GCC unroll 8
+  for (int k = 0; k < KB; ++k)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) store(acc + k * acc_channel + j * L, sum[k][j]);
+}
+
+template <class A>
+using PixelMicro = void (*)(const A*, int64_t, int64_t, const Tap*, int, const A*, int64_t, const A*, A*, int64_t);
+
+template <class A, int KB>
+PixelMicro<A> pixel_micro_of(int vectors) {
+  constexpr int kMax = pixel_vectors(KB);
+  static const PixelMicro<A> kTable[] = {
+      pixel_micro<A, KB, 1>,
+      pixel_micro<A, KB, min64(2, kMax)>,
+      pixel_micro<A, KB, min64(3, kMax)>,
+      pixel_micro<A, KB, min64(4, kMax)>,
+      pixel_micro<A, KB, min64(5, kMax)>,
+      pixel_micro<A, KB, min64(6, kMax)>,
+      pixel_micro<A, KB, min64(7, kMax)>,
+      pixel_micro<A, KB, min64(8, kMax)>,
+  };
+  return kTable[vectors - 1];
+}
+
+template <class A>
+PixelMicro<A> pixel_micro_of(int64_t kb, int vectors) {
+  switch (kb) {
+    case 1: return pixel_micro_of<A, 1>(vectors);
+    case 2: return pixel_micro_of<A, 2>(vectors);
+    case 4: return pixel_micro_of<A, 4>(vectors);
+    default: return pixel_micro_of<A, 8>(vectors);
+  }
+}
+
+// All output channels of one group over a run of `length` positions.
+template <class A>
+void pixel_run(const ConvParams& p, const PixelPlan& plan, const A* x, const Tap* taps, int tap_count, const A* weights,
+               const A* bias, A* acc, int64_t length) {
+  constexpr int L = kLanes<A>;
+  const int64_t vectors = ceil_div(length, L);
+  const int64_t chunks = ceil_div(vectors, pixel_vectors(static_cast<int>(plan.kb)));
+  const int64_t w_channel = p.R * p.S * plan.kb;
+  for (int64_t k = 0; k < plan.k_padded; k += plan.kb) {
+    int64_t i = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const int64_t n = (vectors * (chunk + 1)) / chunks - (vectors * chunk) / chunks;
+      pixel_micro_of<A>(plan.kb, static_cast<int>(n))(x + i, plan.x_channel, p.C, taps, tap_count,
+                                                      weights + k * p.C * p.R * p.S, w_channel, bias + k,
+                                                      acc + k * plan.acc_channel + i, plan.acc_channel);
+      i += n * L;
+    }
+  }
+}
+
+// weights[g][k / KB][c][tap][k % KB] and bias[g][k], padded with zeros.
+template <class T, class A>
+void pixel_pack(const ConvParams& p, const PixelPlan& plan, A* weights, A* bias) {
+  const int64_t taps = p.R * p.S;
+  parallel_for(p.G * plan.k_padded * p.C * taps > 65536 ? p.threads : 1, p.G, [&](int64_t g, int) {
+    A* to = weights + g * plan.k_padded * p.C * taps;
+    for (int64_t k0 = 0; k0 < plan.k_padded; k0 += plan.kb)
+      for (int64_t c = 0; c < p.C; ++c)
+        for (int64_t r = 0; r < p.R; ++r)
+          for (int64_t s = 0; s < p.S; ++s)
+            for (int64_t k = k0; k < k0 + plan.kb; ++k)
+              *to++ = k < p.K ? get(at<const T>(p.weight, k, c, r, s) + g * p.weight_g) : A(0);
+    for (int64_t k = 0; k < plan.k_padded; ++k)
+      bias[g * plan.k_padded + k] = p.bias && k < p.K ? get(static_cast<const T*>(p.bias) + g * p.K + k) : A(0);
+  });
+}
+
+template <class A>
+struct PixelScratch {
+  A *weights, *bias;
+  char* threads;         // x, acc and taps of each
+  int64_t thread_bytes, total;
+
+  PixelScratch(const ConvParams& p, const PixelPlan& plan, void* scratch) {
+    Carver carve(scratch);
+    weights = carve.take<A>(p.G * plan.k_padded * p.C * p.R * p.S);
+    bias = carve.take<A>(p.G * plan.k_padded);
+    thread_bytes = round_up(pixel_thread_bytes<A>(p, plan), 64) + 128 +
+                   round_up(p.R * p.S * static_cast<int64_t>(sizeof(Tap)), 64);
+    threads = carve.take<char>(thread_bytes * p.threads);
+    total = carve.used();
+  }
+};
+
+template <class T>
+void pixel_forward(const ConvParams& p, const PixelPlan& plan, void* scratch) {
+  using A = Accumulate<T>;
+  const PixelScratch<A> memory(p, plan, scratch);
+  pixel_pack<T>(p, plan, memory.weights, memory.bias);
+  const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles;
+  parallel_for(p.threads, p.N * plan.group_items * tiles, [&](int64_t item, int thread) {
+    Carver carve(memory.threads + thread * memory.thread_bytes);
+    Tap* taps = carve.take<Tap>(p.R * p.S);
+    A* x = carve.take<A>(plan.groups * p.C * plan.x_channel + kMaxPixelVectors * kLanes<A>);
+    A* acc = carve.take<A>(plan.groups * plan.k_padded * plan.acc_channel);
+    const int64_t g0 = item / tiles % plan.group_items * plan.groups;
+    const int64_t groups = min64(plan.groups, p.G - g0);
+    const Tile t = make_tile(p, plan.g, item / tiles / plan.group_items, item % tiles);
+    const int tap_count = live_taps(p, plan.g, t, taps);
+    fill_planar<T>(p, plan.g, t, g0 * p.C, groups * p.C, plan.x_channel, x);
+    for (int64_t g = 0; g < groups; ++g) {
+      const A* xg = x + g * p.C * plan.x_channel;
+      A* accg = acc + g * p.K * plan.acc_channel;  // the padding of one group is overwritten by the next
+      const A* weights = memory.weights + (g0 + g) * plan.k_padded * p.C * p.R * p.S;
+      const A* bias = memory.bias + (g0 + g) * plan.k_padded;
+      if (plan.flat) {
+        pixel_run(p, plan, xg, taps, tap_count, weights, bias, accg, (t.rows - 1) * plan.g.pitch + t.columns);
+      } else {
+        for (int64_t i = 0; i < t.rows; ++i)
+          pixel_run(p, plan, xg + i * plan.g.pitch, taps, tap_count, weights, bias, accg + i * plan.g.pitch, t.columns);
+      }
+    }
+    store_planar<T>(p, t, g0 * p.K, groups * p.K, acc, plan.acc_channel, plan.g.pitch);
+  });
+}
+
+// ---- weight gradient -------------------------------------------------------------------------------------------------
+//
+// grad_weight[k, c, tap] = sum over positions of grad_output[k, i] * x[c, offset[tap] + i]: grad_output is laid out with
+// the pitch of the planes, zero in the gaps, and a register tile is KB channels by TB pairs (c, tap) of running sums.
+
+constexpr int pixel_pairs(int kb) { return min64((kVecRegisters - 2 - kb) / kb, kb == 1 ? 12 : kb == 2 ? 9 : 6); }
+
+template <class A, int KB, int TB>
+void pixel_grad_micro(const A* grad, int64_t grad_channel, int64_t vectors, const A* const* x, A* sums,
+                      int64_t sums_channel) {
+  constexpr int L = kLanes<A>;
+  Vec<A> sum[KB][TB] = {};
+  for (int64_t i = 0; i < vectors * L; i += L) {
+    Vec<A> g[KB];
+#pragma GCC unroll 8
+    for (int k = 0; k < KB; ++k) g[k] = load(grad + k * grad_channel + i);
+#pragma GCC unroll 16
+    for (int t = 0; t < TB; ++t) {
+      const Vec<A> v = load(x[t] + i);
+#pragma GCC unroll 8
+      for (int k = 0; k < KB; ++k) sum[k][t] += g[k] * v;
+    }
+  }
+  for (int k = 0; k < KB; ++k)
+    for (int t = 0; t < TB; ++t) sums[k * sums_channel + t] += sum_lanes<A>(sum[k][t]);
+}
+
+template <class A>
+using PixelGradMicro = void (*)(const A*, int64_t, int64_t, const A* const*, A*, int64_t);
+
+template <class A, int KB>
+PixelGradMicro<A> pixel_grad_micro_of(int pairs) {
+  constexpr int kMax = pixel_pairs(KB);
+  static const PixelGradMicro<A> kTable[] = {
+      pixel_grad_micro<A, KB, 1>,
+      pixel_grad_micro<A, KB, min64(2, kMax)>,
+      pixel_grad_micro<A, KB, min64(3, kMax)>,
+      pixel_grad_micro<A, KB, min64(4, kMax)>,
+      pixel_grad_micro<A, KB, min64(5, kMax)>,
+      pixel_grad_micro<A, KB, min64(6, kMax)>,
+      pixel_grad_micro<A, KB, min64(7, kMax)>,
+      pixel_grad_micro<A, KB, min64(8, kMax)>,
+      pixel_grad_micro<A, KB, min64(9, kMax)>,
+      pixel_grad_micro<A, KB, min64(10, kMax)>,
+      pixel_grad_micro<A, KB, min64(11, kMax)>,
+      pixel_grad_micro<A, KB, min64(12, kMax)>,
+  };
+  return kTable[pairs - 1];
+}
+
+struct PixelGradPlan {
+  Geometry g;
+  int64_t kb, blocks;     // output channels of a work item, work items of a group
+  int64_t grad_channel;
+  int64_t x_elements, grad_elements, sums_elements;
+};
+
+template <class A>
+PixelGradPlan pixel_grad_plan_for(const ConvParams& p, int64_t rows) {
+  PixelGradPlan plan;
+  plan.g = make_geometry(p, rows);
+  plan.kb = p.K >= 4 && pixel_pairs(4) > 1 ? 4 : p.K >= 2 ? 2 : 1;
+  plan.blocks = ceil_div(p.K, plan.kb);
+  plan.grad_channel = round_up(rows * plan.g.pitch, kLanes<A>);
+  plan.x_elements = p.C * plan.g.channel + kLanes<A>;
+  plan.grad_elements = plan.kb * plan.grad_channel;
+  plan.sums_elements = plan.kb * p.C * p.R * p.S;
+  return plan;
+}
+
+template <class A>
+int64_t pixel_grad_bytes(const ConvParams& p, const PixelGradPlan& plan) {
+  return round_up((plan.x_elements + plan.grad_elements + plan.sums_elements) * static_cast<int64_t>(sizeof(A)), 64) +
+         256 + p.R * p.S * static_cast<int64_t>(sizeof(Tap)) + p.C * p.R * p.S * static_cast<int64_t>(2 * sizeof(A*));
+}
+
+template <class A>
+bool pixel_grad_plan(const ConvParams& p, PixelGradPlan& plan) {
+  for (int64_t limit : {kPreferredBytes / 2, kLargestBytes}) {
+    const int64_t rows = choose_rows(
+        p.P, 1, [&](int64_t r) { return pixel_grad_bytes<A>(p, pixel_grad_plan_for<A>(p, r)) <= limit; },
+        [&](int64_t r) { return ceil_div(p.P, r); },
+        [&](int64_t r) { return static_cast<double>(pixel_grad_plan_for<A>(p, r).g.channel + 400); });
+    if (!rows) continue;
+    plan = pixel_grad_plan_for<A>(p, rows);
+    return true;
+  }
+  return false;
+}
+
+// grad_output of a tile, `count` channels from k0, with the pitch of the planes and zeros in the gaps.
+template <class T, class A>
+void fill_grad(const ConvParams& p, const Tile& t, int64_t k0, int64_t count, int64_t channel, int64_t pitch, A* grad) {
+  for (int64_t k = 0; k < count; ++k) zero(grad + k * channel, channel);
+  for (int64_t i = 0; i < t.rows; ++i) {
+    const T* from = at<const T>(p.output, t.n, k0, t.p0 + i, t.q0);
+    if (is_channels_last(p.output))
+      transpose_block(grad + i * pitch, channel, 1, from, p.output.w, 1, t.columns, count);
+    else
+      for (int64_t k = 0; k < count; ++k)
+        copy_strided(grad + k * channel + i * pitch, from + k * p.output.c, p.output.w, t.columns);
+  }
+}
+
+template <class T>
+void pixel_grad_weight(const ConvParams& p, const PixelGradPlan& plan, void* scratch) {
+  using A = Accumulate<T>;
+  const int64_t thread_bytes = round_up(pixel_grad_bytes<A>(p, plan), 64);
+  const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles, taps_of_kernel = p.R * p.S;
+  // A thread owns the sums of its channels over all images: no copies to add up, and the same result every time.
+  parallel_for(p.threads, p.G * plan.blocks, [&](int64_t item, int thread) {
+    Carver carve(static_cast<char*>(scratch) + thread * thread_bytes);
+    Tap* taps = carve.take<Tap>(taps_of_kernel);
+    const A** pairs = carve.take<const A*>(p.C * taps_of_kernel);
+    int64_t* targets = carve.take<int64_t>(p.C * taps_of_kernel);
+    A* sums = carve.take<A>(plan.sums_elements);
+    A* x = carve.take<A>(plan.x_elements);
+    A* grad = carve.take<A>(plan.grad_elements);
+    const int64_t g = item / plan.blocks, k0 = item % plan.blocks * plan.kb, count = min64(plan.kb, p.K - k0);
+    const int64_t sums_channel = p.C * taps_of_kernel;
+    zero(sums, plan.sums_elements);
+    zero(x, plan.x_elements);  // gaps are multiplied by zero, and must not hold NaN
+    zero(grad, plan.grad_elements);
+    for (int64_t n = 0; n < p.N; ++n)
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const Tile t = make_tile(p, plan.g, n, tile);
+        const int tap_count = live_taps(p, plan.g, t, taps);
+        fill_planar<T>(p, plan.g, t, g * p.C, p.C, plan.g.channel, x);
+        fill_grad<T>(p, t, g * p.K + k0, count, plan.grad_channel, plan.g.pitch, grad);
+        int64_t pair_count = 0;
+        for (int64_t c = 0; c < p.C; ++c)
+          for (int i = 0; i < tap_count; ++i) {
+            pairs[pair_count] = x + c * plan.g.channel + taps[i].offset;
+            targets[pair_count++] = c * taps_of_kernel + taps[i].index;
+          }
+        const int64_t vectors = ceil_div((t.rows - 1) * plan.g.pitch + t.columns, kLanes<A>);
+        const int64_t most = pixel_pairs(static_cast<int>(plan.kb));
+        const int64_t chunks = ceil_div(pair_count, most);
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+          const int64_t begin = pair_count * chunk / chunks, end = pair_count * (chunk + 1) / chunks;
+          const int size = static_cast<int>(end - begin);
+          A local[4 * 12] = {};
+          const auto micro = plan.kb == 4   ? pixel_grad_micro_of<A, 4>(size)
+                             : plan.kb == 2 ? pixel_grad_micro_of<A, 2>(size)
+                                            : pixel_grad_micro_of<A, 1>(size);
+          micro(grad, plan.grad_channel, vectors, pairs + begin, local, size);
+          for (int64_t k = 0; k < plan.kb; ++k)
+            for (int i = 0; i < size; ++i) sums[k * sums_channel + targets[begin + i]] += local[k * size + i];
+        }
+      }
+    for (int64_t k = 0; k < count; ++k)
+      for (int64_t c = 0; c < p.C; ++c)
+        for (int64_t r = 0; r < p.R; ++r)
+          for (int64_t s = 0; s < p.S; ++s)
+            put(at<T>(p.weight, k0 + k, c, r, s) + g * p.weight_g, sums[k * sums_channel + (c * p.R + r) * p.S + s]);
+  });
+}
+
+struct PixelForward {
+  using Plan = PixelPlan;
+  template <class A>
+  static bool preferred(const ConvParams& ) {
+    return true;
+  }
+  template <class A>
+  static bool plan(const ConvParams& p, Plan& plan, int64_t& scratch) {
+    if (!pixel_plan<A>(p, plan)) return false;
+    scratch = PixelScratch<A>(p, plan, nullptr).total;
+    return true;
+  }
+  template <class T>
+  static void run(const ConvParams& p, const Plan& plan, void* scratch) {
+    pixel_forward<T>(p, plan, scratch);
+  }
+};
+
+struct PixelGradWeight {
+  using Plan = PixelGradPlan;
+  template <class A>
+  static bool preferred(const ConvParams& ) {
+    return true;
+  }
+  template <class A>
+  static bool plan(const ConvParams& p, Plan& plan, int64_t& scratch) {
+    if (!pixel_grad_plan<A>(p, plan)) return false;
+    scratch = round_up(pixel_grad_bytes<A>(p, plan), 64) * p.threads;
+    return true;
+  }
+  template <class T>
+  static void run(const ConvParams& p, const Plan& plan, void* scratch) {
+    pixel_grad_weight<T>(p, plan, scratch);
+  }
+};
+
+}  // namespace
+}  // namespace fastconv

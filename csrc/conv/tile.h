@@ -1,0 +1,331 @@
+// What every fast convolution kernel stands on: a tile of output positions, the input it needs copied once into
+// scratch memory that stays in cache, and the way back.
+//
+// Phase planes. Let T = stride / gcd(stride, dilation). Tap r of the kernel reads input row p * stride + r * dilation;
+// taps r, r + T, r + 2T, ... differ by multiples of the stride. So input rows are copied into T planes, plane j holding
+// rows i * stride + j * dilation, and in plane j = r % T the tap reads row p + (r / T) * (T * dilation / stride):
+// whatever the stride and the dilation, output position i of the tile reads scratch position offset[r, s] + i. Columns
+// likewise. Strides cost nothing in the inner loop, padding is zeros that were written once, and a convolution is
+//   out[i] = sum over taps of weight[tap] * x[offset[tap] + i].
+// Where dilation is so large that most of a plane would never be read, every tap gets a plane of its own (T = R).
+//
+// Two layouts of scratch: planar, a channel's planes one after the other, for kernels whose vectors run along the
+// pixels; packed, blocks of as many channels as a vector has lanes with the channels innermost.
+#pragma once
+#include "conv/params.h"
+#include "core/vec.h"
+
+namespace fastconv {
+namespace {
+
+constexpr int64_t kMaxTileColumns = 512;
+
+constexpr int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+constexpr int64_t gcd(int64_t a, int64_t b) { return b == 0 ? a : gcd(b, a % b); }
+
+// One axis of the tiling.
+struct Axis {
+  int64_t tile, tiles;   // outputs of a tile, number of tiles
+  int64_t period, step;  // T, and how far tap r + T is from tap r within a plane
+  int64_t planes, span;  // number of planes, positions of one plane
+};
+
+inline Axis make_axis(int64_t outputs, int64_t tile, int64_t taps, int64_t stride, int64_t dilation) {
+  Axis a;
+  a.tile = tile;
+  a.tiles = ceil_div(outputs, tile);
+  a.period = stride / gcd(stride, dilation);
+  a.step = a.period * dilation / stride;
+  a.planes = min64(taps, a.period);
+  a.span = tile + (taps - 1) / a.period * a.step;
+  if (a.planes * a.span > taps * tile) {
+    a.period = a.planes = taps;
+    a.step = 0;
+    a.span = tile;
+  }
+  return a;
+}
+
+struct Geometry {
+  Axis h, w;
+  int64_t pitch;    // elements from one row of a plane to the next
+  int64_t channel;  // positions of one channel: all its planes
+};
+
+// Balanced column tiles: a row of 600 is two of 300, not 512 and 88.
+inline int64_t tile_columns(int64_t Q) { return ceil_div(Q, ceil_div(Q, kMaxTileColumns)); }
+
+inline Geometry make_geometry(const ConvParams& p, int64_t rows) {
+  Geometry g;
+  g.h = make_axis(p.P, rows, p.R, p.stride_h, p.dilation_h);
+  g.w = make_axis(p.Q, tile_columns(p.Q), p.S, p.stride_w, p.dilation_w);
+  g.pitch = g.w.span;
+  g.channel = g.h.planes * g.w.planes * g.h.span * g.pitch;
+  return g;
+}
+
+// One tile: output rows [p0, p0 + rows), columns [q0, q0 + columns) of image n.
+struct Tile {
+  int64_t n, p0, q0, rows, columns;
+};
+
+inline Tile make_tile(const ConvParams& p, const Geometry& g, int64_t n, int64_t tile) {
+  Tile t;
+  t.n = n;
+  t.p0 = tile / g.w.tiles * g.h.tile;
+  t.q0 = tile % g.w.tiles * g.w.tile;
+  t.rows = min64(g.h.tile, p.P - t.p0);
+  t.columns = min64(g.w.tile, p.Q - t.q0);
+  return t;
+}
+
+// A tap of the kernel that reads something other than padding in this tile.
+struct Tap {
+  int32_t offset;  // position in a channel's planes that output 0 of the tile reads
+  int32_t index;   // r * S + s
+};
+
+inline bool reads_input(int64_t first, int64_t count, int64_t stride, int64_t size) {
+  return first < size && first + (count - 1) * stride >= 0;
+}
+
+inline int live_taps(const ConvParams& p, const Geometry& g, const Tile& t, Tap* taps) {
+  int count = 0;
+  for (int64_t r = 0; r < p.R; ++r) {
+    if (!reads_input(t.p0 * p.stride_h + r * p.dilation_h - p.pad_h, t.rows, p.stride_h, p.H)) continue;
+    for (int64_t s = 0; s < p.S; ++s) {
+      if (!reads_input(t.q0 * p.stride_w + s * p.dilation_w - p.pad_w, t.columns, p.stride_w, p.W)) continue;
+      const int64_t plane = r % g.h.period * g.w.planes + s % g.w.period;
+      const int64_t row = plane * g.h.span + r / g.h.period * g.h.step;
+      taps[count].offset = static_cast<int32_t>(row * g.pitch + s / g.w.period * g.w.step);
+      taps[count++].index = static_cast<int32_t>(r * p.S + s);
+    }
+  }
+  return count;
+}
+
+// ---- moving rows and blocks, with conversion between storage and computation ----------------------------------------
+
+template <class T>
+inline T* at(const View4& v, int64_t n, int64_t c, int64_t h, int64_t w) {
+  return static_cast<T*>(v.data) + n * v.n + c * v.c + h * v.h + w * v.w;
+}
+
+inline bool is_channels_last(const View4& v) { return v.c == 1 && v.w != 1; }
+
+template <class A>
+inline void zero(A* p, int64_t count) {
+  if (count > 0) __builtin_memset(p, 0, count * sizeof(A));
+}
+
+template <class To, class From>
+inline void copy_row(To* to, const From* from, int64_t count) {
+  constexpr int L = kLanes<Accumulate<From>>;
+  int64_t i = 0;
+  for (; i + L <= count; i += L) store(to + i, load(from + i));
+  if (i < count) store_partial(to + i, load_partial(from + i, count - i), count - i);
+}
+
+// n <= lanes elements that lie `step` apart.
+template <class T>
+inline Vec<Accumulate<T>> load_strided(const T* p, int64_t step, int n) {
+  using A = Accumulate<T>;
+  constexpr int L = kLanes<A>;
+  if (step == 1) return n == L ? load(p) : load_partial(p, n);
+  if (step == 2) {
+    const Vec<A> a = n * 2 > L ? load(p) : load_partial(p, n * 2 - 1);
+    const Vec<A> b = n * 2 > L + 1 ? load_partial(p + L, n * 2 - 1 - L) : Vec<A>{};
+    return even_lanes<A>(a, b);
+  }
+  A lanes[L] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = get(p + i * step);
+  return load(lanes);
+}
+
+template <class T>
+inline void store_strided(T* p, int64_t step, Vec<Accumulate<T>> v, int n) {
+  using A = Accumulate<T>;
+  constexpr int L = kLanes<A>;
+  if (step == 1) return n == L ? store(p, v) : store_partial(p, v, n);
+  T lanes[L];
+  store(lanes, v);
+  for (int i = 0; i < n; ++i) p[i * step] = lanes[i];
+}
+
+template <class A, class T>
+inline void copy_strided(A* to, const T* from, int64_t step, int64_t count) {
+  if (step == 1) return copy_row(to, from, count);
+  constexpr int L = kLanes<A>;
+  for (int64_t i = 0; i < count; i += L) {
+    const int n = static_cast<int>(min64(L, count - i));
+    store_partial(to + i, load_strided(from + i * step, step, n), n);
+  }
+}
+
+// to[j * to_stride + i * to_step] = from[i * from_stride + j * from_step], i < rows, j < columns; squares of registers
+// are transposed in registers.
+template <class To, class From>
+void transpose_block(To* to, int64_t to_stride, int64_t to_step, const From* from, int64_t from_stride,
+                     int64_t from_step, int64_t rows, int64_t columns) {
+  using A = Accumulate<From>;
+  constexpr int L = kLanes<A>;
+  for (int64_t i = 0; i < rows; i += L) {
+    const int ni = static_cast<int>(min64(L, rows - i));
+    for (int64_t j = 0; j < columns; j += L) {
+      const int nj = static_cast<int>(min64(L, columns - j));
+      const From* source = from + i * from_stride + j * from_step;
+      Vec<A> v[L];
+      for (int k = 0; k < ni; ++k) v[k] = load_strided(source + k * from_stride, from_step, nj);
+      for (int k = ni; k < L; ++k) v[k] = Vec<A>{};
+      transpose<A>(v);
+      To* target = to + j * to_stride + i * to_step;
+      for (int k = 0; k < nj; ++k) store_strided(target + k * to_stride, to_step, v[k], ni);
+    }
+  }
+}
+
+// ---- filling scratch with the input of a tile ------------------------------------------------------------------------
+
+// Calls row(position, source_h, source_w, begin, end) for every row of every plane that the tile reads: `position` of
+// its first element; elements [begin, end) are input columns source_w, source_w + stride_w, ... of input row source_h,
+// the others are padding.
+template <class Row>
+inline void for_each_row(const ConvParams& p, const Geometry& g, const Tile& t, const Row& row) {
+  const int64_t rows = g.h.span - g.h.tile + t.rows, columns = g.w.span - g.w.tile + t.columns;
+  for (int64_t jh = 0; jh < g.h.planes; ++jh)
+    for (int64_t jw = 0; jw < g.w.planes; ++jw)
+      for (int64_t i = 0; i < rows; ++i) {
+        const int64_t h = (t.p0 + i) * p.stride_h + jh * p.dilation_h - p.pad_h;
+        const int64_t w = t.q0 * p.stride_w + jw * p.dilation_w - p.pad_w;
+        int64_t begin = w < 0 ? min64(ceil_div(-w, p.stride_w), columns) : 0;
+        int64_t end = w < p.W ? min64((p.W - 1 - w) / p.stride_w + 1, columns) : 0;
+        if (h < 0 || h >= p.H) begin = end = 0;
+        if (end < begin) end = begin;
+        row(((jh * g.w.planes + jw) * g.h.span + i) * g.pitch, h, w + begin * p.stride_w, begin, end);
+      }
+}
+
+// Channels [c0, c0 + count) of the whole tensor into x, channel by channel, `channel` elements each.
+template <class T, class A>
+void fill_planar(const ConvParams& p, const Geometry& g, const Tile& t, int64_t c0, int64_t count, int64_t channel,
+                 A* x) {
+  const int64_t step = p.stride_w * p.input.w;
+  for_each_row(p, g, t, [&](int64_t position, int64_t h, int64_t w, int64_t begin, int64_t end) {
+    A* to = x + position;
+    for (int64_t c = 0; c < count; ++c) {
+      zero(to + c * channel, begin);
+      zero(to + c * channel + end, g.pitch - end);
+    }
+    if (begin == end) return;
+    const T* from = at<const T>(p.input, t.n, c0, h, w);
+    if (is_channels_last(p.input))
+      return transpose_block(to + begin, channel, 1, from, step, 1, end - begin, count);
+    for (int64_t c = 0; c < count; ++c) copy_strided(to + c * channel + begin, from + c * p.input.c, step, end - begin);
+  });
+}
+
+// The same into blocks of L channels, [block][position][L]; channels beyond `count` are zero.
+template <class T, class A>
+void fill_packed(const ConvParams& p, const Geometry& g, const Tile& t, int64_t c0, int64_t count, A* x) {
+  constexpr int L = kLanes<A>;
+  const int64_t step = p.stride_w * p.input.w;
+  for (int64_t c = 0; c < count; c += L) {
+    A* block = x + c * g.channel;
+    const int n = static_cast<int>(min64(L, count - c));
+    for_each_row(p, g, t, [&](int64_t position, int64_t h, int64_t w, int64_t begin, int64_t end) {
+      A* to = block + position * L;
+      zero(to, begin * L);
+      zero(to + end * L, (g.pitch - end) * L);
+      if (begin == end) return;
+      const T* from = at<const T>(p.input, t.n, c0 + c, h, w);
+      if (p.input.c == 1 && n == L) {
+        for (int64_t i = begin; i < end; ++i) store(to + i * L, load(from + (i - begin) * step));
+      } else if (p.input.c == 1) {
+        for (int64_t i = begin; i < end; ++i) store(to + i * L, load_partial(from + (i - begin) * step, n));
+      } else {
+        for (int64_t i = begin; n < L && i < end; ++i) store(to + i * L, Vec<A>{});
+        transpose_block(to + begin * L, L, 1, from, p.input.c, step, n, end - begin);
+      }
+    });
+  }
+}
+
+// ---- writing the results of a tile -----------------------------------------------------------------------------------
+
+// acc[k * channel + row * pitch + q] to output channels [k0, k0 + count) of the whole tensor.
+template <class T, class A>
+void store_planar(const ConvParams& p, const Tile& t, int64_t k0, int64_t count, const A* acc, int64_t channel,
+                  int64_t pitch) {
+  for (int64_t i = 0; i < t.rows; ++i) {
+    T* to = at<T>(p.output, t.n, k0, t.p0 + i, t.q0);
+    const A* from = acc + i * pitch;
+    if (is_channels_last(p.output)) {
+      transpose_block(to, p.output.w, 1, from, channel, 1, count, t.columns);
+    } else if (p.output.w == 1) {
+      for (int64_t k = 0; k < count; ++k) copy_row(to + k * p.output.c, from + k * channel, t.columns);
+    } else {
+      constexpr int L = kLanes<A>;
+      for (int64_t k = 0; k < count; ++k)
+        for (int64_t q = 0; q < t.columns; q += L) {
+          const int n = static_cast<int>(min64(L, t.columns - q));
+          store_strided(to + k * p.output.c + q * p.output.w, p.output.w, load_partial(from + k * channel + q, n), n);
+        }
+    }
+  }
+}
+
+// acc[(row * columns + q) * stride + k], likewise.
+template <class T, class A>
+void store_packed(const ConvParams& p, const Tile& t, int64_t k0, int64_t count, const A* acc, int64_t stride) {
+  for (int64_t i = 0; i < t.rows; ++i) {
+    T* to = at<T>(p.output, t.n, k0, t.p0 + i, t.q0);
+    const A* from = acc + i * t.columns * stride;
+    if (p.output.c == 1) {
+      for (int64_t q = 0; q < t.columns; ++q) copy_row(to + q * p.output.w, from + q * stride, count);
+    } else {
+      transpose_block(to, p.output.c, p.output.w, from, stride, 1, t.columns, count);
+    }
+  }
+}
+
+// ---- choosing tiles --------------------------------------------------------------------------------------------------
+
+// The number of output rows of a tile that makes the slowest thread finish first: `cost(rows)` estimates one item,
+// `items(rows)` counts them, and `fits(rows)` says whether scratch memory suffices. 0 if nothing fits.
+template <class Fits, class Items, class Cost>
+int64_t choose_rows(int64_t P, int threads, const Fits& fits, const Items& items, const Cost& cost) {
+  int64_t best = 0;
+  double best_cost = 0;
+  for (int64_t rows = P; rows > 0; rows = rows > 1 ? ceil_div(P, ceil_div(P, rows - 1)) : 0) {
+    if (!fits(rows)) continue;
+    const double total = static_cast<double>(ceil_div(items(rows), threads)) * cost(rows);
+    if (best == 0 || total < best_cost) {
+      best = rows;
+      best_cost = total;
+    }
+  }
+  return best;
+}
+
+// Hands out 64-byte aligned pieces of the scratch memory; with a null base it only counts.
+class Carver {
+ public:
+  explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
+  template <class X>
+  X* take(int64_t count) {
+    X* piece = reinterpret_cast<X*>(base_ + used_);
+    used_ += round_up(count * static_cast<int64_t>(sizeof(X)), 64);
+    return piece;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* base_;
+  int64_t used_ = 0;
+};
+
+}  // namespace
+}  // namespace fastconv
