@@ -1,5 +1,6 @@
 """fastconv: convolution, pooling and region operators for PyTorch, handwritten for CPU and CUDA."""
 
+from fastconv.conv import conv1d, conv2d
 from fastconv.rearrange import channel_shuffle, channel_unshuffle
 
 __version__ = "0.1.0"
@@ -7,4 +8,6 @@ __version__ = "0.1.0"
 __all__ = [
     "channel_shuffle",
     "channel_unshuffle",
+    "conv1d",
+    "conv2d",
 ]

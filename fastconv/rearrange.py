@@ -1,9 +1,11 @@
 """Rearranging: operators that move elements and compute nothing."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fastconv._native import ops
+from fastconv._operator import memory_format, operator
 
 __all__ = ["channel_shuffle", "channel_unshuffle"]
 
@@ -26,7 +28,7 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
     >>> channel_shuffle(torch.arange(6.0).view(1, 6, 1, 1), 2).flatten()
     tensor([0., 3., 1., 4., 2., 5.])
     """
-    return ops.channel_shuffle(input, groups)
+    return _shuffle(input, groups)
 
 
 def channel_unshuffle(input: Tensor, groups: int) -> Tensor:
@@ -37,8 +39,24 @@ def channel_unshuffle(input: Tensor, groups: int) -> Tensor:
     >>> channel_unshuffle(channel_shuffle(torch.arange(6.0).view(1, 6, 1, 1), 2), 2).flatten()
     tensor([0., 1., 2., 3., 4., 5.])
     """
-    return ops.channel_unshuffle(input, groups)
+    return _unshuffle(input, groups)
 
 
-def _shape(input: Tensor, groups: int) -> Tensor:
-    return torch.empty_like(input)
+def _fake(input: Tensor, groups: int) -> Tensor:
+    return torch.empty_like(input, memory_format=memory_format(input))
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.groups = inputs[1]
+
+
+def _shuffle_backward(ctx: Any, grad_output: Tensor) -> tuple:
+    return _unshuffle(grad_output, ctx.groups), None
+
+
+def _unshuffle_backward(ctx: Any, grad_output: Tensor) -> tuple:
+    return _shuffle(grad_output, ctx.groups), None
+
+
+_shuffle = operator("channel_shuffle", fake=_fake, setup_context=_setup_context, backward=_shuffle_backward)
+_unshuffle = operator("channel_unshuffle", fake=_fake, setup_context=_setup_context, backward=_unshuffle_backward)

@@ -316,7 +316,7 @@ ChannelGradPlan channel_grad_plan_for(const ConvParams& p, int64_t rows) {
   ChannelGradPlan plan;
   plan.g = make_geometry(p, rows);
   plan.kv = p.K <= L ? 1 : 2;
-  plan.cb = p.C <= 4 || kVecRegisters < 32 ? 4 : 8;
+  plan.cb = L < 4 ? L : L < 8 || p.C <= 4 || kVecRegisters < 32 ? 4 : 8;
   plan.k_block = plan.kv * L;
   plan.k_blocks = ceil_div(p.K, plan.k_block);
   plan.c_blocks = ceil_div(p.C, L);
@@ -401,8 +401,8 @@ void channel_grad_micro(const A* x, int64_t pitch, const A* grad, int64_t grad_b
 
 template <class A>
 auto channel_grad_micro_of(int kv, int cb) {
-  if (kv == 1) return cb == 4 ? channel_grad_micro<A, 1, 4> : channel_grad_micro<A, 1, 8>;
-  return cb == 4 ? channel_grad_micro<A, 2, 4> : channel_grad_micro<A, 2, 8>;
+  if (kv == 1) return cb == 2 ? channel_grad_micro<A, 1, 2> : cb == 4 ? channel_grad_micro<A, 1, 4> : channel_grad_micro<A, 1, 8>;
+  return cb == 2 ? channel_grad_micro<A, 2, 2> : cb == 4 ? channel_grad_micro<A, 2, 4> : channel_grad_micro<A, 2, 8>;
 }
 
 // grad_output of a tile as [block][pixel][L], zero beyond `count` channels.

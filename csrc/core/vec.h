@@ -52,11 +52,10 @@ inline To bits_as(From from) {
   return to;
 }
 
+// The value in every lane. Subtracting a vector of zeros is the form that compilers turn into one broadcast.
 template <class T>
 inline Vec<T> splat(T value) {
-  Vec<T> v;
-  for (int i = 0; i < kLanes<T>; ++i) v[i] = value;
-  return v;
+  return value - Vec<T>{};
 }
 
 using Words = Vec<uint32_t>;                                  // as many lanes as Vec<float>

@@ -1,0 +1,101 @@
+"""How an operator of the native library becomes a function of PyTorch: shape rule, gradient, autocast, cheap calls.
+
+The same ``setup_context`` and ``backward`` are registered twice. Once with the operator itself
+(``torch.library.register_autograd``), for ``torch.compile``, ``torch.export`` and whoever calls
+``torch.ops.fastconv``. And once as a ``torch.autograd.Function``, which the public function uses: the registered rule
+does not run under ``torch.func``, and costs more per call. Where no gradient is wanted the public function goes below
+autograd at once; a call on a tiny tensor then takes about 3 microseconds instead of 6.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastconv._native import ops
+
+_library = torch.library.Library("fastconv", "IMPL")
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+_in_functorch = torch._C._are_functorch_transforms_active
+
+
+def _cast(args: tuple, device: str) -> tuple:
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(arg: Any) -> Any:
+        eligible = isinstance(arg, Tensor) and arg.is_floating_point() and arg.dtype != torch.float64
+        return arg.to(dtype) if eligible and arg.device.type == device else arg
+
+    return tuple(cast(arg) for arg in args)
+
+
+def operator(
+    name: str,
+    *,
+    fake: Callable[..., Tensor],
+    setup_context: Callable[[Any, tuple, Tensor], None],
+    backward: Callable[..., Any],
+    autocast: bool = False,
+) -> Callable[..., Tensor]:
+    """Registers what PyTorch needs to know of ``fastconv::<name>`` and returns the function to call it by.
+
+    Args:
+        fake: the shape rule: the output of the operator for tensors without data.
+        setup_context: ``(ctx, inputs, output)``, keeps what ``backward`` needs.
+        backward: ``(ctx, grad_output)`` to the gradients of all arguments.
+        autocast: whether floating-point tensors are cast to autocast's dtype, as for PyTorch's own convolutions.
+    """
+    op = getattr(ops, name).default
+    torch.library.register_fake(f"fastconv::{name}", fake)
+    torch.library.register_autograd(f"fastconv::{name}", backward, setup_context=setup_context)
+
+    def forward(*args: Any) -> Tensor:
+        with _below_autograd():
+            return op(*args)
+
+    members = {
+        "forward": staticmethod(forward),
+        "setup_context": staticmethod(setup_context),
+        "backward": staticmethod(backward),
+        "generate_vmap_rule": True,
+    }
+    apply = type(name, (torch.autograd.Function,), members).apply  # type: ignore[attr-defined]
+
+    if autocast:
+        for device in ("cpu", "cuda"):
+            key = f"Autocast{device.upper()}"
+            keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+            def autocast_rule(*args: Any, device: str = device, keys: Any = keys) -> Tensor:
+                with torch._C._ExcludeDispatchKeyGuard(keys):
+                    return op(*_cast(args, device))
+
+            _library.impl(name, autocast_rule, key)
+
+    def call(*args: Any) -> Tensor:
+        if torch.compiler.is_compiling():
+            return op(*args)
+        if autocast and torch._C._is_any_autocast_enabled():
+            device = args[0].device.type
+            if torch.is_autocast_enabled(device):
+                args = _cast(args, device)
+        wants_grad = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+        if wants_grad or _in_functorch():
+            return apply(*args)
+        with _below_autograd():
+            return op(*args)
+
+    return call
+
+
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """channels_last where the channels come first among the strides of a 4-D tensor: PyTorch's own rule."""
+    if tensor.dim() != 4 or tensor.stride(1) == 0:
+        return torch.contiguous_format
+    least: int = 0
+    for d in (1, 3, 2, 0):
+        if tensor.size(d) == 0 or tensor.stride(d) < least or (d == 0 and least == tensor.stride(1)):
+            return torch.contiguous_format
+        least = tensor.stride(d) * max(tensor.size(d), 1)
+    return torch.channels_last

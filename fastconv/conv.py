@@ -1,0 +1,257 @@
+"""Convolution: the public functions, and the family's shape rule and gradients."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastconv._operator import memory_format, operator
+
+__all__ = ["conv1d", "conv2d"]
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """1-D convolution (cross-correlation), a drop-in for :func:`torch.nn.functional.conv1d`.
+
+    Args:
+        input: ``Tensor[N, C, W]`` or ``Tensor[C, W]``; float32, float64, bfloat16 or float16 (16-bit types are
+            accumulated in float32); any strides.
+        weight: ``Tensor[K, C / groups, S]``.
+        bias: ``Tensor[K]`` or None.
+        stride, dilation: positive number of elements.
+        padding: number of zeros on either side, ``"valid"`` for none, or ``"same"`` for an output as long as the
+            input (stride 1 only; where the total is odd, one more at the end).
+        groups: divides ``C`` and ``K``.
+
+    Returns:
+        ``Tensor[N, K, Q]`` or ``Tensor[K, Q]``, ``Q = (W + 2 * padding - dilation * (S - 1) - 1) // stride + 1``.
+
+    Raises:
+        RuntimeError, TypeError: see :func:`conv2d`.
+
+    >>> conv1d(torch.ones(1, 1, 5), torch.ones(1, 1, 3), padding="same")
+    tensor([[[2., 3., 3., 3., 2.]]])
+    """
+    return _conv("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """2-D convolution (cross-correlation), a drop-in for :func:`torch.nn.functional.conv2d`.
+
+    Dense, grouped and depthwise (``groups == C``, any multiplier), strided and dilated, forward, backward and double
+    backward.
+
+    Args:
+        input: ``Tensor[N, C, H, W]`` or ``Tensor[C, H, W]``; float32, float64, bfloat16 or float16 (16-bit types are
+            accumulated in float32); contiguous, channels_last or any other strides.
+        weight: ``Tensor[K, C / groups, R, S]``.
+        bias: ``Tensor[K]`` or None.
+        stride, dilation: positive number of elements, one for both dimensions or one for each.
+        padding: number of zeros on either side, one for both dimensions or one for each; ``"valid"`` for none;
+            ``"same"`` for an output of the size of the input (stride 1 only; where the total is odd, one more at the
+            bottom or the right).
+        groups: divides ``C`` and ``K``; output channel ``k`` sees the channels of group ``k // (K / groups)``.
+
+    Returns:
+        ``Tensor[N, K, P, Q]`` or ``Tensor[K, P, Q]`` in the memory format of ``input``,
+        ``P = (H + 2 * padding - dilation * (R - 1) - 1) // stride + 1``, ``Q`` likewise.
+
+    Raises:
+        RuntimeError: wrong number of dimensions, groups that do not divide, mixed dtypes or devices, a kernel larger
+            than the padded input, strides, dilations or padding out of range.
+        TypeError: strides, padding or dilations that are not integers.
+
+    Source: Dumoulin and Visin, *A guide to convolution arithmetic for deep learning*, 2016.
+
+    >>> conv2d(torch.ones(1, 2, 4, 4), torch.ones(2, 1, 3, 3), groups=2).shape
+    torch.Size([1, 2, 2, 2])
+    """
+    return _conv("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
+
+
+def _conv(
+    op: str,
+    dims: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+    groups: int,
+) -> Tensor:
+    if weight.dim() != dims + 2:
+        raise RuntimeError(f"{op}: weight must have {dims + 2} dimensions (got {list(weight.shape)})")
+    strides = _each(op, "stride", stride, dims)
+    dilations = _each(op, "dilation", dilation, dims)
+    if isinstance(padding, str):
+        pads = _named_padding(op, padding, weight, strides, dilations)
+    else:
+        pads = _each(op, "padding", padding, dims) * 2
+    unbatched = input.dim() == dims + 1
+    output = _convolve(input.unsqueeze(0) if unbatched else input, weight, bias, strides, pads, dilations, groups)
+    return output.squeeze(0) if unbatched else output
+
+
+def _each(op: str, name: str, value: int | Sequence[int], dims: int) -> list[int]:
+    """One integer for each dimension; a single one counts for all."""
+    if isinstance(value, int):
+        return [value] * dims
+    if isinstance(value, (tuple, list)) and all(isinstance(v, (int, torch.SymInt)) for v in value):
+        if len(value) == dims:
+            return list(value)
+        if len(value) == 1:
+            return list(value) * dims
+        raise RuntimeError(f"{op}: {name} must have {dims} elements (got {list(value)})")
+    if isinstance(value, torch.SymInt):
+        return [value] * dims  # type: ignore[list-item]
+    raise TypeError(f"{op}: {name} must be an integer or {dims} integers (got {value!r})")
+
+
+def _named_padding(op: str, padding: str, weight: Tensor, stride: list[int], dilation: list[int]) -> list[int]:
+    if padding == "valid":
+        return [0] * (2 * len(stride))
+    if padding != "same":
+        raise RuntimeError(f"{op}: padding must be integers, 'same' or 'valid' (got {padding!r})")
+    if any(s != 1 for s in stride):
+        raise RuntimeError(f"{op}: stride must be 1 where padding is 'same' (got {stride})")
+    total = [d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True)]
+    return [t // 2 for t in total] + [t - t // 2 for t in total]
+
+
+# ---- shape rule ----------------------------------------------------------------------------------------------------
+
+
+def _output_size(
+    input: Sequence[int],
+    weight: Sequence[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> list[int]:
+    """The rules of csrc/conv/check.h, in the same words, for tensors without data."""
+    dims = len(weight) - 2
+    op = f"conv{dims}d"
+    if len(input) != len(weight):
+        raise RuntimeError(
+            f"{op}: input must have {dims + 2} dimensions, or {dims + 1} without a batch (got {list(input)})"
+        )
+    for name, values, low, rule in (
+        ("stride", stride, 1, "be positive"),
+        ("dilation", dilation, 1, "be positive"),
+        ("padding", padding, 0, "not be negative"),
+        ("groups", [groups], 1, "be positive"),
+    ):
+        if any(v < low for v in values):
+            raise RuntimeError(f"{op}: {name} must {rule} (got {groups if name == 'groups' else values})")
+    for name, channels in (("output", weight[0]), ("input", input[1])):
+        if channels % groups != 0:
+            raise RuntimeError(
+                f"{op}: groups must divide the number of {name} channels {channels} (got {groups})"
+            )
+    if input[1] // groups != weight[1]:
+        raise RuntimeError(
+            f"{op}: weight must have {input[1] // groups} channels, those of the input divided by groups "
+            f"(got {list(weight)})"
+        )
+    output = [input[0], weight[0]]
+    for d in range(dims):
+        extent = dilation[d] * (weight[2 + d] - 1) + 1
+        padded = input[2 + d] + padding[d] + padding[d + dims]
+        if extent > padded:
+            raise RuntimeError(
+                f"{op}: weight must not have a kernel larger than the padded input, {extent} > {padded} in "
+                f"dimension {d - dims} (got {list(weight)})"
+            )
+        output.append((padded - extent) // stride[d] + 1)
+    return output
+
+
+def _fake_conv(input, weight, bias, stride, padding, dilation, groups):
+    size = _output_size(input.shape, weight.shape, stride, padding, dilation, groups)
+    return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
+
+
+def _fake_grad_input(grad_output, weight, input_size, stride, padding, dilation, groups):
+    format = memory_format(grad_output)
+    return torch.empty(input_size, dtype=grad_output.dtype, device=grad_output.device, memory_format=format)
+
+
+def _fake_grad_weight(grad_output, input, weight_size, stride, padding, dilation, groups):
+    return input.new_empty(weight_size)
+
+
+# ---- gradients -------------------------------------------------------------------------------------------------------
+#
+# The three operators are bilinear, and the gradient of each is a pair of the others: differentiable as often as wanted.
+
+
+def _conv_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    input, weight, bias, *ctx.rest = inputs
+    ctx.input_size, ctx.weight_size = input.shape, weight.shape
+    # A frozen weight (or input) does not keep the other one alive.
+    needs_input, needs_weight = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
+
+
+def _conv_backward(ctx: Any, grad_output: Tensor) -> tuple:
+    input, weight = ctx.saved_tensors
+    needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    grad_input = _grad_input(grad_output, weight, ctx.input_size, *ctx.rest) if needs_input else None
+    grad_weight = _grad_weight(grad_output, input, ctx.weight_size, *ctx.rest) if needs_weight else None
+    grad_bias = grad_output.sum([0, *range(2, grad_output.dim())]) if needs_bias else None
+    return grad_input, grad_weight, grad_bias, None, None, None, None
+
+
+def _grad_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    first, second, _, *ctx.rest = inputs
+    ctx.save_for_backward(first, second)
+
+
+def _grad_input_backward(ctx: Any, grad: Tensor) -> tuple:
+    grad_output, weight = ctx.saved_tensors
+    needs_grad_output, needs_weight = ctx.needs_input_grad[:2]
+    return (
+        _convolve(grad, weight, None, *ctx.rest) if needs_grad_output else None,
+        _grad_weight(grad_output, grad, weight.shape, *ctx.rest) if needs_weight else None,
+        *(None,) * 5,
+    )
+
+
+def _grad_weight_backward(ctx: Any, grad: Tensor) -> tuple:
+    grad_output, input = ctx.saved_tensors
+    needs_grad_output, needs_input = ctx.needs_input_grad[:2]
+    return (
+        _convolve(input, grad, None, *ctx.rest) if needs_grad_output else None,
+        _grad_input(grad_output, grad, input.shape, *ctx.rest) if needs_input else None,
+        *(None,) * 5,
+    )
+
+
+_convolve = operator(
+    "conv", fake=_fake_conv, setup_context=_conv_setup, backward=_conv_backward, autocast=True
+)
+_grad_input = operator(
+    "_conv_grad_input", fake=_fake_grad_input, setup_context=_grad_setup, backward=_grad_input_backward
+)
+_grad_weight = operator(
+    "_conv_grad_weight", fake=_fake_grad_weight, setup_context=_grad_setup, backward=_grad_weight_backward
+)
