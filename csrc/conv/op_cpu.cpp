@@ -18,7 +18,8 @@ int threads_for(const ConvParams& p) {
 }
 
 // Runs the first kernel of the table that wants and can, or the forced one.
-void run(const char* op, const ConvKernel* table, const ConvParams& p) {
+void run(const char* op, const ConvKernel* table, ConvParams p) {
+  join_rows(p);
   const int only = p.R * p.S == 0 ? kConvKernels - 1 : forced.load(std::memory_order_relaxed);
   ConvPlan plan;
   for (int i = 0; i < kConvKernels; ++i) {

@@ -27,6 +27,8 @@ struct ConvParams {
   const void* bias;                // [G*K] or null
   View4 output;                    // [N, G*K, P, Q]
   int threads;
+
+  int64_t element_size() const { return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2; }
 };
 
 // What a kernel decided for some params: how much memory it needs beside its arguments (bytes for all threads together,

@@ -118,7 +118,10 @@ inline bool is_channels_last(const View4& v) { return v.c == 1 && v.w != 1; }
 
 template <class A>
 inline void zero(A* p, int64_t count) {
-  if (count > 0) __builtin_memset(p, 0, count * sizeof(A));
+  constexpr int L = kLanes<A>;
+  int64_t i = 0;
+  for (; i + L <= count; i += L) store(p + i, Vec<A>{});
+  if (i < count) store_partial(p + i, Vec<A>{}, static_cast<int>(count - i));
 }
 
 template <class To, class From>
@@ -159,7 +162,11 @@ template <class A, class T>
 inline void copy_strided(A* to, const T* from, int64_t step, int64_t count) {
   if (step == 1) return copy_row(to, from, count);
   constexpr int L = kLanes<A>;
-  for (int64_t i = 0; i < count; i += L) {
+  int64_t i = 0;
+  // The vector after the last element that counts may not exist, so the last vector is left to load_strided.
+  for (; step == 2 && i + L < count; i += L)
+    store(to + i, even_lanes<A>(load(from + 2 * i), load(from + 2 * i + L)));
+  for (; i < count; i += L) {
     const int n = static_cast<int>(min64(L, count - i));
     store_partial(to + i, load_strided(from + i * step, step, n), n);
   }
