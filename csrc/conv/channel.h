@@ -121,23 +121,30 @@ bool channel_plan(const ConvParams& p, ChannelPlan& best) {
 }
 
 // One register tile: PX consecutive pixels by KV vectors of output channels, over `channels` input channels. Starts from
-// bias where it is given, else from what acc holds. w[c / L][tap][c % L][KV * L].
+// bias where it is given, else from what acc holds. w[c / L][tap][c % L][KV * L]; at least one channel and one tap.
 template <class A, int KV, int PX, bool Packed>
 void channel_micro(const A* x, int64_t x_channel, int64_t channels, const Tap* taps, int tap_count, const A* w,
                    int64_t w_block, const A* bias, A* acc, int64_t acc_stride) {
   constexpr int L = kLanes<A>;
   constexpr int kPixel = Packed ? L : 1;
+  const A* start = bias ? bias : acc;
+  const int64_t start_stride = bias ? 0 : acc_stride;
   Vec<A> sum[PX][KV];
 #pragma GCC unroll 16
   for (int i = 0; i < PX; ++i)
 #pragma GCC unroll 2
-    for (int v = 0; v < KV; ++v) sum[i][v] = load((bias ? bias : acc + i * acc_stride) + v * L);
-  for (int64_t c0 = 0; c0 < channels; c0 += L, x += L * x_channel, w += w_block) {
+    for (int v = 0; v < KV; ++v) sum[i][v] = load(start + i * start_stride + v * L);
+  // Loops that run at least once: with a way around them the compiler keeps the sums in memory at their end.
+  const int64_t last = channels - 1;
+  int64_t c0 = 0;
+  do {
     const int64_t n = min64(L, channels - c0);
-    for (int t = 0; t < tap_count; ++t) {
-      const A* from = x + static_cast<int64_t>(taps[t].offset) * kPixel;
-      const A* weight = w + static_cast<int64_t>(taps[t].index) * (L * KV * L);
-      for (int64_t c = 0; c < n; ++c) {
+    const Tap* tap = taps;
+    do {
+      const A* from = x + static_cast<int64_t>(tap->offset) * kPixel;
+      const A* weight = w + static_cast<int64_t>(tap->index) * (L * KV * L);
+      const A* weight_end = weight + n * KV * L;
+      do {
         Vec<A> b[KV];
 #pragma GCC unroll 2
         for (int v = 0; v < KV; ++v) b[v] = load(weight + v * L);
@@ -149,9 +156,12 @@ void channel_micro(const A* x, int64_t x_channel, int64_t channels, const Tap* t
         }
         from += Packed ? 1 : x_channel;
         weight += KV * L;
-      }
-    }
-  }
+      } while (weight != weight_end);
+    } while (++tap != taps + tap_count);
+    x += L * x_channel;
+    w += w_block;
+    c0 += L;
+  } while (c0 <= last);
 #pragma GCC unroll 16
   for (int i = 0; i < PX; ++i)
 #pragma GCC unroll 2

@@ -20,7 +20,8 @@ int threads_for(const ConvParams& p) {
 // Runs the first kernel of the table that wants and can, or the forced one.
 void run(const char* op, const ConvKernel* table, ConvParams p) {
   join_rows(p);
-  const int only = p.R * p.S == 0 ? kConvKernels - 1 : forced.load(std::memory_order_relaxed);
+  // A sum of nothing is the general kernel's; the others count on at least one channel and one tap.
+  const int only = p.C * p.R * p.S == 0 ? kConvKernels - 1 : forced.load(std::memory_order_relaxed);
   ConvPlan plan;
   for (int i = 0; i < kConvKernels; ++i) {
     const ConvKernel& kernel = table[i];

@@ -92,12 +92,16 @@ inline bool reads_input(int64_t first, int64_t count, int64_t stride, int64_t si
   return first < size && first + (count - 1) * stride >= 0;
 }
 
+// Taps whose every read is padding are left out. At least one stays, so that kernels need no way around their loops:
+// where all is padding it reads zeros.
 inline int live_taps(const ConvParams& p, const Geometry& g, const Tile& t, Tap* taps) {
   int count = 0;
   for (int64_t r = 0; r < p.R; ++r) {
-    if (!reads_input(t.p0 * p.stride_h + r * p.dilation_h - p.pad_h, t.rows, p.stride_h, p.H)) continue;
+    const bool last_row = r == p.R - 1 && count == 0;
+    if (!reads_input(t.p0 * p.stride_h + r * p.dilation_h - p.pad_h, t.rows, p.stride_h, p.H) && !last_row) continue;
     for (int64_t s = 0; s < p.S; ++s) {
-      if (!reads_input(t.q0 * p.stride_w + s * p.dilation_w - p.pad_w, t.columns, p.stride_w, p.W)) continue;
+      const bool last = last_row && s == p.S - 1 && count == 0;
+      if (!reads_input(t.q0 * p.stride_w + s * p.dilation_w - p.pad_w, t.columns, p.stride_w, p.W) && !last) continue;
       const int64_t plane = r % g.h.period * g.w.planes + s % g.w.period;
       const int64_t row = plane * g.h.span + r / g.h.period * g.h.step;
       taps[count].offset = static_cast<int32_t>(row * g.pitch + s / g.w.period * g.w.step);
