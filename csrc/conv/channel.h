@@ -430,24 +430,6 @@ auto channel_grad_micro_of(int kv, int cb) {
   return cb == 2 ? channel_grad_micro<A, 2, 2> : cb == 4 ? channel_grad_micro<A, 2, 4> : channel_grad_micro<A, 2, 8>;
 }
 
-// grad_output of a tile as [block][pixel][L], zero beyond `count` channels.
-template <class T, class A>
-void fill_grad_packed(const ConvParams& p, const Tile& t, int64_t k0, int64_t count, int64_t block, A* grad) {
-  constexpr int L = kLanes<A>;
-  for (int64_t k = 0; k < count; k += L) {
-    const int64_t n = min64(L, count - k);
-    for (int64_t row = 0; row < t.rows; ++row) {
-      A* to = grad + k / L * block + row * t.columns * L;
-      const T* from = at<const T>(p.output, t.n, k0 + k, t.p0 + row, t.q0);
-      if (n < L) zero(to, t.columns * L);
-      if (p.output.c == 1)
-        for (int64_t q = 0; q < t.columns; ++q) copy_row(to + q * L, from + q * p.output.w, n);
-      else
-        transpose_block(to, L, 1, from, p.output.c, p.output.w, n, t.columns);
-    }
-  }
-}
-
 template <class T>
 void channel_grad_weight(const ConvParams& p, const ChannelGradPlan& plan, void* scratch) {
   using A = Accumulate<T>;

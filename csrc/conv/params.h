@@ -47,11 +47,9 @@ struct ConvKernel {
   void (*run)(const ConvParams&, const ConvPlan&, void* scratch);
 };
 
-constexpr int kConvKernels = 4;
-
 struct ConvKernels {
-  ConvKernel forward[kConvKernels];      // also the input gradient
-  ConvKernel grad_weight[kConvKernels];
+  ConvKernel forward[6];  // also the input gradient
+  ConvKernel grad_weight[4];
 };
 FASTCONV_DECLARE_KERNELS(ConvKernels, conv_kernels)
 

@@ -335,20 +335,6 @@ bool pixel_grad_plan(const ConvParams& p, PixelGradPlan& plan) {
   return false;
 }
 
-// grad_output of a tile, `count` channels from k0, with the pitch of the planes and zeros in the gaps.
-template <class T, class A>
-void fill_grad(const ConvParams& p, const Tile& t, int64_t k0, int64_t count, int64_t channel, int64_t pitch, A* grad) {
-  for (int64_t k = 0; k < count; ++k) zero(grad + k * channel, channel);
-  for (int64_t i = 0; i < t.rows; ++i) {
-    const T* from = at<const T>(p.output, t.n, k0, t.p0 + i, t.q0);
-    if (is_channels_last(p.output))
-      transpose_block(grad + i * pitch, channel, 1, from, p.output.w, 1, t.columns, count);
-    else
-      for (int64_t k = 0; k < count; ++k)
-        copy_strided(grad + k * channel + i * pitch, from + k * p.output.c, p.output.w, t.columns);
-  }
-}
-
 template <class T>
 void pixel_grad_weight(const ConvParams& p, const PixelGradPlan& plan, void* scratch) {
   using A = Accumulate<T>;

@@ -264,6 +264,40 @@ void fill_packed(const ConvParams& p, const Geometry& g, const Tile& t, int64_t 
   }
 }
 
+// ---- the same for grad_output, which the weight gradient reads ------------------------------------------------------
+
+// grad_output of a tile, `count` channels from k0, with the pitch of the planes and zeros in the gaps.
+template <class T, class A>
+void fill_grad(const ConvParams& p, const Tile& t, int64_t k0, int64_t count, int64_t channel, int64_t pitch, A* grad) {
+  for (int64_t k = 0; k < count; ++k) zero(grad + k * channel, channel);
+  for (int64_t i = 0; i < t.rows; ++i) {
+    const T* from = at<const T>(p.output, t.n, k0, t.p0 + i, t.q0);
+    if (is_channels_last(p.output))
+      transpose_block(grad + i * pitch, channel, 1, from, p.output.w, 1, t.columns, count);
+    else
+      for (int64_t k = 0; k < count; ++k)
+        copy_strided(grad + k * channel + i * pitch, from + k * p.output.c, p.output.w, t.columns);
+  }
+}
+
+// grad_output of a tile as [block][pixel][L], zero beyond `count` channels.
+template <class T, class A>
+void fill_grad_packed(const ConvParams& p, const Tile& t, int64_t k0, int64_t count, int64_t block, A* grad) {
+  constexpr int L = kLanes<A>;
+  for (int64_t k = 0; k < count; k += L) {
+    const int64_t n = min64(L, count - k);
+    for (int64_t row = 0; row < t.rows; ++row) {
+      A* to = grad + k / L * block + row * t.columns * L;
+      const T* from = at<const T>(p.output, t.n, k0 + k, t.p0 + row, t.q0);
+      if (n < L) zero(to, t.columns * L);
+      if (p.output.c == 1)
+        for (int64_t q = 0; q < t.columns; ++q) copy_row(to + q * L, from + q * p.output.w, n);
+      else
+        transpose_block(to, L, 1, from, p.output.c, p.output.w, n, t.columns);
+    }
+  }
+}
+
 // ---- writing the results of a tile -----------------------------------------------------------------------------------
 
 // acc[k * channel + row * pitch + q] to output channels [k0, k0 + count) of the whole tensor.
