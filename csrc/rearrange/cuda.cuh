@@ -132,6 +132,7 @@ __global__ void __launch_bounds__(kTransposeThreads) transpose_pixels(const Pixe
     char* output = args.output + offset;
 
     const uint32_t wide_in = args.wide_input ? bytes / 16 : 0;
+#pragma unroll 4
     for (uint32_t i = threadIdx.x; i < wide_in; i += kTransposeThreads) {
       const uint4 words = load16(input + 16 * i);
       if constexpr (Gather || kPerWide == 1) {
@@ -155,6 +156,7 @@ __global__ void __launch_bounds__(kTransposeThreads) transpose_pixels(const Pixe
     sync_block();
 
     const uint32_t wide_out = args.wide_output ? bytes / 16 : 0;
+#pragma unroll 2
     for (uint32_t i = threadIdx.x; i < wide_out; i += kTransposeThreads) {
       if constexpr (!Gather) {
         store16(output + 16 * i, load16(tile + i * kPerWide));

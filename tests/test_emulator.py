@@ -1,0 +1,247 @@
+"""The CUDA emulator itself: it runs correct kernels correctly, and finds the fault in every broken one.
+
+The kernels are in tests/emulator/examples.cpp and broken.cpp.
+"""
+
+import ctypes
+
+import numpy as np
+import pytest
+from emulated import BUILD, Emulator, KernelError, _library, emulator
+
+__all__ = ["emulator"]
+
+
+def run(
+    emulator: Emulator,
+    name: str,
+    input: np.ndarray | None = None,
+    output: np.ndarray | None = None,
+    *,
+    other: np.ndarray | None = None,
+    n: int = 0,
+    grid: tuple[int, ...] = (1, 1, 1),
+    block: tuple[int, ...] = (32, 1, 1),
+    shared: int = 0,
+    fill_output: bool = False,
+) -> np.ndarray:
+    """Runs an example and returns its output."""
+    empty = np.zeros(0, np.float32)
+    output = empty if output is None else output
+    with emulator.buffers(
+        ("input", empty if input is None else input, 0, True),
+        ("other", empty if other is None else other, 0, True),
+        ("output", output, 0, fill_output),
+    ) as buffers:
+        emulator.call(
+            "emulated_example",
+            name.encode(),
+            *(ctypes.c_void_p(b.address) for b in buffers),
+            n,
+            (ctypes.c_uint * 3)(*grid),
+            (ctypes.c_uint * 3)(*block),
+            shared,
+        )
+        return buffers[2].download()
+
+
+def floats(n: int) -> np.ndarray:
+    return np.arange(n, dtype=np.float32)
+
+
+# ---- what works ----
+
+
+@pytest.mark.parametrize("n", [1, 31, 128, 1000])
+def test_block_sum(emulator: Emulator, n: int) -> None:
+    blocks = (n + 127) // 128
+    out = run(emulator, "block_sum", floats(n), np.empty(blocks, np.float32), n=n, grid=(blocks, 1, 1), block=(128, 1, 1))
+    np.testing.assert_array_equal(out, [floats(n)[i : i + 128].sum() for i in range(0, n, 128)])
+
+
+def test_shuffles(emulator: Emulator) -> None:
+    out = run(emulator, "neighbours", output=np.empty((32, 3), np.int32))
+    np.testing.assert_array_equal(out[:, 0], [*range(1, 32), 31])
+    np.testing.assert_array_equal(out[:, 1], [0, *range(31)])
+    np.testing.assert_array_equal(out[:, 2], [5] * 16 + [21] * 16)
+
+
+@pytest.mark.parametrize("holds", [[0] * 32, [1] * 32, [0, 1] * 16])
+def test_votes(emulator: Emulator, holds: list[int]) -> None:
+    out = run(emulator, "votes", np.array(holds, np.int32), np.empty((32, 3), np.uint32))
+    ballot = sum(1 << i for i, h in enumerate(holds) if h)
+    np.testing.assert_array_equal(out, [[ballot, any(holds), all(holds)]] * 32)
+
+
+def test_atomics(emulator: Emulator) -> None:
+    values = np.random.default_rng(0).integers(0, 8, 1000).astype(np.int32)
+    out = run(emulator, "histogram", values, np.zeros(8, np.int32), n=1000, grid=(3, 1, 1), block=(64, 1, 1),
+              shared=32, fill_output=True)  # fmt: skip
+    np.testing.assert_array_equal(out, np.bincount(values, minlength=8))
+    values = np.random.default_rng(1).permutation(32).astype(np.int32)
+    out = run(emulator, "largest", values, np.array([-5, 0], np.int32), fill_output=True)
+    np.testing.assert_array_equal(out, [31, 32])
+
+
+@pytest.mark.parametrize("n", [1, 4, 128, 129, 515, 1024])
+def test_copies_arrive_when_waited_for(emulator: Emulator, n: int) -> None:
+    out = run(emulator, "pipeline", floats(n), np.empty(32, np.float32), n=n, shared=2 * 128 * 4)
+    padded = np.pad(floats(n), (0, -n % 128)).reshape(-1, 32, 4).sum((0, 2))
+    np.testing.assert_array_equal(out, np.roll(padded, -1))
+
+
+def bfloat16_bits(x: np.ndarray) -> np.ndarray:
+    return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+@pytest.mark.parametrize("name", ["product_bfloat16", "product_float16", "product_loaded", "product_tf32"])
+def test_tensor_cores(emulator: Emulator, name: str) -> None:
+    depth = 8 if name == "product_tf32" else 16
+    rng = np.random.default_rng(2)
+    a = rng.integers(-8, 8, (16, depth)).astype(np.float32)  # exact in every format
+    b = rng.integers(-8, 8, (depth, 8)).astype(np.float32)
+    convert = {
+        "product_float16": lambda x: x.astype(np.float16).view(np.uint16),
+        "product_tf32": lambda x: x,
+    }.get(name, bfloat16_bits)
+    out = run(emulator, name, convert(a), np.empty((16, 8), np.float32), other=convert(b))
+    np.testing.assert_array_equal(out, a @ b)
+
+
+def test_float16_values(emulator: Emulator) -> None:
+    widen = emulator.library.emulated_float16
+    widen.restype, widen.argtypes = ctypes.c_float, [ctypes.c_uint16]
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    np.testing.assert_array_equal([widen(int(b)) for b in bits], bits.view(np.float16).astype(np.float32))
+
+
+def test_sync_warp_orders_shared_memory(emulator: Emulator) -> None:
+    out = run(emulator, "warp_exchange", output=np.empty(64, np.int32), block=(64, 1, 1))
+    np.testing.assert_array_equal(out, (np.arange(64) ^ 1) + 2)
+
+
+def test_three_dimensions_of_grid_and_block(emulator: Emulator) -> None:
+    grid, block = (3, 2, 2), (8, 4, 2)
+    out = run(emulator, "barriers", output=np.empty(12 * 64, np.int32), grid=grid, block=block)
+    assert (out == 10).all()
+
+
+def test_many_threads(emulator: Emulator) -> None:
+    """65,536 threads with eleven switches each, the size a test of a kernel may have."""
+    out = run(emulator, "barriers", output=np.empty(1 << 16, np.int32), grid=(256, 1, 1), block=(256, 1, 1))
+    assert (out == 10).all()
+
+
+# ---- what is found ----
+
+# name: arguments of run, then the block, the thread and words of the message.
+BROKEN: dict[str, tuple[dict, str, str, str]] = {
+    "reads_beyond": (dict(input=floats(40), output=floats(40), n=40, grid=(2, 1, 1)), "(1, 0, 0)", "(7, 0, 0)",
+                     "reads 4 bytes at offset 160 of input, which has 160 bytes"),
+    "reads_before": (dict(input=floats(40), output=floats(40), n=40, grid=(2, 1, 1)), "(0, 0, 0)", "(0, 0, 0)",
+                     "reads 4 bytes at offset -4 of input"),
+    "writes_beyond": (dict(output=floats(40), grid=(2, 1, 1)), "(1, 0, 0)", "(8, 0, 0)",
+                      "writes 4 bytes at offset 160 of output, which has 160 bytes"),
+    "vector_beyond": (dict(output=floats(42), n=42), "(0, 0, 0)", "(10, 0, 0)",
+                      "writes 16 bytes at offset 160 of output, which has 168 bytes"),
+    "vector_misaligned": (dict(input=floats(64), output=floats(32)), "(0, 0, 0)", "(1, 0, 0)",
+                          "reads 16 bytes at an address that is 4 off a multiple of 16"),
+    "shared_beyond": (dict(output=floats(32), shared=128), "(0, 0, 0)", "(31, 0, 0)",
+                      "writes 4 bytes at offset 128 of dynamic shared memory, which has 128 bytes"),
+    "forgets_barrier": (dict(input=floats(64), output=floats(64), block=(64, 1, 1)), "(0, 0, 0)", "(0, 0, 0)",
+                        "which this block has not written"),
+    "overwrites_early": (dict(input=floats(64), output=floats(64), block=(64, 1, 1)), "(0, 0, 0)", "(1, 0, 0)",
+                         "a race: another thread read there"),
+    "forgets_sync_warp": (dict(input=floats(32), output=floats(32)), "(0, 0, 0)", "(0, 0, 0)",
+                          "which this block has not written"),
+    "races_in_order": (dict(input=floats(64), output=floats(64), block=(64, 1, 1)), "(0, 0, 0)", "(1, 0, 0)",
+                       "a race: thread (0, 0, 0) wrote there and no barrier lies between"),
+    "writes_twice": (dict(input=floats(64), output=floats(64), block=(64, 1, 1)), "(0, 0, 0)", "(1, 0, 0)",
+                     "a race: thread (0, 0, 0) wrote there and no barrier lies between"),
+    "mixes_atomics": (dict(output=floats(1), shared=4), "(0, 0, 0)", "(9, 0, 0)", "a race: an atomic wrote there"),
+    "exits_before_barrier": (dict(output=floats(40), n=40, grid=(2, 1, 1)), "(1, 0, 0)", "(0, 0, 0)",
+                             "for thread (8, 0, 0), which has exited"),
+    "barriers_in_branches": (dict(output=floats(32)), "(0, 0, 0)", "(0, 0, 0)",
+                             "for thread (1, 0, 0), which waits at __syncthreads (broken.cpp:"),
+    "forgets_async_wait": (dict(input=floats(128), output=floats(32), shared=512), "(0, 0, 0)", "(0, 0, 0)",
+                           "where an asynchronous copy is in flight"),
+    "waits_for_too_few": (dict(input=floats(32), output=floats(32), shared=128), "(0, 0, 0)", "(0, 0, 0)",
+                          "where an asynchronous copy is in flight"),
+    "forgets_barrier_after_async": (dict(input=floats(32), output=floats(32), shared=128), "(0, 0, 0)", "(1, 0, 0)",
+                                    "a race: thread (0, 0, 0) wrote there"),
+    "async_beyond": (dict(input=floats(126), shared=512), "(0, 0, 0)", "(31, 0, 0)",
+                     "reads 16 bytes asynchronously at offset 496 of input, which has 504 bytes"),
+    "async_misaligned": (dict(input=floats(200), shared=512), "(0, 0, 0)", "(0, 0, 0)",
+                         "from an address that is not a multiple of 16"),
+    "shuffles_from_exited": (dict(output=floats(20)), "(0, 0, 0)", "(0, 0, 0)",
+                             "waits in shuffle_down (broken.cpp:"),
+    "shuffles_in_branch": (dict(output=floats(32)), "(0, 0, 0)", "(0, 0, 0)",
+                           "for lane 16, which waits at __syncthreads"),
+    "shuffles_outside_mask": (dict(output=floats(32)), "(0, 0, 0)", "(0, 0, 0)",
+                              "shuffles from lane 16, which the mask leaves out"),
+    "votes_without_itself": (dict(output=floats(32)), "(0, 0, 0)", "(16, 0, 0)",
+                             "with a mask that leaves out the caller"),
+    "reads_unwritten_shared": (dict(output=floats(32), shared=128), "(0, 0, 0)", "(0, 0, 0)",
+                               "which this block has not written"),
+    "reads_unwritten_output": (dict(output=floats(32)), "(0, 0, 0)", "(0, 0, 0)", "which nobody has written"),
+    "blocks_collide": (dict(output=floats(32), grid=(2, 1, 1)), "(1, 0, 0)", "(0, 0, 0)",
+                       "a race: block (0, 0, 0) writes there"),
+    "follows_host_pointer": (dict(output=floats(32)), "(0, 0, 0)", "(0, 0, 0)", "where no buffer is"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_fault_is_found(emulator: Emulator, name: str) -> None:
+    arguments, block, thread, words = BROKEN[name]
+    with pytest.raises(KernelError) as found:
+        run(emulator, name, **arguments)
+    message = str(found.value)
+    assert message.startswith(f"kernel {name}, block {block}, thread {thread}: "), message
+    assert words in message, message
+
+
+def test_fault_names_the_line(emulator: Emulator) -> None:
+    with pytest.raises(KernelError, match=r"\[broken\.cpp:\d+\]"):
+        run(emulator, "writes_beyond", output=floats(40), grid=(2, 1, 1))
+
+
+def test_a_fault_leaves_no_trace(emulator: Emulator) -> None:
+    """After a kernel that was stopped half-way, the next one runs as if nothing had been."""
+    for name in ("exits_before_barrier", "shuffles_in_branch", "forgets_async_wait"):
+        with pytest.raises(KernelError):
+            run(emulator, name, **BROKEN[name][0])
+        test_block_sum(emulator, 1000)
+
+
+@pytest.mark.parametrize(
+    ("grid", "block", "shared"),
+    [((1, 1, 1), (1025, 1, 1), 0), ((1, 65536, 1), (1, 1, 1), 0), ((0, 1, 1), (1, 1, 1), 0), ((1, 1, 1), (1, 1, 1), 1 << 18)],
+)  # fmt: skip
+def test_launch_that_no_gpu_accepts(
+    emulator: Emulator, grid: tuple[int, ...], block: tuple[int, ...], shared: int
+) -> None:
+    with pytest.raises(KernelError, match="no GPU launches a grid of"):
+        run(emulator, "barriers", output=floats(1), grid=grid, block=block, shared=shared)
+
+
+def test_missing_output_is_noticed(emulator: Emulator) -> None:
+    with pytest.raises(AssertionError, match="4 of 132 bytes were never written"):
+        run(emulator, "barriers", output=np.empty(33, np.int32))
+
+
+def test_release_build_knows_nothing_of_it() -> None:
+    """Only the one header that the emulator takes the place of, and its caller, mention it."""
+    sources = (BUILD.parent.parent / "csrc").rglob("*")
+    mention = {p.name for p in sources if p.is_file() and "emulator" in p.read_text().lower()}
+    assert mention <= {"device.cuh", "launch.h"}
+
+
+@pytest.mark.parametrize("divisor", [1, 2, 3, 5, 7, 8, 10, 49, 641, 65535, 65536, 65537, (1 << 31) - 1])
+def test_division_by_multiplication(emulator: Emulator, divisor: int) -> None:
+    edges = [0, 1, divisor - 1, divisor, divisor + 1, (1 << 31) - 1]
+    multiples = ((1 << 31) // divisor - np.arange(1000)) * divisor
+    values = np.concatenate([edges, multiples, multiples - 1, np.random.default_rng(3).integers(0, 1 << 31, 10000)])
+    values = values[(values >= 0) & (values < 1 << 31)].astype(np.uint32)
+    errors = _library().emulated_divisor_errors
+    errors.restype = ctypes.c_int64
+    assert errors(ctypes.c_uint32(divisor), ctypes.c_void_p(values.ctypes.data), ctypes.c_int64(len(values))) == 0
