@@ -73,11 +73,14 @@ def test_votes(emulator: Emulator, holds: list[int]) -> None:
     np.testing.assert_array_equal(out, [[ballot, any(holds), all(holds)]] * 32)
 
 
-def test_atomics(emulator: Emulator) -> None:
+def test_histogram(emulator: Emulator) -> None:
     values = np.random.default_rng(0).integers(0, 8, 1000).astype(np.int32)
     out = run(emulator, "histogram", values, np.zeros(8, np.int32), n=1000, grid=(3, 1, 1), block=(64, 1, 1),
               shared=32, fill_output=True)  # fmt: skip
     np.testing.assert_array_equal(out, np.bincount(values, minlength=8))
+
+
+def test_atomic_maximum_and_exchange(emulator: Emulator) -> None:
     values = np.random.default_rng(1).permutation(32).astype(np.int32)
     out = run(emulator, "largest", values, np.array([-5, 0], np.int32), fill_output=True)
     np.testing.assert_array_equal(out, [31, 32])
