@@ -36,13 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = missing() if mine else None
     for item in mine:
         item.add_marker(pytest.mark.cuda)
+        for mark in item.iter_markers("kernels"):  # for the report that tools/gpu_check.py reads
+            item.user_properties += [("kernel", name) for name in mark.args]
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
-
-
-@pytest.fixture(autouse=True)
-def _record_kernels(request: pytest.FixtureRequest, record_property) -> None:
-    """For the report that tools/gpu_check.py reads."""
-    for mark in request.node.iter_markers("kernels"):
-        for name in mark.args:
-            record_property("kernel", name)
