@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Times fastconv's CUDA operators on layers of published networks, against what a user would otherwise run.
 
-One question for each row: how long does the GPU take, how long does the fastest of the peers take, and how far is it
-from the memory's limit? Every output is compared with PyTorch's before anything is timed. What is timed is the GPU
-alone, as replays of a CUDA graph over so many sets of buffers that the L2 cache is of no use; fastconv and its peers
-take turns. The bandwidth that rows are measured by is that of a copy in the same run.
+One question for each row: how long does the GPU take, how long does the fastest of the peers take, and how
+far is it from the memory's limit? Every output is compared with PyTorch's before anything is timed. What is
+timed is the GPU alone, as replays of a CUDA graph over so many sets of buffers that the L2 cache is of no
+use; fastconv and its peers take turns. The bandwidth that rows are measured by is that of a copy in the
+same run.
 
     python bench/cuda.py [--family channel_shuffle] [--case S01,S05] [--dtype bfloat16,float32] [--json FILE]
 """
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -51,8 +53,10 @@ class Row:
     error: str = ""
 
 
-def graph_of(function: Callable[[Tensor], Tensor], inputs: list[Tensor], repeats: int) -> torch.cuda.CUDAGraph:
-    """Captures `repeats` rounds over all inputs. Outputs of one round are all kept, so that they are cold as well."""
+def graph_of(
+    function: Callable[[Tensor], Tensor], inputs: list[Tensor], repeats: int
+) -> torch.cuda.CUDAGraph:
+    """Captures `repeats` rounds over all inputs. A round keeps its outputs, so that they are cold as well."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -70,6 +74,9 @@ def graph_of(function: Callable[[Tensor], Tensor], inputs: list[Tensor], repeats
 def time_graph(graph: torch.cuda.CUDAGraph) -> float:
     """Milliseconds of one replay."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda._sleep(
+        1_000_000
+    )  # half a millisecond, in which the graph is on its way: no waiting in what is timed
     begin.record()
     graph.replay()
     end.record()
@@ -77,7 +84,9 @@ def time_graph(graph: torch.cuda.CUDAGraph) -> float:
     return begin.elapsed_time(end)
 
 
-def time_all(contestants: dict[str, tuple[Callable[[Tensor], Tensor], list[Tensor]]]) -> dict[str, list[float]]:
+def time_all(
+    contestants: dict[str, tuple[Callable[[Tensor], Tensor], list[Tensor]]],
+) -> dict[str, list[float]]:
     """Microseconds of one call, ROUNDS samples for each contestant, in turns."""
     graphs, calls = {}, {}
     for name, (function, inputs) in contestants.items():
@@ -99,14 +108,11 @@ def copy_bandwidth() -> float:
     return 2 * COPY_BYTES / (times[0] * 1e-6)
 
 
-def eager(x: Tensor, groups: int) -> Tensor:
-    return F.channel_shuffle(x, groups)
-
-
-def views(x: Tensor, groups: int) -> Tensor:
+def views(x: Tensor, groups: int, layout: str = "contiguous") -> Tensor:
     """What torchvision's ShuffleNet does, and what a compiler fuses."""
     n, c, h, w = x.shape
-    return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+    shuffled = x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+    return shuffled.contiguous(memory_format=LAYOUTS[layout])
 
 
 def channel_shuffle_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> list[Row]:
@@ -118,14 +124,15 @@ def channel_shuffle_rows(case: dict[str, str], dtype: torch.dtype, compiled: boo
     base = [torch.randn(shape, device="cuda").to(dtype) for _ in range(copies)]
     inputs = {name: [x.contiguous(memory_format=f) for x in base] for name, f in LAYOUTS.items()}
     wanted = views(base[0], groups)
+    del base
 
     functions: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {}
     for layout in LAYOUTS:
-        functions[f"fastconv, {layout}"] = (lambda x: fastconv.channel_shuffle(x, groups), layout)
-        functions[f"eager, {layout}"] = (lambda x: eager(x, groups), layout)
+        functions[f"fastconv, {layout}"] = (partial(fastconv.channel_shuffle, groups=groups), layout)
+        functions[f"eager, {layout}"] = (partial(F.channel_shuffle, groups=groups), layout)
         if compiled:
-            program = torch.compile(views, dynamic=False)
-            functions[f"torch.compile, {layout}"] = (lambda x, program=program: program(x, groups), layout)
+            program = partial(torch.compile(views, dynamic=False), groups=groups, layout=layout)
+            functions[f"torch.compile, {layout}"] = (program, layout)
     contestants, errors = {}, {}
     for name, (function, layout) in functions.items():
         try:
@@ -143,7 +150,9 @@ def channel_shuffle_rows(case: dict[str, str], dtype: torch.dtype, compiled: boo
     rows = []
     for layout in LAYOUTS:
         name = f"fastconv, {layout}"
-        row = Row(case["id"], case["net"], case["layer"], str(dtype).removeprefix("torch."), layout, name in medians)
+        row = Row(
+            case["id"], case["net"], case["layer"], str(dtype).removeprefix("torch."), layout, name in medians
+        )
         row.error = "; ".join(f"{n}: {e}" for n, e in errors.items())
         row.bytes = 2 * size
         row.samples = samples
@@ -163,7 +172,8 @@ FAMILIES: dict[str, Callable[[dict[str, str], torch.dtype, bool], list[Row]]] = 
 def table(rows: list[Row], bandwidth: float) -> str:
     lines = [
         f"copy: {bandwidth / 1e12:.2f} TB/s",
-        f"{'case':5} {'type':9} {'layout':14} {'fastconv':>10} {'of copy':>8} {'fastest peer':>13} {'ratio':>6}  peer",
+        f"{'case':5} {'type':9} {'layout':14} {'fastconv':>10} {'of copy':>8} {'fastest peer':>13} "
+        f"{'ratio':>6}  peer",
     ]
     for row in rows:
         if not row.ok:
@@ -177,7 +187,9 @@ def table(rows: list[Row], bandwidth: float) -> str:
         )
     ratios = [row.ratio for row in rows if row.ok and row.ratio]
     if ratios:
-        lines.append(f"geometric mean of the ratios: {statistics.geometric_mean(ratios):.2f}, least: {min(ratios):.2f}")
+        lines.append(
+            f"geometric mean of the ratios: {statistics.geometric_mean(ratios):.2f}, least: {min(ratios):.2f}"
+        )
     return "\n".join(lines)
 
 
@@ -187,7 +199,9 @@ def main() -> None:
     parser.add_argument("--case", default="all", help="identifiers in bench/shapes.csv, with commas")
     parser.add_argument("--dtype", default="bfloat16,float32")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="start no further case after this long")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="start no further case after this long"
+    )
     parser.add_argument("--json", type=Path, help="write every sample to this file")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -211,6 +225,7 @@ def main() -> None:
                     continue
                 print(f"{case['id']} {dtype} ...", file=sys.stderr, flush=True)
                 rows += FAMILIES[case["family"]](case, getattr(torch, dtype), not options.no_compile)
+                torch.compiler.reset()  # or after a few shapes it would give up compiling
                 torch.cuda.empty_cache()
     for row in rows:
         row.share = row.bandwidth / bandwidth

@@ -1,8 +1,8 @@
-"""CUDA kernels on the host, for tests: builds tests/emulator when it is needed, and passes numpy arrays in and out.
+"""CUDA kernels on the host, for tests: builds tests/emulator when it is needed, and passes numpy arrays in
+and out.
 
-The emulator (see tests/emulator/emulator.h) checks every access of a kernel; what it finds is raised as KernelError,
-with the kernel, the block, the thread and the line.
-"""
+The emulator (see tests/emulator/emulator.h) checks every access of a kernel; what it finds is raised as
+KernelError, with the kernel, the block, the thread and the line."""
 
 import ctypes
 import fcntl
@@ -38,7 +38,9 @@ def _library() -> ctypes.CDLL:
         ):
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode != 0:
-                raise RuntimeError(f"building the CUDA emulator failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+                raise RuntimeError(
+                    f"building the CUDA emulator failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+                )
     library = ctypes.CDLL(str(BUILD / "libemulator.so"))
     library.emulator_allocate.restype = ctypes.c_void_p
     library.emulator_allocate.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t]

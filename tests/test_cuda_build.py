@@ -1,4 +1,5 @@
-"""`_C_cuda` as it is built here, where nvcc is: it asks nothing of the machine it is built on, and brings its own runtime."""
+"""`_C_cuda` as it is built here, where nvcc is: it asks nothing of the machine it is built on, and brings
+its own runtime."""
 
 import os
 import re
@@ -20,7 +21,9 @@ has_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on P
 @built
 def test_needs_pytorch_and_nothing_of_cuda() -> None:
     """PyTorch's libtorch_cuda.so, which the current stream comes from; no library of the CUDA toolkit."""
-    listing = subprocess.run(["readelf", "-d", str(LIBRARY)], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(
+        ["readelf", "-d", str(LIBRARY)], capture_output=True, text=True, check=True
+    ).stdout
     needed = set(re.findall(r"\(NEEDED\).*\[(.+)\]", listing))
     assert {"libtorch_cuda.so", "libtorch_cpu.so"} <= needed
     assert not {name for name in needed if re.match(r"lib(cuda|nv|cu)", name)}
@@ -42,8 +45,9 @@ def test_keeps_its_cuda_runtime_to_itself() -> None:
 def test_hardware_instructions_assemble(tmp_path: Path, chip: str) -> None:
     """The wrappers of core/device.cuh that no kernel uses yet: the emulator's examples use them all."""
     source = ROOT / "tests" / "emulator"
-    command = ["nvcc", "-x", "cu", "-std=c++17", f"-arch={chip}", "-Werror=all-warnings", f"-I{ROOT / 'csrc'}",
-               f"-I{source}", "-cubin", str(source / "examples.cpp"), "-o", str(tmp_path / "examples.cubin")]  # fmt: skip
+    command = ["nvcc", "-x", "cu", "-std=c++17", f"-arch={chip}", "-Werror=all-warnings", "-cubin"]
+    command += [f"-I{ROOT / 'csrc'}", f"-I{source}", str(source / "examples.cpp")]
+    command += ["-o", str(tmp_path / "examples.cubin")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -4,6 +4,7 @@ The kernels are in tests/emulator/examples.cpp and broken.cpp.
 """
 
 import ctypes
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,15 @@ def floats(n: int) -> np.ndarray:
 @pytest.mark.parametrize("n", [1, 31, 128, 1000])
 def test_block_sum(emulator: Emulator, n: int) -> None:
     blocks = (n + 127) // 128
-    out = run(emulator, "block_sum", floats(n), np.empty(blocks, np.float32), n=n, grid=(blocks, 1, 1), block=(128, 1, 1))
+    out = run(
+        emulator,
+        "block_sum",
+        floats(n),
+        np.empty(blocks, np.float32),
+        n=n,
+        grid=(blocks, 1, 1),
+        block=(128, 1, 1),
+    )
     np.testing.assert_array_equal(out, [floats(n)[i : i + 128].sum() for i in range(0, n, 128)])
 
 
@@ -137,65 +146,175 @@ def test_many_threads(emulator: Emulator) -> None:
 
 # ---- what is found ----
 
-# name: arguments of run, then the block, the thread and words of the message.
-BROKEN: dict[str, tuple[dict, str, str, str]] = {
-    "reads_beyond": (dict(input=floats(40), output=floats(40), n=40, grid=(2, 1, 1)), "(1, 0, 0)", "(7, 0, 0)",
-                     "reads 4 bytes at offset 160 of input, which has 160 bytes"),
-    "reads_before": (dict(input=floats(40), output=floats(40), n=40, grid=(2, 1, 1)), "(0, 0, 0)", "(0, 0, 0)",
-                     "reads 4 bytes at offset -4 of input"),
-    "writes_beyond": (dict(output=floats(40), grid=(2, 1, 1)), "(1, 0, 0)", "(8, 0, 0)",
-                      "writes 4 bytes at offset 160 of output, which has 160 bytes"),
-    "vector_beyond": (dict(output=floats(42), n=42), "(0, 0, 0)", "(10, 0, 0)",
-                      "writes 16 bytes at offset 160 of output, which has 168 bytes"),
-    "vector_misaligned": (dict(input=floats(64), output=floats(32)), "(0, 0, 0)", "(1, 0, 0)",
-                          "reads 16 bytes at an address that is 4 off a multiple of 16"),
-    "shared_beyond": (dict(output=floats(32), shared=128), "(0, 0, 0)", "(31, 0, 0)",
-                      "writes 4 bytes at offset 128 of dynamic shared memory, which has 128 bytes"),
-    "forgets_barrier": (dict(input=floats(64), output=floats(64), block=(64, 1, 1)), "(0, 0, 0)", "(0, 0, 0)",
-                        "which this block has not written"),
-    "overwrites_early": (dict(input=floats(64), output=floats(64), block=(64, 1, 1)), "(0, 0, 0)", "(1, 0, 0)",
-                         "a race: another thread read there"),
-    "forgets_sync_warp": (dict(input=floats(32), output=floats(32)), "(0, 0, 0)", "(0, 0, 0)",
-                          "which this block has not written"),
-    "races_in_order": (dict(input=floats(64), output=floats(64), block=(64, 1, 1)), "(0, 0, 0)", "(1, 0, 0)",
-                       "a race: thread (0, 0, 0) wrote there and no barrier lies between"),
-    "writes_twice": (dict(input=floats(64), output=floats(64), block=(64, 1, 1)), "(0, 0, 0)", "(1, 0, 0)",
-                     "a race: thread (0, 0, 0) wrote there and no barrier lies between"),
-    "mixes_atomics": (dict(output=floats(1), shared=4), "(0, 0, 0)", "(9, 0, 0)", "a race: an atomic wrote there"),
-    "exits_before_barrier": (dict(output=floats(40), n=40, grid=(2, 1, 1)), "(1, 0, 0)", "(0, 0, 0)",
-                             "for thread (8, 0, 0), which has exited"),
-    "barriers_in_branches": (dict(output=floats(32)), "(0, 0, 0)", "(0, 0, 0)",
-                             "for thread (1, 0, 0), which waits at __syncthreads (broken.cpp:"),
-    "forgets_async_wait": (dict(input=floats(128), output=floats(32), shared=512), "(0, 0, 0)", "(0, 0, 0)",
-                           "where an asynchronous copy is in flight"),
-    "waits_for_too_few": (dict(input=floats(32), output=floats(32), shared=128), "(0, 0, 0)", "(0, 0, 0)",
-                          "where an asynchronous copy is in flight"),
-    "forgets_barrier_after_async": (dict(input=floats(32), output=floats(32), shared=128), "(0, 0, 0)", "(1, 0, 0)",
-                                    "a race: thread (0, 0, 0) wrote there"),
-    "async_beyond": (dict(input=floats(126), shared=512), "(0, 0, 0)", "(31, 0, 0)",
-                     "reads 16 bytes asynchronously at offset 496 of input, which has 504 bytes"),
-    "async_misaligned": (dict(input=floats(200), shared=512), "(0, 0, 0)", "(0, 0, 0)",
-                         "from an address that is not a multiple of 16"),
-    "shuffles_from_exited": (dict(output=floats(20)), "(0, 0, 0)", "(0, 0, 0)",
-                             "waits in shuffle_down (broken.cpp:"),
-    "shuffles_in_branch": (dict(output=floats(32)), "(0, 0, 0)", "(0, 0, 0)",
-                           "for lane 16, which waits at __syncthreads"),
-    "shuffles_outside_mask": (dict(output=floats(32)), "(0, 0, 0)", "(0, 0, 0)",
-                              "shuffles from lane 16, which the mask leaves out"),
-    "votes_without_itself": (dict(output=floats(32)), "(0, 0, 0)", "(16, 0, 0)",
-                             "with a mask that leaves out the caller"),
-    "reads_unwritten_shared": (dict(output=floats(32), shared=128), "(0, 0, 0)", "(0, 0, 0)",
-                               "which this block has not written"),
-    "reads_unwritten_output": (dict(output=floats(32)), "(0, 0, 0)", "(0, 0, 0)", "which nobody has written"),
-    "blocks_collide": (dict(output=floats(32), grid=(2, 1, 1)), "(1, 0, 0)", "(0, 0, 0)",
-                       "a race: block (0, 0, 0) writes there"),
-    "follows_host_pointer": (dict(output=floats(32)), "(0, 0, 0)", "(0, 0, 0)", "where no buffer is"),
-}  # fmt: skip
+
+def fault(block: str, thread: str, words: str, /, **arguments: Any) -> tuple[str, str, str, dict[str, Any]]:
+    """Where and in which words a fault is to be reported, and the arguments of run that provoke it."""
+    return block, thread, words, arguments
+
+
+BROKEN = {
+    "reads_beyond": fault(
+        "(1, 0, 0)",
+        "(7, 0, 0)",
+        "reads 4 bytes at offset 160 of input, which has 160 bytes",
+        input=floats(40),
+        output=floats(40),
+        n=40,
+        grid=(2, 1, 1),
+    ),
+    "reads_before": fault(
+        "(0, 0, 0)",
+        "(0, 0, 0)",
+        "reads 4 bytes at offset -4 of input",
+        input=floats(40),
+        output=floats(40),
+        n=40,
+        grid=(2, 1, 1),
+    ),
+    "writes_beyond": fault(
+        "(1, 0, 0)",
+        "(8, 0, 0)",
+        "writes 4 bytes at offset 160 of output, which has 160 bytes",
+        output=floats(40),
+        grid=(2, 1, 1),
+    ),
+    "vector_beyond": fault(
+        "(0, 0, 0)",
+        "(10, 0, 0)",
+        "writes 16 bytes at offset 160 of output, which has 168 bytes",
+        output=floats(42),
+        n=42,
+    ),
+    "vector_misaligned": fault(
+        "(0, 0, 0)",
+        "(1, 0, 0)",
+        "reads 16 bytes at an address that is 4 off a multiple of 16",
+        input=floats(64),
+        output=floats(32),
+    ),
+    "shared_beyond": fault(
+        "(0, 0, 0)",
+        "(31, 0, 0)",
+        "writes 4 bytes at offset 128 of dynamic shared memory, which has 128 bytes",
+        output=floats(32),
+        shared=128,
+    ),
+    "forgets_barrier": fault(
+        "(0, 0, 0)",
+        "(0, 0, 0)",
+        "which this block has not written",
+        input=floats(64),
+        output=floats(64),
+        block=(64, 1, 1),
+    ),
+    "overwrites_early": fault(
+        "(0, 0, 0)",
+        "(1, 0, 0)",
+        "a race: another thread read there",
+        input=floats(64),
+        output=floats(64),
+        block=(64, 1, 1),
+    ),
+    "forgets_sync_warp": fault(
+        "(0, 0, 0)", "(0, 0, 0)", "which this block has not written", input=floats(32), output=floats(32)
+    ),
+    "races_in_order": fault(
+        "(0, 0, 0)",
+        "(1, 0, 0)",
+        "a race: thread (0, 0, 0) wrote there and no barrier lies between",
+        input=floats(64),
+        output=floats(64),
+        block=(64, 1, 1),
+    ),
+    "writes_twice": fault(
+        "(0, 0, 0)",
+        "(1, 0, 0)",
+        "a race: thread (0, 0, 0) wrote there and no barrier lies between",
+        input=floats(64),
+        output=floats(64),
+        block=(64, 1, 1),
+    ),
+    "mixes_atomics": fault(
+        "(0, 0, 0)", "(9, 0, 0)", "a race: an atomic wrote there", output=floats(1), shared=4
+    ),
+    "exits_before_barrier": fault(
+        "(1, 0, 0)",
+        "(0, 0, 0)",
+        "for thread (8, 0, 0), which has exited",
+        output=floats(40),
+        n=40,
+        grid=(2, 1, 1),
+    ),
+    "barriers_in_branches": fault(
+        "(0, 0, 0)",
+        "(0, 0, 0)",
+        "for thread (1, 0, 0), which waits at __syncthreads (broken.cpp:",
+        output=floats(32),
+    ),
+    "forgets_async_wait": fault(
+        "(0, 0, 0)",
+        "(0, 0, 0)",
+        "where an asynchronous copy is in flight",
+        input=floats(128),
+        output=floats(32),
+        shared=512,
+    ),
+    "waits_for_too_few": fault(
+        "(0, 0, 0)",
+        "(0, 0, 0)",
+        "where an asynchronous copy is in flight",
+        input=floats(32),
+        output=floats(32),
+        shared=128,
+    ),
+    "forgets_barrier_after_async": fault(
+        "(0, 0, 0)",
+        "(1, 0, 0)",
+        "a race: thread (0, 0, 0) wrote there",
+        input=floats(32),
+        output=floats(32),
+        shared=128,
+    ),
+    "async_beyond": fault(
+        "(0, 0, 0)",
+        "(31, 0, 0)",
+        "reads 16 bytes asynchronously at offset 496 of input, which has 504 bytes",
+        input=floats(126),
+        shared=512,
+    ),
+    "async_misaligned": fault(
+        "(0, 0, 0)",
+        "(0, 0, 0)",
+        "from an address that is not a multiple of 16",
+        input=floats(200),
+        shared=512,
+    ),
+    "shuffles_from_exited": fault(
+        "(0, 0, 0)", "(0, 0, 0)", "waits in shuffle_down (broken.cpp:", output=floats(20)
+    ),
+    "shuffles_in_branch": fault(
+        "(0, 0, 0)", "(0, 0, 0)", "for lane 16, which waits at __syncthreads", output=floats(32)
+    ),
+    "shuffles_outside_mask": fault(
+        "(0, 0, 0)", "(0, 0, 0)", "shuffles from lane 16, which the mask leaves out", output=floats(32)
+    ),
+    "votes_without_itself": fault(
+        "(0, 0, 0)", "(16, 0, 0)", "with a mask that leaves out the caller", output=floats(32)
+    ),
+    "reads_unwritten_shared": fault(
+        "(0, 0, 0)", "(0, 0, 0)", "which this block has not written", output=floats(32), shared=128
+    ),
+    "reads_unwritten_output": fault("(0, 0, 0)", "(0, 0, 0)", "which nobody has written", output=floats(32)),
+    "blocks_collide": fault(
+        "(1, 0, 0)", "(0, 0, 0)", "a race: block (0, 0, 0) writes there", output=floats(32), grid=(2, 1, 1)
+    ),
+    "follows_host_pointer": fault("(0, 0, 0)", "(0, 0, 0)", "where no buffer is", output=floats(32)),
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_fault_is_found(emulator: Emulator, name: str) -> None:
-    arguments, block, thread, words = BROKEN[name]
+    block, thread, words, arguments = BROKEN[name]
     with pytest.raises(KernelError) as found:
         run(emulator, name, **arguments)
     message = str(found.value)
@@ -212,13 +331,18 @@ def test_a_fault_leaves_no_trace(emulator: Emulator) -> None:
     """After a kernel that was stopped half-way, the next one runs as if nothing had been."""
     for name in ("exits_before_barrier", "shuffles_in_branch", "forgets_async_wait"):
         with pytest.raises(KernelError):
-            run(emulator, name, **BROKEN[name][0])
+            run(emulator, name, **BROKEN[name][3])
         test_block_sum(emulator, 1000)
 
 
 @pytest.mark.parametrize(
     ("grid", "block", "shared"),
-    [((1, 1, 1), (1025, 1, 1), 0), ((1, 65536, 1), (1, 1, 1), 0), ((0, 1, 1), (1, 1, 1), 0), ((1, 1, 1), (1, 1, 1), 1 << 18)],
+    [
+        ((1, 1, 1), (1025, 1, 1), 0),
+        ((1, 65536, 1), (1, 1, 1), 0),
+        ((0, 1, 1), (1, 1, 1), 0),
+        ((1, 1, 1), (1, 1, 1), 1 << 18),
+    ],
 )  # fmt: skip
 def test_launch_that_no_gpu_accepts(
     emulator: Emulator, grid: tuple[int, ...], block: tuple[int, ...], shared: int
@@ -243,8 +367,13 @@ def test_release_build_knows_nothing_of_it() -> None:
 def test_division_by_multiplication(emulator: Emulator, divisor: int) -> None:
     edges = [0, 1, divisor - 1, divisor, divisor + 1, (1 << 31) - 1]
     multiples = ((1 << 31) // divisor - np.arange(1000)) * divisor
-    values = np.concatenate([edges, multiples, multiples - 1, np.random.default_rng(3).integers(0, 1 << 31, 10000)])
+    values = np.concatenate(
+        [edges, multiples, multiples - 1, np.random.default_rng(3).integers(0, 1 << 31, 10000)]
+    )
     values = values[(values >= 0) & (values < 1 << 31)].astype(np.uint32)
     errors = _library().emulated_divisor_errors
     errors.restype = ctypes.c_int64
-    assert errors(ctypes.c_uint32(divisor), ctypes.c_void_p(values.ctypes.data), ctypes.c_int64(len(values))) == 0
+    assert (
+        errors(ctypes.c_uint32(divisor), ctypes.c_void_p(values.ctypes.data), ctypes.c_int64(len(values)))
+        == 0
+    )

@@ -31,12 +31,15 @@ KERNELS = [gpu_status.Kernel("pool", "max_pool", "csrc/pool/cuda.cuh", "new"),
 def report(gpu: str = "NVIDIA H200", commit: str = "abc", date: str = "2026-11-22T10:00:00+00:00") -> dict:
     return {
         "date": date, "commit": commit, "gpu": {"name": gpu, "driver": "580"},
-        "versions": {"torch": "2.11", "cuda": "13.0", "nvcc": "nvcc 13.0"}, "sanitizer": {"memcheck": "passed"},
+        "versions": {"torch": "2.11", "cuda": "13.0", "nvcc": "nvcc 13.0"},
+        "sanitizer": {"memcheck": "passed"},
         "tests": {"passed": 3, "failed": 0, "skipped": 0},
     }  # fmt: skip
 
 
-def recorded(outcomes: dict[str, set[str]], previous: dict | None = None, finished: bool = True, **kwargs: str) -> dict:
+def recorded(
+    outcomes: dict[str, set[str]], previous: dict | None = None, finished: bool = True, **kwargs: str
+) -> dict:
     made = report(**kwargs)
     gpu_check.record(made, outcomes, finished, previous or {}, KERNELS)
     return made
@@ -57,7 +60,10 @@ def test_kernels_are_read_off_the_sources(tmp_path: Path) -> None:
         "template <class T>\n__global__ void __launch_bounds__(kThreads, 2) bounded(const Params p) {}\n"
         "__device__ void helper(Params p) {}\n"
     )
-    assert [(k.family, k.name) for k in gpu_status.cuda_kernels(tmp_path)] == [("pool", "plain"), ("pool", "bounded")]
+    assert [(k.family, k.name) for k in gpu_status.cuda_kernels(tmp_path)] == [
+        ("pool", "plain"),
+        ("pool", "bounded"),
+    ]
 
 
 def test_no_kernel_is_overlooked() -> None:
@@ -71,8 +77,9 @@ def test_every_kernel_has_a_test_on_a_gpu(tmp_path: Path) -> None:
     """Also where there is no GPU: the tests are skipped there, but say which kernels they are for."""
     junit = tmp_path / "junit.xml"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-o", "addopts=",
-         "--import-mode=importlib", "-p", "no:cacheprovider", "-q", f"--junitxml={junit}", str(ROOT / "tests" / "cuda")],
+        [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT),
+         "-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider", "-q", f"--junitxml={junit}",
+         str(ROOT / "tests" / "cuda")],
         capture_output=True, text=True,
     )  # fmt: skip
     counts, outcomes, _ = gpu_check.read_junit(junit)
@@ -142,7 +149,9 @@ def test_changed_source_is_said() -> None:
 
 @pytest.mark.skipif(gpu_check.no_gpu() is None, reason="there is a GPU")
 def test_without_a_gpu_one_sentence() -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "tools" / "gpu_check.py")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "gpu_check.py")], capture_output=True, text=True
+    )
     assert done.returncode == gpu_check.NO_GPU
     assert done.stderr.strip() == gpu_check.no_gpu()
     assert done.stderr.count("\n") == 1

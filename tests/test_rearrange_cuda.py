@@ -1,4 +1,5 @@
-"""Channel shuffle's CUDA kernels on the emulator, against a transposition in numpy, at sizes that reach every branch."""
+"""Channel shuffle's CUDA kernels on the emulator, against a transposition in numpy, at sizes that reach
+every branch."""
 
 import ctypes
 
@@ -20,14 +21,15 @@ def transpose(
     offsets: tuple[int, int] = (0, 0),
     max_grid: int = ALL_BLOCKS,
 ) -> str:
-    """Transposes the middle axes of [outer, rows, columns, inner], checks the result, and returns the kernel's name."""
+    """Transposes the middle axes of [outer, rows, columns, inner], checks it, returns the kernel's name."""
     values = np.random.default_rng(0).integers(0, 256, np.prod(shape) * size, np.uint8)
     input = values.view(DTYPES[size]).reshape(shape)
     expected = np.ascontiguousarray(input.transpose(0, 2, 1, 3))
     emulator.launched()
-    with emulator.buffers(
-        ("input", input, offsets[0], True), ("output", expected, offsets[1], False)
-    ) as (source, target):
+    with emulator.buffers(("input", input, offsets[0], True), ("output", expected, offsets[1], False)) as (
+        source,
+        target,
+    ):
         emulator.call(
             "emulated_transpose",
             ctypes.c_void_p(source.address),
@@ -77,7 +79,7 @@ def test_access_width(
 @pytest.mark.parametrize("outer", [1, 2, 4, 5, 8, 9])
 @pytest.mark.parametrize("size", [1, 2])
 def test_ragged_samples(emulator: Emulator, outer: int, size: int) -> None:
-    """Samples of an odd number of elements, so that 32-bit words span samples and the last word is cut short."""
+    """Samples of an odd number of elements: 32-bit words span samples, and the last word is cut short."""
     transpose(emulator, (outer, 3, 5, 7), size)
 
 
@@ -138,7 +140,9 @@ def test_short_planes_are_wide_pixels(emulator: Emulator, inner: int, size: int)
     assert transpose(emulator, (40, 3, 8, inner), size).startswith("transpose_pixels<")
 
 
-@pytest.mark.parametrize(("inner", "size", "offset"), [(1, 16, 8), (2, 8, 8), (4, 2, 2), (1, 4, 2), (1, 2, 1)])
+@pytest.mark.parametrize(
+    ("inner", "size", "offset"), [(1, 16, 8), (2, 8, 8), (4, 2, 2), (1, 4, 2), (1, 2, 1)]
+)
 def test_addresses_off_the_element_size(emulator: Emulator, inner: int, size: int, offset: int) -> None:
     """What torch.frombuffer and other libraries may hand over."""
     transpose(emulator, (20, 3, 8, inner), size, offsets=(offset, 0))
@@ -163,9 +167,19 @@ def test_buffer_too_short_is_found(emulator: Emulator, inner: int) -> None:
     """The checks above mean something: the same call on an input that lacks its last element fails."""
     values = np.zeros(8 * 6 * inner - 1, np.uint16)
     with (
-        emulator.buffers(("input", values, 0, True), ("output", np.zeros(8 * 6 * inner, np.uint16), 0, False)) as (i, o),
+        emulator.buffers(
+            ("input", values, 0, True), ("output", np.zeros(8 * 6 * inner, np.uint16), 0, False)
+        ) as (i, o),
         pytest.raises(KernelError, match=r"kernel transpose_.*of input, which has"),
     ):
         emulator.call(
-            "emulated_transpose", ctypes.c_void_p(i.address), ctypes.c_void_p(o.address), 8, 2, 3, inner, 2, ALL_BLOCKS
+            "emulated_transpose",
+            ctypes.c_void_p(i.address),
+            ctypes.c_void_p(o.address),
+            8,
+            2,
+            3,
+            inner,
+            2,
+            ALL_BLOCKS,
         )

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Checks the CUDA kernels on the GPU of this machine, in one command and within ten minutes.
 
-Builds fastconv against the PyTorch and CUDA toolkit found here (installs nothing, needs no network), runs the tests of
-tests/cuda, a small sample of them under compute-sanitizer where there is one, and the CUDA benchmark, and writes what
-came of it to bench/results/<gpu>/gpu-check.json and gpu-check.txt. docs/gpu-status.md is generated from these files
-(tools/gpu_status.py); commit them together.
+Builds fastconv against the PyTorch and CUDA toolkit found here (installs nothing, needs no network), runs
+the tests of tests/cuda, a small sample of them under compute-sanitizer where there is one, and the CUDA
+benchmark, and writes what came of it to bench/results/<gpu>/gpu-check.json and gpu-check.txt.
+docs/gpu-status.md is generated from these files (tools/gpu_status.py); commit them together.
 
     python tools/gpu_check.py [--no-bench] [--minutes 10]
 
@@ -60,9 +60,19 @@ class Checker:
     def left(self) -> float:
         return self.deadline - time.monotonic()
 
-    def run(self, name: str, command: list[str], limit: float, cwd: Path = BUILD, **environment: str) -> Step:
-        """Runs a command for at most `limit` seconds and what is left of the time. `cwd` is the build by default: Python
-        looks there first, so that the package in the source tree, which lacks these libraries, is not found."""
+    def run(
+        self,
+        name: str,
+        command: list[str],
+        limit: float,
+        cwd: Path = BUILD,
+        extra: dict[str, str] | None = None,
+    ) -> Step:
+        """Runs a command for at most `limit` seconds and what is left of the time.
+
+        `cwd` is the build by default: Python looks there first, and so does not find the package in the
+        source tree, which lacks these libraries.
+        """
         limit = min(limit, self.left())
         print(f"\n== {name}", flush=True)
         begin = time.monotonic()
@@ -71,7 +81,11 @@ class Checker:
         log = BUILD / f"{re.sub(r'[^a-z]+', '-', name.lower())}.log"
         with open(log, "w") as out:
             process = subprocess.Popen(
-                command, cwd=cwd, env={**self.environment, **environment}, stdout=out, stderr=subprocess.STDOUT
+                command,
+                cwd=cwd,
+                env={**self.environment, **(extra or {})},
+                stdout=out,
+                stderr=subprocess.STDOUT,
             )
             try:
                 code = process.wait(limit)
@@ -83,17 +97,25 @@ class Checker:
         print(output[-6000:] if code == 0 else output[-12000:], flush=True)
         return Step(name, code, output, time.monotonic() - begin)
 
-    def python(self, name: str, arguments: list[str], limit: float, **environment: str) -> Step:
-        return self.run(name, [sys.executable, *arguments], limit, **environment)
+    def python(self, name: str, arguments: list[str], limit: float) -> Step:
+        return self.run(name, [sys.executable, *arguments], limit)
 
-    def pytest(self, name: str, arguments: list[str], limit: float, prefix: list[str] | None = None, **environment: str) -> Step:
+    def pytest(
+        self,
+        name: str,
+        arguments: list[str],
+        limit: float,
+        prefix: list[str] | None = None,
+        extra: dict[str, str] | None = None,
+    ) -> Step:
         """Options of pyproject.toml that need a plugin which may be missing here are overridden."""
         command = [
-            *(prefix or []), sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT),
+            *(prefix or []), sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir",
+            str(ROOT),
             "-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider", "-q", "-m", "cuda",
             *arguments, str(ROOT / "tests" / "cuda"),
         ]  # fmt: skip
-        return self.run(name, command, limit, **environment)
+        return self.run(name, command, limit, extra=extra)
 
 
 def no_gpu() -> str | None:
@@ -140,16 +162,17 @@ def describe_machine() -> tuple[dict, dict]:
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "nvcc": "nvcc " + first_line([os.environ.get("CUDACXX") or "nvcc", "--version"], r"release [\d.]+, V([\d.]+)"),
+        "nvcc": "nvcc "
+        + first_line([os.environ.get("CUDACXX") or "nvcc", "--version"], r"release [\d.]+, V([\d.]+)"),
     }
     return gpu, versions
 
 
 def read_junit(path: Path) -> tuple[dict[str, int], dict[str, set[str]], list[str]]:
-    """Counts of outcomes; for each kernel the outcomes of the tests that name it; the names of failed tests."""
+    """Counts of outcomes; for each kernel the outcomes of the tests that name it; the failed tests."""
     counts = {"passed": 0, "failed": 0, "skipped": 0}
     kernels: dict[str, set[str]] = {}
-    failed = []
+    failed: list[str] = []
     if not path.exists():
         return counts, kernels, failed
     for case in ET.parse(path).iter("testcase"):
@@ -172,14 +195,22 @@ def judge(outcomes: set[str] | None, finished: bool) -> str:
 
 
 def record(
-    report: dict, outcomes: dict[str, set[str]], finished: bool, previous: dict, kernels: list[gpu_status.Kernel]
+    report: dict,
+    outcomes: dict[str, set[str]],
+    finished: bool,
+    previous: dict,
+    kernels: list[gpu_status.Kernel],
 ) -> None:
     """Fills in report["kernels"]; a kernel that fails keeps the note of when it last passed."""
     report["kernels"] = {}
     for kernel in kernels:
-        entry = {"family": kernel.family, "result": judge(outcomes.get(kernel.name), finished)}
+        entry: dict = {"family": kernel.family, "result": judge(outcomes.get(kernel.name), finished)}
         if entry["result"] == "passed":
-            entry["last_passed"] = {"date": report["date"], "commit": report["commit"], "digest": kernel.digest}
+            entry["last_passed"] = {
+                "date": report["date"],
+                "commit": report["commit"],
+                "digest": kernel.digest,
+            }
         else:
             entry["last_passed"] = previous.get("kernels", {}).get(kernel.name, {}).get("last_passed")
         report["kernels"][kernel.name] = entry
@@ -209,7 +240,9 @@ def find_sanitizer() -> str | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=9.5, help="for everything together")
     parser.add_argument("--no-bench", action="store_true", help="leave the benchmark out")
     parser.add_argument("--commit", help="what to record where this is not a git checkout")
@@ -231,8 +264,8 @@ def main() -> None:
     shutil.rmtree(BUILD, ignore_errors=True)
     BUILD.mkdir(parents=True)
     arch = gpu["capability"].replace(".", "")
-    steps.append(checker.run("build", [sys.executable, "setup.py", "build", "--build-lib", str(BUILD)], 300, cwd=ROOT,
-                             FASTCONV_CUDA="1", FASTCONV_CUDA_ARCHS=arch))  # fmt: skip
+    steps.append(checker.run("build", [sys.executable, "setup.py", "build", "--build-lib", str(BUILD)], 300,
+                             cwd=ROOT, extra={"FASTCONV_CUDA": "1", "FASTCONV_CUDA_ARCHS": arch}))  # fmt: skip
     if not steps[-1].ok:
         sys.exit("gpu-check: the build failed, nothing was checked")
     where = "import fastconv._native as n; print(n.__file__); assert n.HAS_CUDA, 'without CUDA operators'"
@@ -251,26 +284,33 @@ def main() -> None:
         if sanitizer is None:
             report["sanitizer"][tool] = "not found on this machine"
             continue
-        # Without PyTorch's caching allocator, or an access beyond one tensor lands in the next and is not noticed.
+        # Without PyTorch's caching allocator: an access beyond one tensor would land in the next, unnoticed.
         step = checker.pytest(
             f"compute-sanitizer {tool}", ["-m", "cuda and sanitizer"], 120,
             prefix=[sanitizer, "--tool", tool, "--error-exitcode", "86", "--target-processes", "all"],
-            PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+            extra={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         )  # fmt: skip
         steps.append(step)
-        report["sanitizer"][tool] = {0: "passed", 124: "out of time"}.get(step.code, "failed")
+        ran = re.search(r"\b[1-9]\d* passed", step.output)  # all skipped is not passed
+        report["sanitizer"][tool] = {0: "passed" if ran else "not run", 124: "out of time"}.get(
+            step.code, "failed"
+        )
 
     report["bench"], report["bench_table"] = None, "no benchmark"
     if not options.no_bench:
         target = BUILD / "bench.json"
         limit = min(180.0, checker.left())
         step = checker.python(
-            "benchmark", [str(ROOT / "bench" / "cuda.py"), "--json", str(target), "--seconds", str(max(0.0, limit - 40))], 180
-        )  # fmt: skip
+            "benchmark",
+            [str(ROOT / "bench" / "cuda.py"), "--json", str(target), "--seconds", str(max(0.0, limit - 40))],
+            180,
+        )
         steps.append(step)
         if target.exists():
             report["bench"] = json.loads(target.read_text())
-        report["bench_table"] = "\n".join(line for line in step.output.splitlines() if not line.endswith("..."))[-4000:]
+        report["bench_table"] = "\n".join(
+            line for line in step.output.splitlines() if not line.endswith("...")
+        )[-4000:]
 
     directory = gpu_status.RESULTS / re.sub(r"[^a-z0-9]+", "-", gpu["name"].lower()).strip("-")
     directory.mkdir(parents=True, exist_ok=True)
@@ -281,7 +321,10 @@ def main() -> None:
     file.write_text(json.dumps(report, indent=1) + "\n")
     (directory / "gpu-check.txt").write_text(summarise(report))
     print("\n" + summarise(report))
-    print(f"written to {directory.relative_to(ROOT)}; commit it with docs/gpu-status.md (python tools/gpu_status.py)")
+    print(
+        f"written to {directory.relative_to(ROOT)}; commit it with docs/gpu-status.md "
+        "(python tools/gpu_status.py)"
+    )
     untested = [name for name, entry in report["kernels"].items() if entry["result"] != "passed"]
     failed = [step.name for step in steps if not step.ok]
     if failed or untested:

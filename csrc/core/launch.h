@@ -20,7 +20,7 @@ namespace fastconv {
 struct Stream {
   const char* op;  // the operator's name, for errors
   int device;
-  void* handle;    // cudaStream_t
+  void* handle;  // cudaStream_t
 };
 
 // What a launcher asks about a device before it chooses a grid or a kernel.
@@ -54,10 +54,9 @@ inline DeviceLimits device_limits(const Stream& stream) {
       check_cuda(stream.op, "read a device attribute", cudaDeviceGetAttribute(&value, which, stream.device));
       return value;
     };
-    known[stream.device] = {attribute(cudaDevAttrMultiProcessorCount),
-                            attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-                            10 * attribute(cudaDevAttrComputeCapabilityMajor) +
-                                attribute(cudaDevAttrComputeCapabilityMinor)};
+    known[stream.device] = {
+        attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+        10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor)};
   });
   return known[stream.device];
 }

@@ -26,13 +26,13 @@ constexpr int64_t kPixelTileMaxBytes = 48 << 10;  // what a block gets without a
 // the number of pieces in a group, everything beyond a group is 64-bit.
 template <class Index>
 struct PlanesArgs {
-  const char* input;        // [samples, rows, columns, plane]
-  char* output;             // [samples, columns, rows, plane]
-  int64_t pieces;           // in all samples
-  int64_t group_pieces;     // in `fold` samples
+  const char* input;     // [samples, rows, columns, plane]
+  char* output;          // [samples, columns, rows, plane]
+  int64_t pieces;        // in all samples
+  int64_t group_pieces;  // in `fold` samples
   int64_t groups;
-  int64_t blocks_per_group;  // blocks that cover one group
-  int64_t blocks;            // in all; a block takes kSamplesPerThread groups
+  int64_t blocks_per_group;             // blocks that cover one group
+  int64_t blocks;                       // in all; a block takes kSamplesPerThread groups
   Divisor<Index> plane, rows, columns;  // plane in pieces
 };
 
@@ -85,11 +85,11 @@ __global__ void __launch_bounds__(kTransposeThreads) transpose_planes(const Plan
 }
 
 struct PixelsArgs {
-  const char* input;    // [pixels, rows, columns]
-  char* output;         // [pixels, columns, rows]
-  int64_t bytes;        // in all pixels
+  const char* input;  // [pixels, rows, columns]
+  char* output;       // [pixels, columns, rows]
+  int64_t bytes;      // in all pixels
   int64_t tiles;
-  uint32_t tile_bytes;  // whole pixels, and a multiple of 16
+  uint32_t tile_bytes;           // whole pixels, and a multiple of 16
   bool wide_input, wide_output;  // the pointer is a multiple of 16
   Divisor<uint32_t> pixel;       // elements
   uint32_t major;                // the factor of a pixel that counts slowly on the side whose order the walk follows
@@ -220,9 +220,12 @@ inline void launch_transpose_planes(const TransposeParams& p, const Stream& stre
   const int64_t plane_bytes = p.inner * p.element_size;
   const uint64_t output = reinterpret_cast<uintptr_t>(p.output);
   switch (widest_access(reinterpret_cast<uintptr_t>(p.input) | output | static_cast<uint64_t>(plane_bytes))) {
-    case 16: return choose_planes<uint4, uint4>(p, plane_bytes, stream, max_grid);
-    case 8: return choose_planes<uint2, uint2>(p, plane_bytes, stream, max_grid);
-    case 4: return choose_planes<uint32_t, uint32_t>(p, plane_bytes, stream, max_grid);
+    case 16:
+      return choose_planes<uint4, uint4>(p, plane_bytes, stream, max_grid);
+    case 8:
+      return choose_planes<uint2, uint2>(p, plane_bytes, stream, max_grid);
+    case 4:
+      return choose_planes<uint32_t, uint32_t>(p, plane_bytes, stream, max_grid);
     case 2:
       if (output % 4 == 0) return choose_planes<uint32_t, uint16_t>(p, plane_bytes, stream, max_grid);
       return choose_planes<uint16_t, uint16_t>(p, plane_bytes, stream, max_grid);
@@ -267,7 +270,8 @@ void launch_transpose_pixels(const TransposeParams& p, const Stream& stream, int
 // loops over the grid are reached at sizes that a test can afford.
 inline void transpose(TransposeParams params, const Stream& stream, int64_t max_grid = kMaxGrid) {
   const uint64_t addresses = reinterpret_cast<uintptr_t>(params.input) | reinterpret_cast<uintptr_t>(params.output);
-  // Planes of up to 16 bytes are elements of that size; elements that lie off their own size are planes of smaller ones.
+  // Planes of up to 16 bytes are elements of that size; elements that lie off their own size are planes of smaller
+  // ones.
   const int64_t plane_bytes = params.inner * params.element_size;
   if (plane_bytes <= 16 && (plane_bytes & (plane_bytes - 1)) == 0) {
     params.element_size = plane_bytes;
@@ -280,11 +284,16 @@ inline void transpose(TransposeParams params, const Stream& stream, int64_t max_
   const int64_t least_tile = pixel_step(params) * params.rows * params.columns * params.element_size;
   if (params.inner > 1 || least_tile > kPixelTileMaxBytes) return launch_transpose_planes(params, stream, max_grid);
   switch (params.element_size) {
-    case 1: return launch_transpose_pixels<uint8_t>(params, stream, max_grid);
-    case 2: return launch_transpose_pixels<uint16_t>(params, stream, max_grid);
-    case 4: return launch_transpose_pixels<uint32_t>(params, stream, max_grid);
-    case 8: return launch_transpose_pixels<uint64_t>(params, stream, max_grid);
-    case 16: return launch_transpose_pixels<uint4>(params, stream, max_grid);
+    case 1:
+      return launch_transpose_pixels<uint8_t>(params, stream, max_grid);
+    case 2:
+      return launch_transpose_pixels<uint16_t>(params, stream, max_grid);
+    case 4:
+      return launch_transpose_pixels<uint32_t>(params, stream, max_grid);
+    case 8:
+      return launch_transpose_pixels<uint64_t>(params, stream, max_grid);
+    case 16:
+      return launch_transpose_pixels<uint4>(params, stream, max_grid);
   }
 }
 

@@ -1,8 +1,7 @@
 """What the tests in this directory share: they need a GPU, and say so where there is none.
 
-`make gpu-check` runs them. `@pytest.mark.kernels("name", ...)` says which CUDA kernels a test exercises; a kernel counts
-as passed (docs/gpu-status.md) when every test that names it has.
-"""
+`make gpu-check` runs them. `@pytest.mark.kernels("name", ...)` says which CUDA kernels a test exercises; a
+kernel counts as passed (docs/gpu-status.md) when every test that names it has."""
 
 from pathlib import Path
 

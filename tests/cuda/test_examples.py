@@ -1,8 +1,8 @@
-"""The emulator against the hardware: its own examples, compiled by nvcc and run on the GPU, give what it says they give.
+"""The emulator against the hardware: its own examples, compiled by nvcc and run on the GPU, give what it
+says they give.
 
-A test of a kernel on the emulator is worth as much as the emulator's idea of a shuffle, an asynchronous copy or a tensor
-core is right; here a GPU is asked.
-"""
+A test of a kernel on the emulator is worth as much as the emulator's idea of a shuffle, an asynchronous
+copy or a tensor core is right; here a GPU is asked."""
 
 import ctypes
 import functools

@@ -1,8 +1,7 @@
 """Channel shuffle on a GPU: every type, layout, width of access and way to be called, bit for bit.
 
-The kernels' indexing is tested on any machine by test_rearrange_cuda.py; here it is the compiler for GPUs, the launch,
-streams, graphs, devices and sizes that no emulator reaches.
-"""
+The kernels' indexing is tested on any machine by test_rearrange_cuda.py; here it is the compiler for GPUs,
+the launch, streams, graphs, devices and sizes that no emulator reaches."""
 
 from collections.abc import Callable
 
@@ -15,7 +14,8 @@ import fastconv
 
 DEVICE = "cuda"
 DTYPES = [
-    torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.int8, torch.int16, torch.int32,
+    torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.int8, torch.int16,
+    torch.int32,
     torch.int64, torch.bool, torch.complex64, torch.complex128,
 ]  # fmt: skip
 BOTH = pytest.mark.kernels("transpose_planes", "transpose_pixels")
@@ -61,7 +61,6 @@ def shifted(x: Tensor) -> Tensor:
 
 
 def shifted_channels_last(x: Tensor) -> Tensor:
-    n, c, h, w = x.shape
     return shifted(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
 
 
@@ -196,7 +195,9 @@ def test_more_than_two_billion_elements(
 @BOTH
 def test_arguments_are_checked() -> None:
     x = values((2, 6, 4, 4), torch.float32)
-    with pytest.raises(RuntimeError, match=r"channel_shuffle: groups must divide the number of channels 6 \(got 4\)"):
+    with pytest.raises(
+        RuntimeError, match=r"channel_shuffle: groups must divide the number of channels 6 \(got 4\)"
+    ):
         fastconv.channel_shuffle(x, 4)
     with pytest.raises(RuntimeError, match=r"channel_unshuffle: groups must be positive \(got 0\)"):
         fastconv.channel_unshuffle(x, 0)

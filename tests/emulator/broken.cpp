@@ -159,7 +159,9 @@ __global__ void shuffles_outside_mask(ExampleParams p) {
   if (threadIdx.x < 16) output_of(p)[threadIdx.x] = shuffle(1.f, 16, 0xffffu);
 }
 
-__global__ void votes_without_itself(ExampleParams p) { output_of(p)[threadIdx.x] = vote_any(true, 0xffffu) ? 1.f : 0.f; }
+__global__ void votes_without_itself(ExampleParams p) {
+  output_of(p)[threadIdx.x] = vote_any(true, 0xffffu) ? 1.f : 0.f;
+}
 
 __global__ void reads_unwritten_shared(ExampleParams p) {
   output_of(p)[threadIdx.x] = dynamic_shared<float>()[threadIdx.x];

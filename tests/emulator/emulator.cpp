@@ -33,8 +33,8 @@ struct Fiber {
   jmp_buf context;
   bool started = false;
   State state = State::kReady;
-  Site site{};         // where it waits
-  unsigned mask = 0;   // with whom, in a warp instruction
+  Site site{};          // where it waits
+  unsigned mask = 0;    // with whom, in a warp instruction
   void* own = nullptr;  // what it brings
   dim3 index;
   std::vector<AsyncCopy> uncommitted;
@@ -42,13 +42,13 @@ struct Fiber {
 };
 
 Fiber fibers[kMaxThreads];
-unsigned count = 0;              // of the block that runs
-Fiber* current = nullptr;        // nullptr in host code
+unsigned count = 0;        // of the block that runs
+Fiber* current = nullptr;  // nullptr in host code
 jmp_buf scheduler;
-ucontext_t scheduler_context;    // only ever left, for makecontext wants one
-std::string failure;             // of the launch that runs
+ucontext_t scheduler_context;  // only ever left, for makecontext wants one
+std::string failure;           // of the launch that runs
 std::string kernel_name;
-std::string launched;            // kernels since emulator_launched was last asked
+std::string launched;  // kernels since emulator_launched was last asked
 void (*thread_function)(const void*, const void*);
 const void* kernel_function;
 const void* kernel_params;
@@ -102,7 +102,8 @@ __attribute__((noinline)) void resume(Fiber& fiber) {
 }
 
 void describe(const Fiber& fiber, const std::string& what) {
-  failure = "kernel " + kernel_name + ", block " + text(registers.block) + ", thread " + text(fiber.index) + ": " + what;
+  failure =
+      "kernel " + kernel_name + ", block " + text(registers.block) + ", thread " + text(fiber.index) + ": " + what;
 }
 
 // No thread can go on and not all have ended: says who waits for what, and which thread does not come.

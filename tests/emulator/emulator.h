@@ -83,9 +83,9 @@ enum class Access { kRead, kWrite, kAtomic };
 void check(const void* address, size_t bytes, Access access);
 // Ends the launch on behalf of the thread that is running, or of another lane of its warp.
 [[noreturn]] void fail(const std::string& what, int lane = -1);
-void* shared_memory();                            // the dynamic one
-void run(const void* kernel, dim3 grid, dim3 block, size_t shared, void (*thread)(const void* kernel, const void* params),
-         const void* params);
+void* shared_memory();  // the dynamic one
+void run(const void* kernel, dim3 grid, dim3 block, size_t shared,
+         void (*thread)(const void* kernel, const void* params), const void* params);
 
 template <class Params>
 EMULATOR_UNCHECKED void thread(const void* kernel, const void* params) {
@@ -125,7 +125,9 @@ inline uint32_t multiply_high(uint32_t a, uint32_t b) {
 }
 
 inline void sync_block(EMULATOR_SITE) { emulator::barrier({"sync_block", file, line}); }
-inline void sync_warp(unsigned mask = kFullWarp, EMULATOR_SITE) { emulator::sync_warp({"sync_warp", file, line}, mask); }
+inline void sync_warp(unsigned mask = kFullWarp, EMULATOR_SITE) {
+  emulator::sync_warp({"sync_warp", file, line}, mask);
+}
 
 // ---- shuffles and votes ----
 

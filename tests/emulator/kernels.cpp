@@ -1,7 +1,6 @@
 // The library's CUDA kernels as the emulator runs them: one entry per operator, called by the tests of its family.
-#include "rearrange/cuda.cuh"
-
 #include "entry.h"
+#include "rearrange/cuda.cuh"
 
 extern "C" const char* emulated_transpose(const void* input, void* output, int64_t outer, int64_t rows, int64_t columns,
                                           int64_t inner, int64_t element_size, int64_t max_grid) {

@@ -11,11 +11,10 @@
 // byte that one block writes and another touches is an error, except through atomics.
 #include "memory.h"
 
+#include <cxxabi.h>
 #include <dlfcn.h>
 #include <elf.h>
 #include <link.h>
-
-#include <cxxabi.h>
 
 #include <fstream>
 #include <map>
@@ -37,7 +36,7 @@ struct SharedByte {
   uint16_t writer = kNobody;  // thread
   uint16_t reading_warp = kNobody;
   uint32_t write_warp_epoch = 0, read_warp_epoch = 0;
-  uint32_t readers = 0;       // lanes
+  uint32_t readers = 0;  // lanes
   bool in_flight = false;
 };
 
@@ -61,7 +60,7 @@ std::map<uintptr_t, Buffer> buffers;
 uintptr_t constants_begin = 0, constants_end = 0;  // this library's read-only data
 
 bool checking = false;
-uint32_t epoch = 1, block = 0;         // counted over all launches, so that old notes need no clearing
+uint32_t epoch = 1, block = 0;  // counted over all launches, so that old notes need no clearing
 uint32_t block_in_launch = 0;
 uint32_t warp_epochs[32];
 unsigned thread = 0;
@@ -116,7 +115,8 @@ void check_shared(SharedRange& range, const What& what) {
     SharedByte& byte = range.state[i];
     const auto place = [&] { return "at offset " + std::to_string(i) + " of " + where; };
     if (byte.in_flight)
-      what.fail(place() + ", where an asynchronous copy is in flight (copy_async_wait is missing, or a barrier after it)");
+      what.fail(place() +
+                ", where an asynchronous copy is in flight (copy_async_wait is missing, or a barrier after it)");
     if (byte.epoch != epoch) {
       byte.epoch = epoch;
       byte.writer = byte.reading_warp = kNobody;
@@ -126,7 +126,8 @@ void check_shared(SharedRange& range, const What& what) {
     const bool both_atomic = byte.writer == kAtomically && what.access == Access::kAtomic;
     if (byte.writer != kNobody && byte.writer != me && !both_atomic &&
         !(byte.writer / 32 == warp && byte.write_warp_epoch < now))
-      what.fail(place() + ", a race: " + (byte.writer == kAtomically ? "an atomic" : "thread " + thread_name(byte.writer)) +
+      what.fail(place() +
+                ", a race: " + (byte.writer == kAtomically ? "an atomic" : "thread " + thread_name(byte.writer)) +
                 " wrote there and no barrier lies between");
     if (what.access == Access::kRead) {
       if (byte.block != block) what.fail(place() + ", which this block has not written");
@@ -211,8 +212,8 @@ void check_access(const What& what, bool aligned) {
   if (what.access == Access::kRead && inside(what.address, constants_begin, constants_end)) return;
   const uintptr_t dynamic = reinterpret_cast<uintptr_t>(ranges[1].begin);
   if (inside(what.address, dynamic - 64, dynamic + ranges[1].bytes + 64))
-    near = "at offset " + std::to_string(static_cast<int64_t>(what.address - dynamic)) + " of dynamic shared memory, which has " +
-           std::to_string(ranges[1].bytes) + " bytes";
+    near = "at offset " + std::to_string(static_cast<int64_t>(what.address - dynamic)) +
+           " of dynamic shared memory, which has " + std::to_string(ranges[1].bytes) + " bytes";
   what.fail(near);
 }
 
@@ -303,8 +304,8 @@ void complete_async(void* shared, size_t bytes) {
   check_access({reinterpret_cast<uintptr_t>(shared), bytes, Access::kWrite, nullptr}, true);
 }
 
-// The name of a function with internal linkage, which the dynamic linker does not know: it stands in the symbol table of
-// the file that this library was loaded from.
+// The name of a function with internal linkage, which the dynamic linker does not know: it stands in the symbol table
+// of the file that this library was loaded from.
 std::string function_name(const void* function) {
   static std::map<const void*, std::string> known;
   std::string& name = known[function];
@@ -349,11 +350,11 @@ void check(const void* address, size_t bytes, Access access) {
 
 // ---- what the compiler calls ----
 
-#define EMULATOR_HOOK(size)                                                                                      \
-  extern "C" void __asan_load##size##_noabort(uintptr_t address) {                                               \
+#define EMULATOR_HOOK(size)                                                                                       \
+  extern "C" void __asan_load##size##_noabort(uintptr_t address) {                                                \
     emulator::memory::check_access({address, size, emulator::Access::kRead, __builtin_return_address(0)}, true);  \
-  }                                                                                                              \
-  extern "C" void __asan_store##size##_noabort(uintptr_t address) {                                              \
+  }                                                                                                               \
+  extern "C" void __asan_store##size##_noabort(uintptr_t address) {                                               \
     emulator::memory::check_access({address, size, emulator::Access::kWrite, __builtin_return_address(0)}, true); \
   }
 EMULATOR_HOOK(1)
@@ -376,8 +377,12 @@ extern "C" {
 // A device buffer whose first byte lies `offset` beyond a multiple of 256, as views of tensors do.
 void* emulator_allocate(const char* name, size_t bytes, size_t offset) {
   using namespace emulator::memory;
-  Buffer buffer{name, nullptr, bytes, std::vector<char>(bytes + offset + 2 * kMargin, kUnwritten),
-                std::vector<bool>(bytes, false), std::vector<uint32_t>(bytes, 0)};
+  Buffer buffer{name,
+                nullptr,
+                bytes,
+                std::vector<char>(bytes + offset + 2 * kMargin, kUnwritten),
+                std::vector<bool>(bytes, false),
+                std::vector<uint32_t>(bytes, 0)};
   const uintptr_t base = (reinterpret_cast<uintptr_t>(buffer.memory.data()) + kMargin + 255) / 256 * 256 + offset;
   buffer.begin = reinterpret_cast<char*>(base);
   return buffers.emplace(base, std::move(buffer)).first->second.begin;
