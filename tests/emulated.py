@@ -7,6 +7,7 @@ KernelError, with the kernel, the block, the thread and the line."""
 import ctypes
 import fcntl
 import functools
+import os
 import re
 import shutil
 import subprocess
@@ -29,11 +30,13 @@ class KernelError(Exception):
 @functools.cache
 def _library() -> ctypes.CDLL:
     BUILD.mkdir(parents=True, exist_ok=True)
+    # g++ even where another compiler is the default: see tests/emulator/CMakeLists.txt.
+    compiler = ["-DCMAKE_CXX_COMPILER=g++"] if "CXX" not in os.environ and shutil.which("g++") else []
     generator = ["-G", "Ninja"] if shutil.which("ninja") and not (BUILD / "Makefile").exists() else []
     with open(BUILD / "lock", "w") as lock:  # several test processes may want it at once
         fcntl.flock(lock, fcntl.LOCK_EX)
         for command in (
-            ["cmake", "-S", str(SOURCE), "-B", str(BUILD), *generator],
+            ["cmake", "-S", str(SOURCE), "-B", str(BUILD), *generator, *compiler],
             ["cmake", "--build", str(BUILD)],  # does nothing where nothing has changed
         ):
             done = subprocess.run(command, capture_output=True, text=True)

@@ -120,11 +120,40 @@ def test_tensor_cores(emulator: Emulator, name: str) -> None:
     np.testing.assert_array_equal(out, a @ b)
 
 
-def test_float16_values(emulator: Emulator) -> None:
-    widen = emulator.library.emulated_float16
-    widen.restype, widen.argtypes = ctypes.c_float, [ctypes.c_uint16]
-    bits = np.arange(1 << 16, dtype=np.uint16)
-    np.testing.assert_array_equal([widen(int(b)) for b in bits], bits.view(np.float16).astype(np.float32))
+def rounded(x: np.ndarray, name: str) -> np.ndarray:
+    """float32 values as the 16-bit type has them."""
+    if name == "float16":
+        with np.errstate(over="ignore"):
+            return x.astype(np.float16).astype(np.float32)
+    bits = x.view(np.uint32).astype(np.uint64)
+    wide = ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+    return np.where(np.isnan(x), x, wide)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_conversions(emulator: Emulator, name: str) -> None:
+    """Every 16-bit value, and as many float32 values: all exponents, ties, subnormal, infinite and NaN."""
+    n = 1 << 16
+    bits = np.arange(n, dtype=np.uint16)
+    wide = bits.view(np.float16).astype(np.float32) if name == "float16" else None
+    if wide is None:
+        wide = (bits.astype(np.uint32) << 16).view(np.float32)
+    values = np.random.default_rng(4).integers(0, 1 << 32, n, np.uint32).view(np.float32).copy()
+    values[: n // 4] = np.exp2(np.random.default_rng(5).uniform(-27, 17, n // 4))
+    values[n // 4 : n // 2] = (wide[: n // 4] + wide[1 : n // 4 + 1]) / 2  # halfway between neighbours
+    values[-4:] = [np.inf, -np.inf, np.nan, 65520.0]
+    out = run(
+        emulator,
+        name,
+        bits,
+        np.empty(2 * n, np.float32),
+        other=values,
+        n=n,
+        grid=(4, 1, 1),
+        block=(256, 1, 1),
+    )
+    np.testing.assert_array_equal(out[:n], wide)
+    np.testing.assert_array_equal(out[n:], rounded(values, name))
 
 
 def test_sync_warp_orders_shared_memory(emulator: Emulator) -> None:

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -86,11 +87,12 @@ class Checker:
                 env={**self.environment, **(extra or {})},
                 stdout=out,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
             try:
                 code = process.wait(limit)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
                 process.wait()
                 code = 124
         output = log.read_text(errors="replace") + (f"\nstopped after {limit:.0f} s" if code == 124 else "")
@@ -264,8 +266,9 @@ def main() -> None:
     shutil.rmtree(BUILD, ignore_errors=True)
     BUILD.mkdir(parents=True)
     arch = gpu["capability"].replace(".", "")
-    steps.append(checker.run("build", [sys.executable, "setup.py", "build", "--build-lib", str(BUILD)], 300,
-                             cwd=ROOT, extra={"FASTCONV_CUDA": "1", "FASTCONV_CUDA_ARCHS": arch}))  # fmt: skip
+    command = [sys.executable, "setup.py", "build", "--build-lib", str(BUILD)]
+    settings = {"FASTCONV_CUDA": "1", "FASTCONV_CUDA_ARCHS": arch}
+    steps.append(checker.run("build", command, 300, cwd=ROOT, extra=settings))
     if not steps[-1].ok:
         sys.exit("gpu-check: the build failed, nothing was checked")
     where = "import fastconv._native as n; print(n.__file__); assert n.HAS_CUDA, 'without CUDA operators'"

@@ -73,6 +73,33 @@ __device__ __forceinline__ T atomic_compare_exchange(T* address, T expected, T d
   return atomicCAS(address, expected, desired);
 }
 
+// ---- 16-bit types: float32 and back, rounded to nearest, ties to even; arithmetic happens in float32 ----
+
+__device__ __forceinline__ float widen(bfloat16 value) {
+  return __uint_as_float(static_cast<uint32_t>(value.bits) << 16);
+}
+__device__ __forceinline__ float widen(float16 value) {
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
+  return wide;
+}
+__device__ __forceinline__ void narrow(float value, float16& out) {
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(value));
+}
+__device__ __forceinline__ void narrow(float value, bfloat16& out) {
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(value));
+#else
+  const uint32_t bits = __float_as_uint(value);
+  out.bits = static_cast<uint16_t>(value != value ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+#endif
+}
+// Types that are computed in as they are stored, so that a kernel may be written once for all.
+__device__ __forceinline__ float widen(float value) { return value; }
+__device__ __forceinline__ double widen(double value) { return value; }
+__device__ __forceinline__ void narrow(float value, float& out) { out = value; }
+__device__ __forceinline__ void narrow(double value, double& out) { out = value; }
+
 // ---- accesses of 16 bytes; the address must be a multiple of 16 ----
 
 __device__ __forceinline__ uint4 load16(const void* address) { return *static_cast<const uint4*>(address); }

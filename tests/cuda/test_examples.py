@@ -98,6 +98,11 @@ def test_tensor_cores(gpu: Gpu, name: str) -> None:
     examples.test_tensor_cores(gpu, name)
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_conversions(gpu: Gpu, name: str) -> None:
+    examples.test_conversions(gpu, name)
+
+
 def test_sync_warp_orders_shared_memory(gpu: Gpu) -> None:
     examples.test_sync_warp_orders_shared_memory(gpu)
 

@@ -11,8 +11,9 @@
 // waited for and not before. Whatever is wrong ends the launch with the kernel, the block, the thread and the address
 // of the instruction.
 //
-// What it cannot do: say how fast a kernel is, find races between warps of one block in device memory, or judge what is
-// written in assembly. Instructions that core/device.cuh does not name do not exist here, and so do not compile.
+// What it cannot do: tell one static shared array from its neighbour (dynamic shared memory is exact), say how fast a
+// kernel is, find races between warps of one block in device memory, or judge what is written in assembly. Instructions
+// that core/device.cuh does not name do not exist here, and so do not compile.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -214,6 +215,17 @@ EMULATOR_UNCHECKED T atomic_compare_exchange(T* address, T expected, T desired) 
   return before;
 }
 
+// ---- 16-bit types ----
+
+float widen(bfloat16 value);
+float widen(float16 value);
+void narrow(float value, bfloat16& out);
+void narrow(float value, float16& out);
+inline float widen(float value) { return value; }
+inline double widen(double value) { return value; }
+inline void narrow(float value, float& out) { out = value; }
+inline void narrow(double value, double& out) { out = value; }
+
 inline uint4 load16(const void* address) { return *static_cast<const uint4*>(address); }
 inline void store16(void* address, uint4 value) { *static_cast<uint4*>(address) = value; }
 
@@ -230,16 +242,14 @@ inline void copy_async_wait() {
 
 // ---- tensor cores; sums in float32, which the hardware rounds a little differently ----
 
-void emulated_mma_16bit(float* d, const uint32_t* a, const uint32_t* b, float (*widen)(uint16_t),
+void emulated_mma_16bit(float* d, const uint32_t* a, const uint32_t* b, float (*widen_bits)(uint16_t),
                         const emulator::Site& site);
 void emulated_mma_tf32(float* d, const uint32_t* a, const uint32_t* b, const emulator::Site& site);
-float emulated_widen_bfloat16(uint16_t bits);
-float emulated_widen_float16(uint16_t bits);
 inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bfloat16, EMULATOR_SITE) {
-  emulated_mma_16bit(d, a, b, emulated_widen_bfloat16, {"mma_m16n8k16", file, line});
+  emulated_mma_16bit(d, a, b, [](uint16_t bits) { return widen(bfloat16{bits}); }, {"mma_m16n8k16", file, line});
 }
 inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float16, EMULATOR_SITE) {
-  emulated_mma_16bit(d, a, b, emulated_widen_float16, {"mma_m16n8k16", file, line});
+  emulated_mma_16bit(d, a, b, [](uint16_t bits) { return widen(float16{bits}); }, {"mma_m16n8k16", file, line});
 }
 inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], EMULATOR_SITE) {
   emulated_mma_tf32(d, a, b, {"mma_m16n8k8_tf32", file, line});

@@ -132,6 +132,17 @@ __global__ void product_tf32(ExampleParams p) {
   for (int i = 0; i < 4; ++i) D[(group + i / 2 * 8) * 8 + 2 * k + i % 2] = d[i];
 }
 
+// float32 from 16 bits, and back.
+template <class T>
+__global__ void conversions(ExampleParams p) {
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < p.n; i += int64_t{gridDim.x} * blockDim.x) {
+    static_cast<float*>(p.output)[i] = widen(static_cast<const T*>(p.input)[i]);
+    T narrowed;
+    narrow(static_cast<const float*>(p.other)[i], narrowed);
+    static_cast<float*>(p.output)[p.n + i] = widen(narrowed);
+  }
+}
+
 // Lanes of one warp exchange values through shared memory, with sync_warp and no block barrier.
 __global__ void warp_exchange(ExampleParams p) {
   __shared__ int values[64];
@@ -167,6 +178,8 @@ constexpr Example kExamples[] = {
     {"product_float16", product_16bit<float16>},
     {"product_loaded", product_loaded},
     {"product_tf32", product_tf32},
+    {"bfloat16", conversions<bfloat16>},
+    {"float16", conversions<float16>},
     {"warp_exchange", warp_exchange},
     {"barriers", barriers},
 };

@@ -9,11 +9,11 @@ struct MmaLane {
   float* d;
   const uint32_t* a;
   const uint32_t* b;
-  float (*widen)(uint16_t);
+  float (*widen_bits)(uint16_t);
 };
 
-float half_of(const uint32_t* registers, int i, float (*widen)(uint16_t)) {
-  return widen(static_cast<uint16_t>(registers[i / 2] >> 16 * (i % 2)));
+float half_of(const uint32_t* registers, int i, float (*widen_bits)(uint16_t)) {
+  return widen_bits(static_cast<uint16_t>(registers[i / 2] >> 16 * (i % 2)));
 }
 
 float tf32_of(uint32_t bits) {
@@ -40,8 +40,8 @@ void finish_mma_16bit(void** lanes) {
     const auto& own = *static_cast<MmaLane*>(lanes[lane]);
     const int group = lane / 4, pair = lane % 4;
     for (int i = 0; i < 8; ++i)
-      a[group + (i / 2 % 2 ? 8 : 0)][pair * 2 + i % 2 + (i >= 4 ? 8 : 0)] = half_of(own.a, i, own.widen);
-    for (int i = 0; i < 4; ++i) b[pair * 2 + i % 2 + (i >= 2 ? 8 : 0)][group] = half_of(own.b, i, own.widen);
+      a[group + (i / 2 % 2 ? 8 : 0)][pair * 2 + i % 2 + (i >= 4 ? 8 : 0)] = half_of(own.a, i, own.widen_bits);
+    for (int i = 0; i < 4; ++i) b[pair * 2 + i % 2 + (i >= 2 ? 8 : 0)][group] = half_of(own.b, i, own.widen_bits);
   }
   multiply(lanes, a, b, 16);
 }
@@ -92,9 +92,9 @@ unsigned emulated_vote(bool holds, unsigned mask, const emulator::Site& site) {
   return lane.result;
 }
 
-void emulated_mma_16bit(float* d, const uint32_t* a, const uint32_t* b, float (*widen)(uint16_t),
+void emulated_mma_16bit(float* d, const uint32_t* a, const uint32_t* b, float (*widen_bits)(uint16_t),
                         const emulator::Site& site) {
-  MmaLane lane{d, a, b, widen};
+  MmaLane lane{d, a, b, widen_bits};
   emulator::collective(site, kFullWarp, &lane, finish_mma_16bit);
 }
 
@@ -109,19 +109,47 @@ void emulated_load_matrices(uint32_t* out, const void* row, bool transposed, con
   emulator::collective(site, kFullWarp, &lane, finish_load_matrices);
 }
 
-float emulated_widen_bfloat16(uint16_t bits) {
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, sizeof value);
-  return value;
+namespace {
+template <class To, class From>
+To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
 }
+}  // namespace
 
-float emulated_widen_float16(uint16_t bits) {
-  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-  const float sign = bits >> 15 ? -1.f : 1.f;
+float widen(bfloat16 value) { return bits_as<float>(static_cast<uint32_t>(value.bits) << 16); }
+
+float widen(float16 value) {
+  const int exponent = value.bits >> 10 & 31, fraction = value.bits & 1023;
+  const float sign = value.bits >> 15 ? -1.f : 1.f;
   if (exponent == 31) return fraction ? NAN : sign * INFINITY;
   return sign * (exponent ? std::ldexp(1024.f + static_cast<float>(fraction), exponent - 25)
                           : std::ldexp(static_cast<float>(fraction), -24));
+}
+
+// The hardware's NaN is 0x7fff in both types.
+void narrow(float value, bfloat16& out) {
+  const uint32_t bits = bits_as<uint32_t>(value);
+  out.bits = static_cast<uint16_t>(std::isnan(value) ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+// Rounds at the last place that float16 has at this magnitude; from 65520 on that is infinity.
+void narrow(float value, float16& out) {
+  const uint16_t sign = static_cast<uint16_t>(bits_as<uint32_t>(value) >> 16 & 0x8000u);
+  const float magnitude = std::fabs(value);
+  uint16_t bits = 0x7c00;
+  if (std::isnan(value)) {
+    out.bits = 0x7fff;
+    return;
+  }
+  if (magnitude < 65520.f) {
+    const int exponent = magnitude < 0x1p-14f ? -14 : std::ilogb(magnitude);
+    const float places = std::nearbyint(std::ldexp(magnitude, 10 - exponent));        // 1024 and more where normal
+    bits = static_cast<uint16_t>((exponent + 14) * 1024 + static_cast<int>(places));  // a carry moves the exponent on
+  }
+  out.bits = static_cast<uint16_t>(sign | bits);
 }
 
 // To nearest, ties away from zero.
@@ -132,5 +160,3 @@ uint32_t to_tf32(float value) {
 }
 
 }  // namespace fastconv
-
-extern "C" float emulated_float16(uint16_t bits) { return fastconv::emulated_widen_float16(bits); }
