@@ -19,20 +19,20 @@ namespace {
 
 constexpr int kTransposeThreads = 256;
 constexpr int kSamplesPerThread = 4;
+constexpr int64_t kGroupBlocks = 8;
 constexpr int64_t kPixelTileBytes = 16 << 10;     // small enough for 8 or more blocks a multiprocessor
 constexpr int64_t kPixelTileMaxBytes = 48 << 10;  // what a block gets without asking
 
-// `samples` are moved in groups of `fold`, so that small ones fill a block and ragged ones a 32-bit word; `Index` holds
-// the number of pieces in a group, everything beyond a group is 64-bit.
+// `samples` are moved in groups of `fold`, so that small ones fill blocks and ragged ones a 32-bit word; `Index` holds
+// the number of pieces in a group and of blocks, the offset of a group is 64-bit.
 template <class Index>
 struct PlanesArgs {
-  const char* input;     // [samples, rows, columns, plane]
-  char* output;          // [samples, columns, rows, plane]
-  int64_t pieces;        // in all samples
-  int64_t group_pieces;  // in `fold` samples
-  int64_t groups;
-  int64_t blocks_per_group;             // blocks that cover one group
-  int64_t blocks;                       // in all; a block takes kSamplesPerThread groups
+  const char* input;                    // [samples, rows, columns, plane]
+  char* output;                         // [samples, columns, rows, plane]
+  int64_t pieces;                       // in all samples
+  int64_t group_pieces;                 // in `fold` samples
+  int64_t blocks;                       // in all; a block takes its part of kSamplesPerThread groups
+  Divisor<Index> blocks_per_group;      // that cover one group
   Divisor<Index> plane, rows, columns;  // plane in pieces
 };
 
@@ -42,31 +42,32 @@ __global__ void __launch_bounds__(kTransposeThreads) transpose_planes(const Plan
   constexpr int kPieces = sizeof(Word) / sizeof(Piece);
   const Piece* input = reinterpret_cast<const Piece*>(args.input);
   for (int64_t block = blockIdx.x; block < args.blocks; block += gridDim.x) {
-    const int64_t chunk = block / args.blocks_per_group;
-    const int64_t first = ((block - chunk * args.blocks_per_group) * kTransposeThreads + threadIdx.x) * kPieces;
-    if (first >= args.group_pieces) continue;
+    const Index chunk = args.blocks_per_group.divide(static_cast<Index>(block));
+    const Index part = static_cast<Index>(block) - chunk * args.blocks_per_group.value;
+    const Index first = (part * kTransposeThreads + threadIdx.x) * kPieces;
+    if (first >= static_cast<uint64_t>(args.group_pieces)) continue;
     Index source[kPieces];  // where each piece comes from, within a group
 #pragma unroll
     for (int k = 0; k < kPieces; ++k) {
-      const Index piece = static_cast<Index>(first) + k;
+      const Index piece = first + k;
       const Index plane = args.plane.divide(piece), pair = args.rows.divide(plane);
       const Index sample = args.columns.divide(pair), column = pair - sample * args.columns.value;
       const Index row = plane - pair * args.rows.value;
       source[k] = ((sample * args.rows.value + row) * args.columns.value + column) * args.plane.value + piece -
                   plane * args.plane.value;
     }
-    const int64_t base = chunk * kSamplesPerThread * args.group_pieces;
+    const int64_t base = static_cast<int64_t>(chunk) * kSamplesPerThread * args.group_pieces;
     Piece moved[kSamplesPerThread][kPieces];
 #pragma unroll
     for (int s = 0; s < kSamplesPerThread; ++s)
 #pragma unroll
       for (int k = 0; k < kPieces; ++k) {
         const int64_t group = base + s * args.group_pieces;
-        if (group + first + k < args.pieces) moved[s][k] = input[group + source[k]];
+        if (group + static_cast<int64_t>(first) + k < args.pieces) moved[s][k] = input[group + source[k]];
       }
 #pragma unroll
     for (int s = 0; s < kSamplesPerThread; ++s) {
-      const int64_t at = base + s * args.group_pieces + first;
+      const int64_t at = base + s * args.group_pieces + static_cast<int64_t>(first);
       Piece* output = reinterpret_cast<Piece*>(args.output) + at;
       if constexpr (kPieces > 1) {
         if (at + kPieces <= args.pieces) {
@@ -191,9 +192,9 @@ void launch_planes(const TransposeParams& p, int64_t plane_bytes, int64_t fold, 
   const int64_t plane = plane_bytes / static_cast<int64_t>(sizeof(Piece));
   args.pieces = p.outer * p.rows * p.columns * plane;
   args.group_pieces = fold * p.rows * p.columns * plane;
-  args.groups = ceil_divide(p.outer, fold);
-  args.blocks_per_group = ceil_divide(args.group_pieces, kPieces * kTransposeThreads);
-  args.blocks = args.blocks_per_group * ceil_divide(args.groups, kSamplesPerThread);
+  const int64_t blocks_per_group = ceil_divide(args.group_pieces, kPieces * kTransposeThreads);
+  args.blocks = blocks_per_group * ceil_divide(p.outer, fold * kSamplesPerThread);
+  args.blocks_per_group = Divisor<Index>(static_cast<Index>(blocks_per_group));
   args.plane = Divisor<Index>(static_cast<Index>(plane));
   args.rows = Divisor<Index>(static_cast<Index>(p.rows));
   args.columns = Divisor<Index>(static_cast<Index>(p.columns));
@@ -206,11 +207,12 @@ template <class Word, class Piece>
 void choose_planes(const TransposeParams& p, int64_t plane_bytes, const Stream& stream, int64_t max_grid) {
   const int64_t sample_bytes = p.rows * p.columns * plane_bytes;
   constexpr int64_t kWord = sizeof(Word);
-  // A group starts at a whole word, and has about a word for each thread of a block.
+  // A group starts at a whole word, and has enough of them that its last block, which is not full, hardly counts.
   int64_t fold = kWord / greatest_common_divisor(sample_bytes, kWord);
-  fold *= ceil_divide(kTransposeThreads * kWord, fold * sample_bytes);
+  fold *= ceil_divide(kGroupBlocks * kTransposeThreads * kWord, fold * sample_bytes);
   const int64_t pieces = fold * sample_bytes / static_cast<int64_t>(sizeof(Piece));
-  if (pieces < (int64_t{1} << 31) - kWord)
+  const int64_t most_blocks = ceil_divide(p.outer * sample_bytes, kWord);
+  if (pieces < (int64_t{1} << 31) - kTransposeThreads * kWord && most_blocks < int64_t{1} << 31)
     launch_planes<Word, Piece, uint32_t>(p, plane_bytes, fold, stream, max_grid);
   else
     launch_planes<Word, Piece, uint64_t>(p, plane_bytes, fold, stream, max_grid);
