@@ -30,8 +30,11 @@ def require_tools() -> None:
             sys.exit(f"fastconv needs {tool} to build: pip install {tool}")
     if not any(shutil.which(c) for c in (os.environ.get("CXX", "c++"), "g++", "clang++")):
         sys.exit("fastconv needs a C++17 compiler to build: install g++ (Debian, Ubuntu: apt install g++) or set CXX")
-    if os.environ.get("FASTCONV_CUDA") == "1" and not (os.environ.get("CUDACXX") or shutil.which("nvcc")):
-        sys.exit("fastconv was asked for CUDA (FASTCONV_CUDA=1) but found no nvcc: install the CUDA toolkit or set CUDACXX")
+    places = [os.environ.get("PATH", ""), os.environ.get("CUDA_HOME", "") + "/bin", "/usr/local/cuda/bin"]
+    nvcc = shutil.which(os.environ.get("CUDACXX") or "nvcc", path=os.pathsep.join(places))
+    if os.environ.get("FASTCONV_CUDA") == "1" and not nvcc:
+        sys.exit("fastconv was asked for CUDA (FASTCONV_CUDA=1) but found no nvcc: "
+                 "install the CUDA toolkit or set CUDACXX")
 
 
 class CMakeBuild(build_ext):
