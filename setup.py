@@ -51,6 +51,7 @@ class CMakeBuild(build_ext):
             "-G",
             "Ninja",
             "-DCMAKE_BUILD_TYPE=Release",
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",  # an isolated build leaves a path that is gone
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_INSTALL_PREFIX={prefix}",
         ]

@@ -11,7 +11,7 @@ __all__ = ["channel_shuffle", "channel_unshuffle"]
 
 
 def channel_shuffle(input: Tensor, groups: int) -> Tensor:
-    """Interleaves the channels of ``groups`` groups: channel ``i * C / groups + j`` goes to ``j * groups + i``.
+    """Interleaves the channels of ``groups`` groups: ``i * C / groups + j`` goes to ``j * groups + i``.
 
     Args:
         input: ``Tensor[N, C, *]`` of any dtype, at least one dimension after the channels.
