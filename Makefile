@@ -69,6 +69,7 @@ $(VENV)/.torch: FORCE
 	@test "$$(cat $@ 2>/dev/null)" = "$(TORCH)" || { \
 	  echo 'Making $(VENV) with $(TORCH)' && \
 	  $(PYTHON) -m venv $(VENV) && \
-	  $(BIN)/pip install -q '$(TORCH)' 'setuptools>=77' 'pybind11>=3' ninja && \
+	  $(BIN)/pip install '$(TORCH)' && \
+	  $(BIN)/pip install -q 'setuptools>=77' 'pybind11>=3' ninja && \
 	  { command -v cmake >/dev/null || $(BIN)/pip install -q cmake; } && \
 	  echo '$(TORCH)' > $@; }

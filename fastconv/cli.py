@@ -18,6 +18,9 @@ from fastconv._info import facts
 
 __all__ = ["main"]
 
+#: Spread of the times from which on the demo warns its reader.
+BUSY = 0.3
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fastconv")
@@ -125,6 +128,14 @@ def demo(output: Path, json_file: Path | None, threads: int | None, quick: bool,
         highlight=False,
         soft_wrap=True,
     )
+    spread = max(result.spread for result in results)
+    if spread > BUSY:
+        console.print(
+            f"The machine was busy: times vary by {spread:.0%} between their quartiles. Better run this again.",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
     draw(results, photo, machine, output)
     if json_file is not None:
         networks = [result.to_json() for result in results]

@@ -88,6 +88,12 @@ class Result:
         """How many times faster fastconv is in this layout than PyTorch in the faster of its two."""
         return min(self.median("PyTorch", each) for each in LAYOUTS) / self.median("fastconv", layout)
 
+    @property
+    def spread(self) -> float:
+        """The widest distance between the quartiles of any of the times, relative to its median."""
+        timings = map(summarise, self.samples.values())
+        return max((timing.high - timing.low) / timing.median for timing in timings)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
