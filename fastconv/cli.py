@@ -131,7 +131,7 @@ def demo(output: Path, json_file: Path | None, threads: int | None, quick: bool,
     spread = max(result.spread for result in results)
     if spread > BUSY:
         console.print(
-            f"The machine was busy: times vary by {spread:.0%} between their quartiles. Better run this again.",
+            f"The machine was busy: times vary by {spread:.0%} between quartiles. Better run this again.",
             style="yellow",
             highlight=False,
             soft_wrap=True,
