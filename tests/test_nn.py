@@ -31,6 +31,11 @@ CONV1D = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
 def make_pair(name, *args, **kwargs):
     """The module of torch.nn and its twin, with the same parameters (each its own copy)."""
     theirs = getattr(nn, name)(*args, **kwargs)
