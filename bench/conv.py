@@ -17,12 +17,12 @@ from cases import ConvCase, read_conv, select
 from machine import describe, headline
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
 import fastconv
 from fastconv._timing import alternate, summarise
+from fastconv.cli import progress_bar
 
 FAMILIES = ("grouped", "depthwise", "dense", "dilated")
 #: What the README quotes: grouped with four channels a group, depthwise and dense 3x3.
@@ -134,8 +134,8 @@ def report(rows: list[Row], direction: str, dtype: str) -> Table:
         title_justify="left",
         title_style="bold",
     )
-    table.add_column("case", no_wrap=True)
-    # A narrow terminal may cut the case's name, not the numbers.
+    # A narrow terminal breaks the case's name, not the numbers.
+    table.add_column("case")
     table.add_column("layout", no_wrap=True, min_width=13)
     for heading in ("PyTorch", "fastconv", "spread", "GFLOP/s", "ratio"):
         table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
@@ -219,13 +219,12 @@ def main(
         console.width = 100  # a file or a pipe has no width to keep to
     console.print(headline(machine), highlight=False, soft_wrap=True)
     rows: list[Row] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+    with progress_bar(screen) as progress:
         task = progress.add_task("", total=len(cases) * len(directions))
         for direction in directions:
             for case in cases:
                 label = f"{case.id} {case.text} {direction}"
-                progress.update(task, description=label)
+                progress.update(task, description=label, refresh=True)
                 if not screen.is_terminal:
                     screen.print(f"[{len(rows) + 1}/{len(cases) * len(directions)}] {label}", markup=False)
                 rows.append(run_case(case, direction, dtype))

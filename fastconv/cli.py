@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,14 @@ def demo(output: Path, json_file: Path | None, threads: int | None, quick: bool,
         click.echo(f"Wrote {written}")
 
 
+def progress_bar(screen: Console) -> Progress:
+    """A bar that is drawn only when it is told to: a thread of its own would disturb the measurement."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(
+        *columns, console=screen, transient=True, auto_refresh=False, disable=not screen.is_terminal
+    )
+
+
 def run_networks(photo: Any, settings: dict[str, Any]) -> list[Any]:
     """Runs every network, with a bar on a terminal and a line a network elsewhere; both on stderr."""
     from fastconv.demo.networks import NETWORKS
@@ -153,21 +162,20 @@ def run_networks(photo: Any, settings: dict[str, Any]) -> list[Any]:
 
     screen = Console(stderr=True)
     results = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+    shown: dict[Any, float] = {}
+    with progress_bar(screen) as progress:
         for number, network in enumerate(NETWORKS, 1):
-            task = progress.add_task(f"{network.name}: building", total=None)
+            task = progress.add_task(network.name, total=None)
+            progress.refresh()
             if not screen.is_terminal:
                 print(f"[{number}/{len(NETWORKS)}] {network.name}", file=sys.stderr, flush=True)
 
             def on_round(
-                done: int,
-                total: int,
-                task: Any = task,
-                update: Callable[..., None] = progress.update,
-                name: str = network.name,
+                done: int, total: int, task: Any = task, update: Callable[..., None] = progress.update
             ) -> None:
-                update(task, description=name, completed=done, total=total)
+                drawn = time.monotonic() // 0.2  # a few times a second
+                update(task, completed=done, total=total, refresh=drawn != shown.get(task) or done == total)
+                shown[task] = drawn
 
             results.append(run_network(network, photo, on_round=on_round, **settings))
     return results

@@ -59,6 +59,7 @@ def test_constructor_is_the_namesakes(name):
     assert inspect.signature(ours) == inspect.signature(theirs)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # PyTorch about itself
 @pytest.mark.parametrize("kwargs", CONV2D, ids=ids)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_conv2d_values_and_gradients(kwargs, memory_format):
