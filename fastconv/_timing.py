@@ -4,6 +4,7 @@ demo and by bench/.
 """
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ def alternate(
     repeats: int = 20,
     seconds: float = 0.5,
     limit: int = 1000,
+    budget: float = math.inf,
     on_round: Callable[[int, int], None] | None = None,
 ) -> dict[str, list[float]]:
     """Runs the candidates in turn until each has run ``repeats`` times and ``seconds``, or ``limit`` times.
@@ -35,6 +37,7 @@ def alternate(
         repeats: fewest samples of each.
         seconds: shortest time spent in each, not counting warm-up.
         limit: most samples of each, however short they are.
+        budget: seconds for all of them together, after which five samples of each have to do.
         on_round: called after each round with the rounds done and an estimate of how many there will be.
 
     Returns:
@@ -69,7 +72,7 @@ def alternate(
             if warming >= 0.2 * seconds:
                 break
         done, total = 0, repeats
-        while done < total:
+        while done < total and (done < 5 or sum(spent.values()) < budget):
             run_round(record=True)
             done += 1
             slowest_to_fill = seconds / max(min(spent.values()) / done, 1e-9)

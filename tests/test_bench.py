@@ -72,6 +72,11 @@ def test_short_functions_are_repeated_up_to_the_limit():
     assert len(samples["a"]) == 50
 
 
+def test_a_budget_ends_it_early():
+    samples = alternate({"a": lambda: None, "b": lambda: None}, repeats=50, seconds=60, budget=0)
+    assert {name: len(times) for name, times in samples.items()} == {"a": 5, "b": 5}
+
+
 def test_summarise():
     assert summarise([5.0, 1.0, 4.0, 2.0, 3.0]) == (3.0, 2.0, 4.0)
 

@@ -22,6 +22,9 @@ LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 #: convolution spends three of them at worst, and fifty layers pass their errors on.
 TOLERANCE = 1e-3
 
+#: Seconds for the times of one network: on a slow or a busy machine the demo still ends within two minutes.
+BUDGET = 25.0
+
 
 @dataclass(frozen=True)
 class Photo:
@@ -157,6 +160,8 @@ def run_network(
     if result.agrees:
         candidates = {" ".join(key): partial(run, inputs[key[1]]) for key, run in models.items()}
         with torch.inference_mode():
-            samples = alternate(candidates, repeats=repeats, seconds=seconds, on_round=on_round)
+            samples = alternate(
+                candidates, repeats=repeats, seconds=seconds, budget=BUDGET, on_round=on_round
+            )
         result.samples = {key: samples[" ".join(key)] for key in models}
     return result
