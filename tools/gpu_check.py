@@ -305,7 +305,7 @@ def main() -> None:
         limit = min(180.0, checker.left())
         step = checker.python(
             "benchmark",
-            [str(ROOT / "bench" / "cuda.py"), "--json", str(target), "--seconds", str(max(0.0, limit - 40))],
+            [str(ROOT / "bench" / "gpu.py"), "--json", str(target), "--seconds", str(max(0.0, limit - 40))],
             180,
         )
         steps.append(step)

@@ -7,7 +7,7 @@ timed is the GPU alone, as replays of a CUDA graph over so many sets of buffers 
 use; fastconv and its peers take turns. The bandwidth that rows are measured by is that of a copy in the
 same run.
 
-    python bench/cuda.py [--family channel_shuffle] [--case S01,S05] [--dtype bfloat16,float32] [--json FILE]
+    python bench/gpu.py [--family channel_shuffle] [--case S01,S05] [--dtype bfloat16,float32] [--json FILE]
 """
 
 import argparse
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every sample to this file")
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.exit("bench/cuda.py needs an NVIDIA GPU, and PyTorch finds none")
+        sys.exit("bench/gpu.py needs an NVIDIA GPU, and PyTorch finds none")
     started = time.monotonic()
     with open(SHAPES, newline="") as file:
         cases = [case for case in csv.DictReader(file) if case["family"] in FAMILIES]
