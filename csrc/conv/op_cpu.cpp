@@ -19,7 +19,7 @@ int threads_for(const ConvParams& p) {
 
 // Runs the first kernel of the table that wants and can, or the forced one.
 void run(const char* op, const ConvKernel* table, const ConvParams& p) {
-  const int only = p.R * p.S == 0 ? kConvKernels - 1 : forced.load(std::memory_order_relaxed);
+  const int only = p.C * p.R * p.S == 0 ? kConvKernels - 1 : forced.load(std::memory_order_relaxed);
   ConvPlan plan;
   for (int i = 0; i < kConvKernels; ++i) {
     const ConvKernel& kernel = table[i];
