@@ -98,7 +98,8 @@ def _conv(
     dilation: int | Sequence[int],
     groups: int,
 ) -> Tensor:
-    if not (isinstance(input, Tensor) and isinstance(weight, Tensor) and isinstance(bias, (Tensor, type(None)))):
+    tensors = isinstance(input, Tensor) and isinstance(weight, Tensor)
+    if not (tensors and (bias is None or isinstance(bias, Tensor))):
         _refuse_type(op, input=input, weight=weight, bias=bias)
     if type(groups) is not int:
         groups = _integer(op, "groups", groups, "an integer")
@@ -219,7 +220,9 @@ def _output_size(
         if weight[2 + d] == 0:
             raise RuntimeError(f"{op}: weight must not have an empty kernel (got {list(weight)})")
         if weight[2 + d] > _LARGEST:
-            raise RuntimeError(f"{op}: weight must be at most {_LARGEST} in every dimension (got {list(weight)})")
+            raise RuntimeError(
+                f"{op}: weight must be at most {_LARGEST} in every dimension (got {list(weight)})"
+            )
         extent = dilation[d] * (weight[2 + d] - 1) + 1
         padded = input[2 + d] + padding[d] + padding[d + dims]
         if extent > padded:
@@ -244,7 +247,9 @@ def _check_same(op: str, input: Tensor, **others: Tensor | None) -> None:
                 f"{op}: {name} must have the dtype of input, {_dtype_name(input)} (got {_dtype_name(other)})"
             )
         if other.device != input.device:
-            raise RuntimeError(f"{op}: {name} must be on the device of input, {input.device} (got {other.device})")
+            raise RuntimeError(
+                f"{op}: {name} must be on the device of input, {input.device} (got {other.device})"
+            )
 
 
 def _dtype_name(tensor: Tensor) -> str:

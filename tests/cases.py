@@ -1,7 +1,8 @@
 """The shapes that the convolution tests run: small, and chosen so that every branch of csrc/conv is taken.
 
-Vector lengths are 2 to 16 elements, so channel counts and widths lie on and beside 4, 8, 16, 32 and 64; tiles are rows
-of at most 512 columns; residues of strided gradients, phase planes and padding have cases of their own.
+Vector lengths are 2 to 16 elements, so channel counts and widths lie on and beside 4, 8, 16, 32 and 64; tiles
+are rows of at most 512 columns; residues of strided gradients, phase planes and padding have cases of their
+own.
 """
 
 from dataclasses import dataclass
@@ -84,8 +85,9 @@ def _row(name, N, C, size, K, kernel, **rest) -> Case:
 
 # Input and output channels, width: beside every vector length.
 _DENSE = [
-    (1, 1, 1), (1, 9, 3), (3, 16, 4), (4, 4, 7), (7, 8, 8), (8, 7, 9), (9, 17, 15), (15, 16, 16), (16, 15, 17),
-    (17, 33, 31), (31, 32, 32), (32, 31, 33), (33, 63, 8), (63, 2, 63), (64, 65, 5), (65, 64, 7), (2, 1, 64), (5, 3, 65),
+    (1, 1, 1), (1, 9, 3), (3, 16, 4), (4, 4, 7), (7, 8, 8), (8, 7, 9), (9, 17, 15), (15, 16, 16),
+    (16, 15, 17), (17, 33, 31), (31, 32, 32), (32, 31, 33), (33, 63, 8), (63, 2, 63), (64, 65, 5),
+    (65, 64, 7), (2, 1, 64), (5, 3, 65),
 ]  # fmt: skip
 _DEPTHWISE = [1, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 65]
 _WIDTHS = [1, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65]
@@ -179,8 +181,9 @@ CASES = [
 
 @dataclass(frozen=True)
 class Problem:
-    """The tensors of a case in float64 and what must come out. Values have 8 significant bits and moderate size, so
-    that they are the same in every dtype. ``scale_*`` is the sum of the magnitudes of what is added up."""
+    """The tensors of a case in float64 and what must come out. Values have 8 significant bits and moderate
+    size, so that they are the same in every dtype. ``scale_*`` is the sum of the magnitudes of what is added
+    up."""
 
     input: Tensor
     weight: Tensor

@@ -1,4 +1,6 @@
-"""What every test starts from: fixed seeds, and the process-wide choices (threads, kernel, instruction set) put back."""
+"""What every test starts from: fixed seeds, and the process-wide choices (threads, kernel, instruction set)
+put back.
+"""
 
 import random
 from collections.abc import Iterator

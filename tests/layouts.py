@@ -1,4 +1,4 @@
-"""The same values at other places in memory: the layouts that tensors come in, and the comparison of results."""
+"""The same values at other places in memory: the layouts tensors come in; and the comparison of results."""
 
 import torch
 from torch import Tensor
@@ -56,8 +56,8 @@ _OUTPUT_ROUNDING = {
 
 
 def assert_close_to_reference(name: str, got: Tensor, expected: Tensor, scale: Tensor) -> None:
-    """Each element within a few roundings of the sum that it is: relative to the magnitudes that were added up
-    (``scale``), in the dtype of the accumulation, plus one rounding of a 16-bit result."""
+    """Each element within a few roundings of the sum that it is: relative to the magnitudes that were added
+    up (``scale``), in the dtype of the accumulation, plus one rounding of a 16-bit result."""
     assert got.shape == expected.shape, f"{name}: {list(got.shape)} instead of {list(expected.shape)}"
     rounding, smallest = _OUTPUT_ROUNDING[got.dtype]
     accumulation = 2e-15 if got.dtype == torch.float64 else 1e-6

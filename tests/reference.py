@@ -1,7 +1,9 @@
-"""Convolution and channel shuffle as slow and obvious as they can be, in float64: what every kernel is held against.
+"""Convolution and channel shuffle as slow and obvious as they can be, in float64: what every kernel is held
+against.
 
-A convolution is a loop over the taps of the kernel; each tap is one slice of the padded input. Nothing here calls
-``torch.nn.functional``. Shapes are those of 2-D convolutions; ``padding`` is (top, left, bottom, right).
+A convolution is a loop over the taps of the kernel; each tap is one slice of the padded input. Nothing here
+calls ``torch.nn.functional``. Shapes are those of 2-D convolutions; ``padding`` is (top, left, bottom,
+right).
 """
 
 import torch
@@ -28,9 +30,7 @@ def _taps(weight_size, output_size, stride, dilation):
 
 def output_size(input_size, weight_size, stride, padding, dilation) -> tuple[int, int, int, int]:
     extent = [dilation[d] * (weight_size[2 + d] - 1) + 1 for d in (0, 1)]
-    P, Q = (
-        (input_size[2 + d] + padding[d] + padding[2 + d] - extent[d]) // stride[d] + 1 for d in (0, 1)
-    )
+    P, Q = ((input_size[2 + d] + padding[d] + padding[2 + d] - extent[d]) // stride[d] + 1 for d in (0, 1))
     return input_size[0], weight_size[0], P, Q
 
 

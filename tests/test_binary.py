@@ -1,9 +1,11 @@
-"""What must hold of the compiled library, and no result can show: no code of one instruction set where another's runs,
-nothing of PyTorch but its stable interface, one OpenMP runtime, no path of the machine that built it.
+"""What must hold of the compiled library, and no result can show: no code of one instruction set where
+another's runs, nothing of PyTorch but its stable interface, one OpenMP runtime, no path of the machine that
+built it.
 
-Every kernel source is compiled once per instruction set. If two such objects defined the same weak symbol (an inline
-function, a template), the linker would keep one of them, perhaps the AVX-512 one, for all; an older machine would
-crash. And a static constructor would run while the library loads, before any instruction set is chosen.
+Every kernel source is compiled once per instruction set. If two such objects defined the same weak symbol (an
+inline function, a template), the linker would keep one of them, perhaps the AVX-512 one, for all; an older
+machine would crash. And a static constructor would run while the library loads, before any instruction set is
+chosen.
 """
 
 import re
@@ -26,7 +28,9 @@ pytestmark = pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm and
 
 
 def lines_of(*command: str | Path) -> list[str]:
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout.splitlines()
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=True
+    ).stdout.splitlines()
 
 
 def weak_symbols(*command: str | Path) -> list[str]:
@@ -59,7 +63,9 @@ def test_objects_define_only_their_namespace(isa: str) -> None:
     if not OBJECTS[isa]:
         pytest.skip("no object files: not built in this source tree (the library itself is looked at below)")
     for path in OBJECTS[isa]:
-        offered = [line.split(" ", 2) for line in lines_of("nm", "--defined-only", "--extern-only", "-C", path)]
+        offered = [
+            line.split(" ", 2) for line in lines_of("nm", "--defined-only", "--extern-only", "-C", path)
+        ]
         names = [name for _, kind, name in offered if not name.startswith("DW.ref.")]
         assert names, path
         assert all(name.startswith(f"fastconv::{isa}::") for name in names), names
@@ -84,26 +90,33 @@ def needed() -> list[str]:
 
 
 def test_pytorch_only_through_its_stable_interface() -> None:
-    """So that one build serves every PyTorch from 2.11 on: C functions named aoti_torch_* and torch_*, and no C++."""
+    """So that one build serves every PyTorch from 2.11 on: C functions named aoti_torch_* and torch_*, and no
+    C++."""
     mangled = [name for name in undefined_symbols() if re.search(r"(2at|3c10|5torch|8torch)", name)]
     assert not mangled
-    known = re.compile(r"aoti_torch_|torch_|Py|_Py|_Z|__cxa_|__gxx_|_Unwind_|GOMP_|omp_|_ITM_|__gmon_start__|__")
+    known = re.compile(
+        r"aoti_torch_|torch_|Py|_Py|_Z|__cxa_|__gxx_|_Unwind_|GOMP_|omp_|_ITM_|__gmon_start__|__"
+    )
     libc = {
-        "abort", "free", "malloc", "realloc", "calloc", "memcpy", "memmove", "memset", "memcmp", "memchr", "strcmp",
-        "strncmp", "strlen", "strdup", "strstr", "strtol", "strtoull", "getenv", "fputs", "fputc", "fprintf", "vsnprintf",
-        "stderr", "pthread_mutex_lock", "pthread_mutex_unlock", "pthread_self", "dl_iterate_phdr", "pthread_key_create",
-        "pthread_setspecific", "pthread_getspecific", "abs", "strchr", "snprintf", "bcmp", "fwrite",
+        "abort", "abs", "bcmp", "calloc", "dl_iterate_phdr", "fprintf", "fputc", "fputs", "free", "fwrite",
+        "getenv", "malloc", "memchr", "memcmp", "memcpy", "memmove", "memset", "pthread_getspecific",
+        "pthread_key_create", "pthread_mutex_lock", "pthread_mutex_unlock", "pthread_self",
+        "pthread_setspecific", "realloc", "snprintf", "stderr", "strchr", "strcmp", "strdup", "strlen",
+        "strncmp", "strstr", "strtol", "strtoull", "vsnprintf",
     }  # fmt: skip
     unknown = [name for name in undefined_symbols() if not known.match(name) and name not in libc]
     assert not unknown
     cpp = [name for name in undefined_symbols() if name.startswith("_Z")]
-    demangled = subprocess.run(["c++filt"], input="\n".join(cpp), capture_output=True, text=True).stdout.splitlines()
+    demangled = subprocess.run(
+        ["c++filt"], input="\n".join(cpp), capture_output=True, text=True
+    ).stdout.splitlines()
     for name in demangled:
         assert re.search(r"std::|operator (new|delete)|__cxxabiv1|__gnu_cxx::", name), name
 
 
 def test_needs_no_other_library() -> None:
-    """One OpenMP runtime, by the name under which PyTorch has loaded it; no libpython, as everywhere in Linux wheels."""
+    """One OpenMP runtime, by the name under which PyTorch has loaded it; no libpython, as everywhere in Linux
+    wheels."""
     libraries = needed()
     assert [name for name in libraries if "omp" in name] == ["libgomp.so.1"]
     assert not [name for name in libraries if name.startswith(("libpython", "libc10", "libtorch_python"))]

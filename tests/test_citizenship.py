@@ -1,4 +1,6 @@
-"""The operators among PyTorch's other parts: opcheck, compile, export, autocast, torch.func, modes and meta tensors."""
+"""The operators among PyTorch's other parts: opcheck, compile, export, autocast, torch.func, modes and meta
+tensors.
+"""
 
 import copy
 
@@ -14,16 +16,20 @@ ops = torch.ops.fastconv
 REST = ([1, 1], [0, 0, 0, 0], [1, 1], 1)
 
 
-def randn(*size: int, last: bool = False, grad: bool = False, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def randn(
+    *size: int, last: bool = False, grad: bool = False, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     made = torch.randn(size, dtype=dtype)
     return (made.to(memory_format=torch.channels_last) if last else made).requires_grad_(grad)
 
 
-# ---- opcheck ---------------------------------------------------------------------------------------------------------
+# ---- opcheck -----------------------------------------------------------------------------------------------
 
 CONFIGURATIONS = {
     "plain": lambda: (randn(2, 4, 6, 7), randn(6, 4, 3, 3), randn(6), *REST),
-    "gradient": lambda: (randn(2, 4, 6, 7, grad=True), randn(6, 4, 3, 3, grad=True), randn(6, grad=True), *REST),
+    "gradient": lambda: (
+        randn(2, 4, 6, 7, grad=True), randn(6, 4, 3, 3, grad=True), randn(6, grad=True), *REST
+    ),
     "no bias, channels_last": lambda: (
         randn(2, 4, 6, 7, last=True, grad=True), randn(6, 4, 3, 3, last=True, grad=True), None, *REST
     ),
@@ -31,7 +37,8 @@ CONFIGURATIONS = {
         randn(2, 4, 9, 8, grad=True), randn(6, 2, 3, 2, grad=True), None, [2, 1], [1, 2, 1, 3], [1, 2], 2
     ),
     "depthwise": lambda: (
-        randn(2, 5, 6, 7, last=True, grad=True), randn(5, 1, 3, 3, grad=True), randn(5), [1, 1], [1] * 4, [1, 1], 5
+        randn(2, 5, 6, 7, last=True, grad=True), randn(5, 1, 3, 3, grad=True), randn(5),
+        [1, 1], [1] * 4, [1, 1], 5
     ),
     "slice": lambda: (randn(2, 8, 12, 7)[:, 1:5, ::2].requires_grad_(), randn(6, 4, 3, 3), None, *REST),
     "bfloat16": lambda: (
@@ -73,7 +80,7 @@ def test_opcheck_shuffle(operator, input) -> None:
     torch.library.opcheck(operator, (input(), 3))
 
 
-# ---- compile and export ----------------------------------------------------------------------------------------------
+# ---- compile and export ------------------------------------------------------------------------------------
 
 
 class Net(torch.nn.Module):
@@ -116,7 +123,8 @@ def assert_same_training_step(mine, theirs, x: torch.Tensor, parameters, others)
     outputs = mine(x), theirs(x)
     assert_close(*outputs, rtol=1e-4, atol=1e-4)
     grads = [
-        torch.autograd.grad(output.square().mean(), list(p)) for output, p in zip(outputs, (parameters, others), strict=True)
+        torch.autograd.grad(output.square().mean(), list(p))
+        for output, p in zip(outputs, (parameters, others), strict=True)
     ]
     for a, b in zip(*grads, strict=True):
         assert_close(a, b, rtol=1e-3, atol=1e-4)
@@ -125,7 +133,9 @@ def assert_same_training_step(mine, theirs, x: torch.Tensor, parameters, others)
 @pytest.mark.parametrize("last", [False, True])
 def test_net_in_eager_mode(last: bool) -> None:
     mine, theirs = twins()
-    assert_same_training_step(mine, theirs, randn(2, 4, 9, 11, last=last), mine.parameters(), theirs.parameters())
+    assert_same_training_step(
+        mine, theirs, randn(2, 4, 9, 11, last=last), mine.parameters(), theirs.parameters()
+    )
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -176,7 +186,7 @@ def test_export_with_dynamic_sizes() -> None:
     assert_close(inference.module()(x), theirs(x), rtol=1e-4, atol=1e-4)
 
 
-# ---- autocast --------------------------------------------------------------------------------------------------------
+# ---- autocast ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -236,7 +246,7 @@ def test_autocast_does_not_touch_the_shuffle() -> None:
         assert fastconv.channel_shuffle(randn(1, 4, 2), 2).dtype == torch.float32
 
 
-# ---- modes -----------------------------------------------------------------------------------------------------------
+# ---- modes -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
@@ -250,8 +260,8 @@ def test_grad_modes(mode) -> None:
 
 
 def test_inference_tensors_as_frozen_input() -> None:
-    """Features made in inference mode may not be saved for backward, by PyTorch's rule, and need not be where the
-    weight is frozen."""
+    """Features made in inference mode may not be saved for backward, by PyTorch's rule, and need not be where
+    the weight is frozen."""
     with torch.inference_mode():
         x = randn(1, 4, 5, 5)
         assert fastconv.conv2d(x, randn(6, 4, 3, 3)).is_inference()
@@ -329,7 +339,7 @@ def test_parameter_hooks_and_copies() -> None:
     assert torch.equal(copy.deepcopy(mine)(x), mine(x))
 
 
-# ---- torch.func ------------------------------------------------------------------------------------------------------
+# ---- torch.func --------------------------------------------------------------------------------------------
 
 VMAP_FALLBACK = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 

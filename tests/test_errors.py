@@ -1,6 +1,6 @@
-"""Bad arguments: each is refused before anything is computed, in the same words wherever it is found: in the call, under
-FakeTensorMode (what torch.compile and torch.export see), and by the operator itself. And odd ones that are valid, or
-too large for any machine, neither crash nor hang.
+"""Bad arguments: each is refused before anything is computed, in the same words wherever it is found: in the
+call, under FakeTensorMode (what torch.compile and torch.export see), and by the operator itself. And odd ones
+that are valid, or too large for any machine, neither crash nor hang.
 """
 
 import subprocess
@@ -42,9 +42,13 @@ class Bad:
         return getattr(fastconv, self.function)(*self.arguments(), **self.kwargs)
 
 
-def conv2d(message: str, *, input=(1, 4, 5, 5), weight=(6, 4, 3, 3), bias=None, error=RuntimeError, **kwargs) -> Bad:
+def conv2d(
+    message: str, *, input=(1, 4, 5, 5), weight=(6, 4, 3, 3), bias=None, error=RuntimeError, **kwargs
+) -> Bad:
     def arguments() -> tuple:
-        made = [ones(*t) if isinstance(t, tuple) else t() if callable(t) else t for t in (input, weight, bias)]
+        made = [
+            ones(*t) if isinstance(t, tuple) else t() if callable(t) else t for t in (input, weight, bias)
+        ]
         return tuple(made)
 
     return Bad("conv2d", arguments, kwargs, error, f"conv2d: {message}")
@@ -107,6 +111,9 @@ BAD_FORMS = [
     conv2d(f"stride must be at most {BIG} (got [{2**31}, {2**31}])", stride=2**31),
 ]
 
+LARGER = "weight must not have a kernel larger than the padded input"
+CHANNELS = "channels, those of the input divided by groups"
+
 #: Refused by the operator, whoever calls it: public function, shape rule and C++ in the same words.
 BAD_VALUES = [
     conv2d("input must have 4 dimensions, or 3 without a batch (got [5, 5])", input=(5, 5)),
@@ -124,41 +131,43 @@ BAD_VALUES = [
     conv2d("groups must divide the number of output channels 6 (got 4)", groups=4, weight=(6, 1, 3, 3)),
     conv2d("groups must divide the number of input channels 4 (got 3)", groups=3, weight=(6, 1, 3, 3)),
     conv2d(
-        "weight must have 2 channels, those of the input divided by groups (got [6, 4, 3, 3])", groups=2
+        f"weight must have 2 {CHANNELS} (got [6, 4, 3, 3])", groups=2
     ),
     conv2d(
-        "weight must have 4 channels, those of the input divided by groups (got [6, 5, 3, 3])", weight=(6, 5, 3, 3)
+        f"weight must have 4 {CHANNELS} (got [6, 5, 3, 3])", weight=(6, 5, 3, 3)
     ),
     conv2d(
-        "weight must have 4 channels, those of the input divided by groups (got [6, 0, 3, 3])", weight=(6, 0, 3, 3)
+        f"weight must have 4 {CHANNELS} (got [6, 0, 3, 3])", weight=(6, 0, 3, 3)
     ),
     conv2d("weight must not have an empty kernel (got [6, 4, 0, 3])", weight=(6, 4, 0, 3)),
     conv2d("weight must not have an empty kernel (got [6, 4, 3, 0])", weight=(6, 4, 3, 0)),
     conv2d(
-        "weight must not have a kernel larger than the padded input, 3 > 2 in dimension -2 (got [6, 4, 3, 3])",
+        f"{LARGER}, 3 > 2 in dimension -2 (got [6, 4, 3, 3])",
         input=(1, 4, 2, 5),
     ),
     conv2d(
-        "weight must not have a kernel larger than the padded input, 9 > 7 in dimension -1 (got [6, 4, 3, 3])",
+        f"{LARGER}, 9 > 7 in dimension -1 (got [6, 4, 3, 3])",
         dilation=(1, 4), padding=1,
     ),
     conv2d(
-        "weight must not have a kernel larger than the padded input, 3 > 0 in dimension -2 (got [6, 4, 3, 3])",
+        f"{LARGER}, 3 > 0 in dimension -2 (got [6, 4, 3, 3])",
         input=(1, 4, 0, 5),
     ),
     conv2d(
-        f"weight must not have a kernel larger than the padded input, {2 * BIG + 1} > 5 in dimension -2 "
+        f"{LARGER}, {2 * BIG + 1} > 5 in dimension -2 "
         "(got [6, 4, 3, 3])", dilation=BIG,
     ),
     conv1d(
-        "weight must not have a kernel larger than the padded input, 3 > 2 in dimension -1 (got [6, 4, 3])",
+        f"{LARGER}, 3 > 2 in dimension -1 (got [6, 4, 3])",
         input=(1, 4, 2),
     ),
     conv2d("bias must have shape [6] (got [5])", bias=(5,)),
     conv2d("bias must have shape [6] (got [6, 1])", bias=(6, 1)),
     conv2d("bias must have shape [6] (got [])", bias=()),
     conv2d("weight must have the dtype of input, float64 (got float32)", input=of_dtype(torch.float64, *X)),
-    conv2d("weight must have the dtype of input, float32 (got bfloat16)", weight=of_dtype(torch.bfloat16, *W)),
+    conv2d(
+        "weight must have the dtype of input, float32 (got bfloat16)", weight=of_dtype(torch.bfloat16, *W)
+    ),
     conv2d("bias must have the dtype of input, float32 (got float16)", bias=of_dtype(torch.float16, 6)),
     *(
         conv2d(
@@ -169,7 +178,8 @@ BAD_VALUES = [
     ),
 ]  # fmt: skip
 
-#: A tensor without data beside one that has some: dispatched to the shape rule, which must not pass it for a result.
+#: A tensor without data beside one that has some: dispatched to the shape rule, which must not pass its
+#: empty output for a result.
 MIXED_DEVICES = [
     conv2d("weight must be on the device of input, cpu (got meta)", weight=of_device("meta", *W)),
     conv2d("weight must be on the device of input, meta (got cpu)", input=of_device("meta", *X)),
@@ -226,8 +236,8 @@ def test_operator(bad: Bad, device: str) -> None:
 
     with pytest.raises(RuntimeError) as raised:
         ops.conv(
-            input, weight, bias[0] if bias else None, each("stride", 1), each("padding", 0) * 2, each("dilation", 1),
-            bad.kwargs.get("groups", 1),
+            input, weight, bias[0] if bias else None,
+            each("stride", 1), each("padding", 0) * 2, each("dilation", 1), bad.kwargs.get("groups", 1),
         )  # fmt: skip
     assert str(raised.value) == bad.message
 
@@ -236,7 +246,10 @@ def test_operator(bad: Bad, device: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (((1, 4), W, [1, 1], [0] * 4, [1, 1]), "input must have 4 dimensions, or 3 without a batch (got [1, 4])"),
+        (
+            ((1, 4), W, [1, 1], [0] * 4, [1, 1]),
+            "input must have 4 dimensions, or 3 without a batch (got [1, 4])",
+        ),
         ((X, (6, 4), [1, 1], [0] * 4, [1, 1]), "weight must have 3 or 4 dimensions (got [6, 4])"),
         ((X, W, [1], [0] * 4, [1, 1]), "stride must have 2 elements (got [1])"),
         ((X, W, [1, 1], [0] * 2, [1, 1]), "padding must have 4 elements (got [0, 0])"),
@@ -261,13 +274,16 @@ def test_gradient_operators(device: str) -> None:
     for wrong in ((1, 6, 3, 4), (2, 6, 3, 3), (1, 5, 3, 3), (1, 6, 3)):
         bad = ones(*wrong, device=device)
         message = f"conv2d: grad_output must have shape [1, 6, 3, 3] (got {list(wrong)})"
-        for call in (lambda g=bad: ops._conv_grad_input(g, w, X, *rest), lambda g=bad: ops._conv_grad_weight(g, x, W, *rest)):
+        for call in (
+            lambda g=bad: ops._conv_grad_input(g, w, X, *rest),
+            lambda g=bad: ops._conv_grad_weight(g, x, W, *rest),
+        ):
             with pytest.raises(RuntimeError) as raised:
                 call()
             assert str(raised.value) == message
-    with pytest.raises(RuntimeError, match="conv2d: weight must have the dtype of input, float64 .got float32"):
+    with pytest.raises(RuntimeError, match="weight must have the dtype of input, float64"):
         ops._conv_grad_input(grad.double(), w, X, *rest)
-    with pytest.raises(RuntimeError, match="conv2d: grad_output must have the dtype of input, float32 .got float64"):
+    with pytest.raises(RuntimeError, match="grad_output must have the dtype of input, float32"):
         ops._conv_grad_weight(grad.double(), x, W, *rest)
     with pytest.raises(RuntimeError, match="conv2d: input must have 4 dimensions"):
         ops._conv_grad_input(grad, w, [1, 4, 5], *rest)
@@ -284,7 +300,9 @@ def test_compiled(bad: Bad) -> None:
     """The compiler wraps the error; the words are in it."""
     torch._dynamo.reset()
     arguments = bad.arguments()
-    function = torch.compile(lambda: getattr(fastconv, bad.function)(*arguments, **bad.kwargs), backend="eager")
+    function = torch.compile(
+        lambda: getattr(fastconv, bad.function)(*arguments, **bad.kwargs), backend="eager"
+    )
     with pytest.raises(Exception) as raised:  # noqa: PT011  the type is the compiler's affair
         function()
     assert bad.message in str(raised.value)
@@ -305,7 +323,9 @@ def test_other_integers_are_integers(index: Any) -> None:
     x, w = torch.randn(X), torch.randn(6, 2, 1, 1)
     expected = F.conv2d(x, w, None, 2, 2, 2, 2)
     torch.testing.assert_close(fastconv.conv2d(x, w, None, index, index, index, int(index)), expected)
-    torch.testing.assert_close(fastconv.conv2d(x, w, None, (index, 2), [2, index], (index,), np.int64(2)), expected)
+    torch.testing.assert_close(
+        fastconv.conv2d(x, w, None, (index, 2), [2, index], (index,), np.int64(2)), expected
+    )
 
 
 @pytest.mark.parametrize("padding", [10**6, BIG])
@@ -371,6 +391,7 @@ assert computed > 300, computed
 
 
 def test_nothing_crashes() -> None:
-    """Random arguments, much of it nonsense, in a process of its own: a result like PyTorch's or a Python error."""
+    """Random arguments, much of it nonsense, in a process of its own: a result like PyTorch's or a Python
+    error."""
     done = subprocess.run([sys.executable, "-c", FUZZ], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:] or f"killed by signal {-done.returncode}"

@@ -16,7 +16,11 @@ SUPPORTED = ISAS[: ISAS.index(native.isa_supported()) + 1]
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -65,10 +69,14 @@ def test_instruction_sets_agree(C: int, K: int, groups: int, layout: str, dtype:
         assert native.isa_select(isa)
         output = fastconv.conv2d(input, weight, padding=1, stride=2, groups=groups)
         results.append((output.detach(), *torch.autograd.grad(output.sin().sum(), (input, weight))))
-    tolerance = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 2**-6, torch.float16: 2**-8}[dtype]
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 2**-6, torch.float16: 2**-8}[
+        dtype
+    ]
     for other in results[1:]:
         for first, second in zip(results[0], other, strict=True):
-            torch.testing.assert_close(first, second, rtol=tolerance, atol=tolerance * float(first.abs().max()))
+            torch.testing.assert_close(
+                first, second, rtol=tolerance, atol=tolerance * float(first.abs().max())
+            )
 
 
 def test_instruction_sets_are_really_different() -> None:

@@ -1,5 +1,6 @@
 """PyTorch's own sample inputs for these operators: what its test suite runs through F.conv1d, F.conv2d and
-F.channel_shuffle must come out the same here, with gradients, and what it knows to be an error must be the same error.
+F.channel_shuffle must come out the same here, with gradients, and what it knows to be an error must be the
+same error.
 """
 
 import warnings

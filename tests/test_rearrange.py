@@ -1,4 +1,5 @@
-"""channel_shuffle and channel_unshuffle: every dtype, rank and memory format against the reference and PyTorch.
+"""channel_shuffle and channel_unshuffle: every dtype, rank and memory format against the reference and
+PyTorch.
 
 They only move elements, so results are compared bit for bit.
 """
@@ -15,12 +16,12 @@ from fastconv._native import ISAS, native
 
 SUPPORTED = ISAS[: ISAS.index(native.isa_supported()) + 1]
 DTYPES = [
-    torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.int8, torch.int16, torch.int32,
-    torch.int64, torch.bool, torch.complex64, torch.complex128,
+    torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.int8, torch.int16,
+    torch.int32, torch.int64, torch.bool, torch.complex64, torch.complex128,
 ]  # fmt: skip
 SIZES = [
-    (2, 12, 5), (1, 7, 1), (2, 24, 3, 5), (1, 40, 1, 1), (3, 8, 7, 7), (2, 15, 4, 1), (1, 64, 2, 3), (2, 6, 2, 3, 2),
-    (1, 16, 1, 1, 1), (1, 24, 35, 47), (5, 36, 1, 33),
+    (2, 12, 5), (1, 7, 1), (2, 24, 3, 5), (1, 40, 1, 1), (3, 8, 7, 7), (2, 15, 4, 1), (1, 64, 2, 3),
+    (2, 6, 2, 3, 2), (1, 16, 1, 1, 1), (1, 24, 35, 47), (5, 36, 1, 33),
 ]  # fmt: skip
 SHUFFLES = [
     (fastconv.channel_shuffle, reference.channel_shuffle),
@@ -88,7 +89,11 @@ def test_unshuffle_undoes_shuffle(groups: int) -> None:
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 @pytest.mark.parametrize("function", [f for f, _ in SHUFFLES])
 def test_gradient(function, layout: str) -> None:
-    for size, dtype in [((2, 6, 2, 3), torch.float64), ((1, 6, 4), torch.float64), ((1, 6, 2, 1), torch.complex128)]:
+    for size, dtype in [
+        ((2, 6, 2, 3), torch.float64),
+        ((1, 6, 4), torch.float64),
+        ((1, 6, 2, 1), torch.complex128),
+    ]:
         input = LAYOUTS[layout](torch.randn(size, dtype=dtype)).requires_grad_()
         assert gradcheck(lambda x: function(x, 3), input)
         assert gradgradcheck(lambda x: function(x, 3), input)
