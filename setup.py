@@ -1,4 +1,4 @@
-"""Hands the native build to CMake (CMakeLists.txt); everything else about the package is in pyproject.toml."""
+"""Hands the native build to CMake (CMakeLists.txt); all else about the package is in pyproject.toml."""
 
 import importlib.util
 import os
@@ -22,16 +22,18 @@ def require_tools() -> None:
     version = re.search(r"'(\d+)\.(\d+)", Path(spec.origin).with_name("version.py").read_text())
     if version is None or (int(version[1]), int(version[2])) < (2, 11):
         found = version[0].strip("'") if version else "an unknown version"
-        sys.exit(f"fastconv needs PyTorch 2.11 or later to build (found {found}): pip install -U 'torch>=2.11'")
+        sys.exit(f"fastconv needs PyTorch 2.11 or later to build (found {found}): pip install 'torch>=2.11'")
     if importlib.util.find_spec("pybind11") is None:
         sys.exit("fastconv needs pybind11 3 or later to build: pip install 'pybind11>=3'")
     for tool in ("cmake", "ninja"):
         if shutil.which(tool) is None:
             sys.exit(f"fastconv needs {tool} to build: pip install {tool}")
     if not any(shutil.which(c) for c in (os.environ.get("CXX", "c++"), "g++", "clang++")):
-        sys.exit("fastconv needs a C++17 compiler to build: install g++ (Debian, Ubuntu: apt install g++) or set CXX")
-    if os.environ.get("FASTCONV_CUDA") == "1" and not (os.environ.get("CUDACXX") or shutil.which("nvcc")):
-        sys.exit("fastconv was asked for CUDA (FASTCONV_CUDA=1) but found no nvcc: install the CUDA toolkit or set CUDACXX")
+        sys.exit("fastconv needs a C++17 compiler to build: install g++ (apt install g++) or set CXX")
+    places = [os.environ.get("PATH", ""), os.environ.get("CUDA_HOME", "") + "/bin", "/usr/local/cuda/bin"]
+    nvcc = shutil.which(os.environ.get("CUDACXX") or "nvcc", path=os.pathsep.join(places))
+    if os.environ.get("FASTCONV_CUDA") == "1" and not nvcc:
+        sys.exit("fastconv was asked for CUDA (FASTCONV_CUDA=1) but found no nvcc: install CUDA or set CUDACXX")
 
 
 class CMakeBuild(build_ext):
@@ -40,8 +42,19 @@ class CMakeBuild(build_ext):
         in_place = self.inplace or self.editable_mode
         prefix = ROOT if in_place else Path(self.build_lib).resolve()
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
-        configure = ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
-                     f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_INSTALL_PREFIX={prefix}"]
+        configure = [
+            "cmake",
+            "-S",
+            ROOT,
+            "-B",
+            build,
+            "-G",
+            "Ninja",
+            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",  # an isolated build leaves a path that is gone
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DCMAKE_INSTALL_PREFIX={prefix}",
+        ]
         for command in (configure, ["cmake", "--build", build], ["cmake", "--install", build]):
             try:
                 subprocess.run(list(map(str, command)), check=True)

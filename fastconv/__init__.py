@@ -1,6 +1,8 @@
 """fastconv: convolution, pooling and region operators for PyTorch, handwritten for CPU and CUDA."""
 
+from fastconv import nn
 from fastconv.conv import conv1d, conv2d
+from fastconv.convert import convert
 from fastconv.rearrange import channel_shuffle, channel_unshuffle
 
 __version__ = "0.1.0"
@@ -10,4 +12,6 @@ __all__ = [
     "channel_unshuffle",
     "conv1d",
     "conv2d",
+    "convert",
+    "nn",
 ]

@@ -12,7 +12,7 @@ __all__ = ["channel_shuffle", "channel_unshuffle"]
 
 
 def channel_shuffle(input: Tensor, groups: int) -> Tensor:
-    """Interleaves the channels of ``groups`` groups: channel ``i * C / groups + j`` moves to ``j * groups + i``.
+    """Interleaves the channels of ``groups`` groups: ``i * C / groups + j`` goes to ``j * groups + i``.
 
     Args:
         input: ``Tensor[N, C, *]`` of any dtype, at least one dimension after the channels.
@@ -24,7 +24,8 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
     Raises:
         RuntimeError: fewer than three dimensions, ``groups`` not positive, or not a divisor of ``C``.
 
-    Source: Zhang et al., *ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices*, 2018.
+    Source: Zhang et al., *ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile
+    Devices*, 2018.
 
     >>> channel_shuffle(torch.arange(6.0).view(1, 6, 1, 1), 2).flatten()
     tensor([0., 3., 1., 4., 2., 5.])

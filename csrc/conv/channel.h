@@ -9,7 +9,7 @@
 namespace fastconv {
 namespace {
 
-constexpr int64_t kWeightBlockBytes = 32 << 10;  // of weights that stay in the first-level cache while pixels pass
+constexpr int64_t kWeightBlockBytes = 20 << 10;  // of weights that stay in the first-level cache while pixels pass
 constexpr int64_t kPrepackBytes = 16 << 20;      // weights larger than this are packed block by block where they are used
 
 // Pixels of a register tile of `kv` vectors: accumulators, weights and two broadcasts must fit.
@@ -18,6 +18,7 @@ constexpr int channel_pixels(int kv) { return min64((kVecRegisters - 2 - kv) / k
 struct ChannelPlan {
   Geometry g;
   bool packed;
+  bool in_place;                // the input serves as it is, without a copy: one tap, no padding, channel by channel
   int kv;
   int64_t k_block, k_blocks;    // output channels of a register tile, tiles of a group
   int64_t k_splits, k_range;    // work items that share a tile of pixels, k_blocks of each
@@ -35,6 +36,8 @@ ChannelPlan channel_plan_for(const ConvParams& p, int64_t rows, int64_t k_splits
   ChannelPlan plan;
   plan.g = make_geometry(p, rows);
   plan.packed = is_channels_last(p.input);
+  plan.in_place = !plan.packed && p.R == 1 && p.S == 1 && p.stride_w == 1 && p.pad_h == 0 && p.pad_w == 0 &&
+                  p.P <= p.H && p.Q <= p.W && p.stride_h == 1 && static_cast<int64_t>(sizeof(A)) == p.element_size();
   plan.kv = p.K <= L ? 1 : 2;
   plan.k_block = plan.kv * L;
   plan.k_blocks = ceil_div(p.K, plan.k_block);
@@ -48,10 +51,10 @@ ChannelPlan channel_plan_for(const ConvParams& p, int64_t rows, int64_t k_splits
   plan.x_channel = plan.packed ? plan.g.channel : (round_up(plan.g.channel, L) / L | 1) * L;
   plan.block_elements = plan.c_pass * p.R * p.S * plan.k_block;
   const int64_t all = p.G * plan.k_blocks * plan.passes * plan.block_elements * static_cast<int64_t>(sizeof(A));
-  plan.prepack = all <= kPrepackBytes && p.N * plan.g.h.tiles * plan.g.w.tiles > 1;
-  plan.x_elements = plan.c_pass * plan.x_channel + 16 * L;
+  plan.prepack = all <= kPrepackBytes && p.N * plan.g.h.tiles * plan.g.w.tiles >= 4;
+  plan.x_elements = plan.in_place ? 0 : plan.c_pass * plan.x_channel + 16 * L;
   plan.acc_elements = rows * plan.g.w.tile * plan.k_range * plan.k_block;
-  plan.weight_elements = plan.prepack ? 0 : plan.block_elements;
+  plan.weight_elements = plan.prepack ? 0 : plan.c_sub * p.R * p.S * plan.k_block;
   return plan;
 }
 
@@ -75,16 +78,21 @@ double channel_cost(const ConvParams& p, const ChannelPlan& plan) {
   // A register tile of fewer pixels is bound by its loads.
   const double step = max64(ceil_div(plan.g.w.tile, ceil_div(plan.g.w.tile, px)) * plan.kv, 6) / 2.0;
   const double macs = steps * static_cast<double>(ceil_div(plan.g.w.tile, px)) * step;
-  const double fill = static_cast<double>(p.C) * plan.g.channel * (plan.packed ? 0.12 : 0.2);
+  const double fill = plan.in_place ? 0 : static_cast<double>(p.C) * plan.g.channel * (plan.packed ? 0.12 : 0.2);
   const double out = plan.g.h.tile * columns * plan.k_range * plan.k_block * 0.3;
-  const double pack = plan.prepack ? 0 : static_cast<double>(plan.k_range * plan.passes * plan.block_elements);
+  // An item reads all its weights once: from the second-level cache, from beyond it, or packing them on the way.
+  const double weights = static_cast<double>(plan.k_range * plan.passes * plan.block_elements);
+  const double all = static_cast<double>(p.G * plan.k_blocks * plan.passes * plan.block_elements);
+  const double pack = plan.prepack ? weights * (all * sizeof(A) > (1 << 20) ? 0.35 : 0.06) +
+                                         1.2 * all / static_cast<double>(channel_items<A>(p, plan))
+                                   : weights * 1.2;
   return macs + fill + out + pack + 2.0 * L + 500;
 }
 
 template <class A>
 bool channel_plan(const ConvParams& p, ChannelPlan& best) {
   double best_total = 0;
-  for (int64_t limit : {512 << 10, 6 << 20}) {
+  for (int64_t limit : {256 << 10, 6 << 20}) {
     // Several passes over the input channels only where one does not fit; several work items to a tile of pixels only
     // where there are too few tiles.
     for (int64_t c_pass = p.C; best_total == 0; c_pass = ceil_div(c_pass, 2)) {
@@ -113,23 +121,30 @@ bool channel_plan(const ConvParams& p, ChannelPlan& best) {
 }
 
 // One register tile: PX consecutive pixels by KV vectors of output channels, over `channels` input channels. Starts from
-// bias where it is given, else from what acc holds. w[c / L][tap][c % L][KV * L].
+// bias where it is given, else from what acc holds. w[c / L][tap][c % L][KV * L]; at least one channel and one tap.
 template <class A, int KV, int PX, bool Packed>
 void channel_micro(const A* x, int64_t x_channel, int64_t channels, const Tap* taps, int tap_count, const A* w,
                    int64_t w_block, const A* bias, A* acc, int64_t acc_stride) {
   constexpr int L = kLanes<A>;
   constexpr int kPixel = Packed ? L : 1;
+  const A* start = bias ? bias : acc;
+  const int64_t start_stride = bias ? 0 : acc_stride;
   Vec<A> sum[PX][KV];
 #pragma GCC unroll 16
   for (int i = 0; i < PX; ++i)
 #pragma GCC unroll 2
-    for (int v = 0; v < KV; ++v) sum[i][v] = load((bias ? bias : acc + i * acc_stride) + v * L);
-  for (int64_t c0 = 0; c0 < channels; c0 += L, x += L * x_channel, w += w_block) {
+    for (int v = 0; v < KV; ++v) sum[i][v] = load(start + i * start_stride + v * L);
+  // Loops that run at least once: with a way around them the compiler keeps the sums in memory at their end.
+  const int64_t last = channels - 1;
+  int64_t c0 = 0;
+  do {
     const int64_t n = min64(L, channels - c0);
-    for (int t = 0; t < tap_count; ++t) {
-      const A* from = x + static_cast<int64_t>(taps[t].offset) * kPixel;
-      const A* weight = w + static_cast<int64_t>(taps[t].index) * (L * KV * L);
-      for (int64_t c = 0; c < n; ++c) {
+    const Tap* tap = taps;
+    do {
+      const A* from = x + static_cast<int64_t>(tap->offset) * kPixel;
+      const A* weight = w + static_cast<int64_t>(tap->index) * (L * KV * L);
+      const A* weight_end = weight + n * KV * L;
+      do {
         Vec<A> b[KV];
 #pragma GCC unroll 2
         for (int v = 0; v < KV; ++v) b[v] = load(weight + v * L);
@@ -141,9 +156,12 @@ void channel_micro(const A* x, int64_t x_channel, int64_t channels, const Tap* t
         }
         from += Packed ? 1 : x_channel;
         weight += KV * L;
-      }
-    }
-  }
+      } while (weight != weight_end);
+    } while (++tap != taps + tap_count);
+    x += L * x_channel;
+    w += w_block;
+    c0 += L;
+  } while (c0 <= last);
 #pragma GCC unroll 16
   for (int i = 0; i < PX; ++i)
 #pragma GCC unroll 2
@@ -264,26 +282,33 @@ void channel_forward(const ConvParams& p, const ChannelPlan& plan, void* scratch
     const int64_t chunks = ceil_div(t.columns, most);
     for (int64_t pass = 0; pass < plan.passes; ++pass) {
       const int64_t c0 = pass * plan.c_pass, channels = min64(plan.c_pass, p.C - c0);
-      if (plan.packed)
+      const A* source = x;
+      int64_t x_channel = plan.x_channel, pitch = plan.g.pitch;
+      if (plan.in_place) {
+        source = at<const A>(p.input, t.n, g * p.C + c0, t.p0, t.q0);
+        x_channel = p.input.c;
+        pitch = p.input.h;
+      } else if (plan.packed)
         fill_packed<T>(p, plan.g, t, g * p.C + c0, channels, x);
       else
         fill_planar<T>(p, plan.g, t, g * p.C + c0, channels, plan.x_channel, x);
       for (int64_t b = 0; b < blocks; ++b) {
         const int64_t block = first_block + b;
         const A* weights = memory.weights + ((g * plan.k_blocks + block) * plan.passes + pass) * plan.block_elements;
-        if (!plan.prepack) {
-          channel_pack<T>(p, plan.k_block, g, block * plan.k_block, c0, plan.c_pass, own_weights);
-          weights = own_weights;
-        }
         for (int64_t c = 0; c < channels; c += plan.c_sub) {
+          const A* sub = weights + c * taps_of_kernel * plan.k_block;
+          if (!plan.prepack) {
+            channel_pack<T>(p, plan.k_block, g, block * plan.k_block, c0 + c, min64(plan.c_sub, plan.c_pass - c),
+                            own_weights);
+            sub = own_weights;
+          }
           const A* bias = pass == 0 && c == 0 ? memory.bias + g * group_k + block * plan.k_block : nullptr;
           for (int64_t row = 0; row < t.rows; ++row)
             for (int64_t chunk = 0; chunk < chunks; ++chunk) {
               const int64_t q = t.columns * chunk / chunks, end = t.columns * (chunk + 1) / chunks;
               channel_micro_of<A>(plan.kv, plan.packed, static_cast<int>(end - q))(
-                  x + c * plan.x_channel + (row * plan.g.pitch + q) * pixel, plan.x_channel,
-                  min64(plan.c_sub, channels - c), taps, tap_count, weights + c * taps_of_kernel * plan.k_block,
-                  taps_of_kernel * L * plan.k_block, bias, acc + (row * t.columns + q) * acc_stride + b * plan.k_block,
+                  source + c * x_channel + (row * pitch + q) * pixel, x_channel, min64(plan.c_sub, channels - c), taps,
+                  tap_count, sub, taps_of_kernel * L * plan.k_block, bias, acc + (row * t.columns + q) * acc_stride + b * plan.k_block,
                   acc_stride);
             }
         }
@@ -403,24 +428,6 @@ template <class A>
 auto channel_grad_micro_of(int kv, int cb) {
   if (kv == 1) return cb == 2 ? channel_grad_micro<A, 1, 2> : cb == 4 ? channel_grad_micro<A, 1, 4> : channel_grad_micro<A, 1, 8>;
   return cb == 2 ? channel_grad_micro<A, 2, 2> : cb == 4 ? channel_grad_micro<A, 2, 4> : channel_grad_micro<A, 2, 8>;
-}
-
-// grad_output of a tile as [block][pixel][L], zero beyond `count` channels.
-template <class T, class A>
-void fill_grad_packed(const ConvParams& p, const Tile& t, int64_t k0, int64_t count, int64_t block, A* grad) {
-  constexpr int L = kLanes<A>;
-  for (int64_t k = 0; k < count; k += L) {
-    const int64_t n = min64(L, count - k);
-    for (int64_t row = 0; row < t.rows; ++row) {
-      A* to = grad + k / L * block + row * t.columns * L;
-      const T* from = at<const T>(p.output, t.n, k0 + k, t.p0 + row, t.q0);
-      if (n < L) zero(to, t.columns * L);
-      if (p.output.c == 1)
-        for (int64_t q = 0; q < t.columns; ++q) copy_row(to + q * L, from + q * p.output.w, n);
-      else
-        transpose_block(to, L, 1, from, p.output.c, p.output.w, n, t.columns);
-    }
-  }
 }
 
 template <class T>

@@ -186,7 +186,7 @@ inline ConvParams grad_input_params(const ConvParams& p, int64_t residue_h, int6
   q.pad_w = w.pad;
   q.input = p.output;
   q.output = p.input;
-  const int64_t size = p.dtype == Dtype::kFloat64 ? 8 : p.dtype == Dtype::kFloat32 ? 4 : 2;
+  const int64_t size = p.element_size();
   q.output.data = static_cast<char*>(p.input.data) + (residue_h * p.input.h + residue_w * p.input.w) * size;
   q.output.h = p.input.h * p.stride_h;
   q.output.w = p.input.w * p.stride_w;
@@ -196,6 +196,15 @@ inline ConvParams grad_input_params(const ConvParams& p, int64_t residue_h, int6
   q.weight.h = -p.weight.h * h.period;
   q.weight.w = -p.weight.w * w.period;
   return q;
+}
+
+// A convolution of one tap that skips nothing is the same for every pixel, so rows are joined into one long row.
+inline void join_rows(ConvParams& p) {
+  const bool pointwise = p.R == 1 && p.S == 1 && p.stride_h == 1 && p.stride_w == 1 && p.pad_h == 0 && p.pad_w == 0;
+  if (!pointwise || p.H != p.P || p.W != p.Q) return;
+  if (p.input.h != p.W * p.input.w || p.output.h != p.Q * p.output.w) return;
+  p.W = p.Q = p.H * p.W;
+  p.H = p.P = 1;
 }
 
 }  // namespace fastconv

@@ -2,6 +2,7 @@
 // with `preferred<A>`, `plan<A>` (A: what is computed in) and `run<T>` (T: what is stored), at the end of its header.
 #include "conv/channel.h"
 #include "conv/depthwise.h"
+#include "conv/direct.h"
 #include "conv/general.h"
 #include "conv/params.h"
 #include "conv/pixel.h"
@@ -44,7 +45,8 @@ constexpr ConvKernel row(const char* name) {
 }  // namespace
 
 extern const ConvKernels conv_kernels = {
-    {row<DepthwiseForward>("depthwise"), row<ChannelForward>("channel"), row<PixelForward>("pixel"),
+    {row<DepthwiseRows>("depthwise_rows"), row<DepthwisePixels>("depthwise_pixels"),
+     row<DepthwiseForward>("depthwise"), row<ChannelForward>("channel"), row<PixelForward>("pixel"),
      row<GeneralForward>("general")},
     {row<DepthwiseGradWeight>("depthwise"), row<ChannelGradWeight>("channel"), row<PixelGradWeight>("pixel"),
      row<GeneralGradWeight>("general")},

@@ -115,8 +115,9 @@ void depthwise_forward(const ConvParams& p, const DepthwisePlan& plan, void* scr
     Tap* taps = carve.take<Tap>(taps_of_kernel);
     A* x = carve.take<A>(plan.x_elements);
     A* acc = carve.take<A>(plan.acc_elements);
-    const int64_t block = item / tiles % plan.blocks, count = min64(L, p.G - block * L);
-    const Tile t = make_tile(p, plan.g, item / tiles / plan.blocks, item % tiles);
+    // Blocks of channels innermost: those of a pixel lie side by side in memory.
+    const int64_t block = item % plan.blocks, count = min64(L, p.G - block * L);
+    const Tile t = make_tile(p, plan.g, item / plan.blocks / tiles, item / plan.blocks % tiles);
     const int tap_count = live_taps(p, plan.g, t, taps);
     fill_packed<T>(p, plan.g, t, block * L, count, x);
     const Vec<A> bias = load(memory.bias + block * L);

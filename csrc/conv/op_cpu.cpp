@@ -1,4 +1,5 @@
 #include <atomic>
+#include <cstring>
 
 #include "conv/check.h"
 #include "conv/choice.h"
@@ -10,7 +11,7 @@ using Sizes = std::vector<int64_t>;
 
 constexpr double kSmallMacs = 2e5;  // below this a second thread costs more than it computes
 
-std::atomic<int> forced{-1};
+std::atomic<const char*> forced{nullptr};  // the name of the only kernel that may run
 
 int threads_for(const ConvParams& p) {
   const double macs = static_cast<double>(p.N) * p.G * p.K * p.C * p.R * p.S * p.P * p.Q;
@@ -18,12 +19,14 @@ int threads_for(const ConvParams& p) {
 }
 
 // Runs the first kernel of the table that wants and can, or the forced one.
-void run(const char* op, const ConvKernel* table, const ConvParams& p) {
-  const int only = p.C * p.R * p.S == 0 ? kConvKernels - 1 : forced.load(std::memory_order_relaxed);
+template <size_t Count>
+void run(const char* op, const ConvKernel (&table)[Count], ConvParams p) {
+  join_rows(p);
+  // A sum of nothing is the general kernel's, the last; the others count on at least one channel and one tap.
+  const char* only = p.C * p.R * p.S == 0 ? table[Count - 1].name : forced.load(std::memory_order_relaxed);
   ConvPlan plan;
-  for (int i = 0; i < kConvKernels; ++i) {
-    const ConvKernel& kernel = table[i];
-    if (only >= 0 ? i != only : !kernel.preferred(p)) continue;
+  for (const ConvKernel& kernel : table) {
+    if (only ? std::strcmp(only, kernel.name) != 0 : !kernel.preferred(p)) continue;
     if (!kernel.plan(p, plan)) continue;
     Tensor scratch;
     void* memory = nullptr;
@@ -34,7 +37,7 @@ void run(const char* op, const ConvKernel* table, const ConvParams& p) {
     }
     return kernel.run(p, plan, memory);
   }
-  check(false, op, ": kernel must be able to serve these arguments (got ", table[only].name, ")");
+  check(false, op, ": kernel must be able to serve these arguments (got ", only, ")");
 }
 
 Tensor conv(Tensor input, Tensor weight, std::optional<Tensor> bias, Sizes stride, Sizes padding, Sizes dilation,
@@ -116,12 +119,11 @@ std::vector<std::string> conv_kernel_names() {
 }
 
 bool conv_force_kernel(const std::string& name) {
-  const std::vector<std::string> names = conv_kernel_names();
-  int index = -1;
-  for (size_t i = 0; i < names.size(); ++i)
-    if (names[i] == name) index = static_cast<int>(i);
-  if (index < 0 && !name.empty()) return false;
-  forced.store(index, std::memory_order_relaxed);
+  const char* found = nullptr;
+  for (const ConvKernel& kernel : FASTCONV_KERNELS(conv_kernels).forward)
+    if (name == kernel.name) found = kernel.name;
+  if (!found && !name.empty()) return false;
+  forced.store(found, std::memory_order_relaxed);
   return true;
 }
 

@@ -27,6 +27,8 @@ struct ConvParams {
   const void* bias;                // [G*K] or null
   View4 output;                    // [N, G*K, P, Q]
   int threads;
+
+  int64_t element_size() const { return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2; }
 };
 
 // What a kernel decided for some params: how much memory it needs beside its arguments (bytes for all threads together,
@@ -45,11 +47,9 @@ struct ConvKernel {
   void (*run)(const ConvParams&, const ConvPlan&, void* scratch);
 };
 
-constexpr int kConvKernels = 4;
-
 struct ConvKernels {
-  ConvKernel forward[kConvKernels];      // also the input gradient
-  ConvKernel grad_weight[kConvKernels];
+  ConvKernel forward[6];  // also the input gradient
+  ConvKernel grad_weight[4];
 };
 FASTCONV_DECLARE_KERNELS(ConvKernels, conv_kernels)
 

@@ -2,8 +2,9 @@
 // group has too few output channels to fill a vector. One broadcast weight serves a vector of pixels; a register tile
 // is KB output channels by NV vectors. Scratch is planar, so every load is contiguous whatever the stride.
 //
-// Flat runs: rows of a 7- or 14-wide map fill half a vector. Where it pays, the rows of a tile are computed as one run
-// over the padded pitch; the few results in the gaps between rows are thrown away when the tile is stored.
+// Flat runs: rows of a 7- or 28-wide map leave the last vector half empty. Where it pays, the rows of a tile are
+// computed as one run over the padded pitch; the results in the gaps between rows are thrown away when the tile is
+// stored. Where a row is at most one vector wide and a flat run does not pay, the NV vectors are NV rows.
 #pragma once
 #include "conv/tile.h"
 #include "core/parallel.h"
@@ -94,12 +95,11 @@ bool pixel_plan(const ConvParams& p, PixelPlan& plan) {
   return false;
 }
 
-// acc[k][i] = (first ? bias[k] : acc[k][i]) + sum over c, tap of w[c][tap][k] * x[c][offset[tap] + i], for KB channels
-// and NV vectors of positions.
+// acc[k][i] = bias[k] + sum over c, tap of w[c][tap][k] * x[c][offset[tap] + i], for KB channels and NV vectors of
+// positions, `step` from one to the next.
 template <class A, int KB, int NV>
 void pixel_micro(const A* x, int64_t x_channel, int64_t C, const Tap* taps, int tap_count, const A* w, int64_t w_channel,
-                 const A* bias, A* acc, int64_t acc_channel) {
-  constexpr int L = kLanes<A>;
+                 const A* bias, A* acc, int64_t acc_channel, int64_t step) {
   Vec<A> sum[KB][NV];
 #pragma GCC unroll 8
   for (int k = 0; k < KB; ++k)
@@ -111,7 +111,7 @@ void pixel_micro(const A* x, int64_t x_channel, int64_t C, const Tap* taps, int 
       const A* weight = w + taps[t].index * KB;
       Vec<A> v[NV];
 #pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) v[j] = load(from + j * L);
+      for (int j = 0; j < NV; ++j) v[j] = load(from + j * step);
 #pragma GCC unroll 8
       for (int k = 0; k < KB; ++k) {
         const Vec<A> b = splat(weight[k]);
@@ -122,11 +122,12 @@ void pixel_micro(const A* x, int64_t x_channel, int64_t C, const Tap* taps, int 
 #pragma GCC unroll 8
   for (int k = 0; k < KB; ++k)
 #pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) store(acc + k * acc_channel + j * L, sum[k][j]);
+    for (int j = 0; j < NV; ++j) store(acc + k * acc_channel + j * step, sum[k][j]);
 }
 
 template <class A>
-using PixelMicro = void (*)(const A*, int64_t, int64_t, const Tap*, int, const A*, int64_t, const A*, A*, int64_t);
+using PixelMicro = void (*)(const A*, int64_t, int64_t, const Tap*, int, const A*, int64_t, const A*, A*, int64_t,
+                            int64_t);
 
 template <class A, int KB>
 PixelMicro<A> pixel_micro_of(int vectors) {
@@ -154,12 +155,10 @@ PixelMicro<A> pixel_micro_of(int64_t kb, int vectors) {
   }
 }
 
-// All output channels of one group over a run of `length` positions.
+// All output channels of one group over a run of `vectors` vectors of positions.
 template <class A>
 void pixel_run(const ConvParams& p, const PixelPlan& plan, const A* x, const Tap* taps, int tap_count, const A* weights,
-               const A* bias, A* acc, int64_t length) {
-  constexpr int L = kLanes<A>;
-  const int64_t vectors = ceil_div(length, L);
+               const A* bias, A* acc, int64_t vectors, int64_t step) {
   const int64_t chunks = ceil_div(vectors, pixel_vectors(static_cast<int>(plan.kb)));
   const int64_t w_channel = p.R * p.S * plan.kb;
   for (int64_t k = 0; k < plan.k_padded; k += plan.kb) {
@@ -168,8 +167,8 @@ void pixel_run(const ConvParams& p, const PixelPlan& plan, const A* x, const Tap
       const int64_t n = (vectors * (chunk + 1)) / chunks - (vectors * chunk) / chunks;
       pixel_micro_of<A>(plan.kb, static_cast<int>(n))(x + i, plan.x_channel, p.C, taps, tap_count,
                                                       weights + k * p.C * p.R * p.S, w_channel, bias + k,
-                                                      acc + k * plan.acc_channel + i, plan.acc_channel);
-      i += n * L;
+                                                      acc + k * plan.acc_channel + i, plan.acc_channel, step);
+      i += n * step;
     }
   }
 }
@@ -211,6 +210,7 @@ struct PixelScratch {
 template <class T>
 void pixel_forward(const ConvParams& p, const PixelPlan& plan, void* scratch) {
   using A = Accumulate<T>;
+  constexpr int64_t L = kLanes<A>;
   const PixelScratch<A> memory(p, plan, scratch);
   pixel_pack<T>(p, plan, memory.weights, memory.bias);
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles;
@@ -229,11 +229,16 @@ void pixel_forward(const ConvParams& p, const PixelPlan& plan, void* scratch) {
       A* accg = acc + g * p.K * plan.acc_channel;  // the padding of one group is overwritten by the next
       const A* weights = memory.weights + (g0 + g) * plan.k_padded * p.C * p.R * p.S;
       const A* bias = memory.bias + (g0 + g) * plan.k_padded;
+      const int64_t pitch = plan.g.pitch;
       if (plan.flat) {
-        pixel_run(p, plan, xg, taps, tap_count, weights, bias, accg, (t.rows - 1) * plan.g.pitch + t.columns);
+        const int64_t vectors = ceil_div((t.rows - 1) * pitch + t.columns, L);
+        pixel_run(p, plan, xg, taps, tap_count, weights, bias, accg, vectors, L);
+      } else if (t.columns <= L && pitch >= L) {
+        pixel_run(p, plan, xg, taps, tap_count, weights, bias, accg, t.rows, pitch);
       } else {
         for (int64_t i = 0; i < t.rows; ++i)
-          pixel_run(p, plan, xg + i * plan.g.pitch, taps, tap_count, weights, bias, accg + i * plan.g.pitch, t.columns);
+          pixel_run(p, plan, xg + i * pitch, taps, tap_count, weights, bias, accg + i * pitch, ceil_div(t.columns, L),
+                    L);
       }
     }
     store_planar<T>(p, t, g0 * p.K, groups * p.K, acc, plan.acc_channel, plan.g.pitch);
@@ -328,20 +333,6 @@ bool pixel_grad_plan(const ConvParams& p, PixelGradPlan& plan) {
     return true;
   }
   return false;
-}
-
-// grad_output of a tile, `count` channels from k0, with the pitch of the planes and zeros in the gaps.
-template <class T, class A>
-void fill_grad(const ConvParams& p, const Tile& t, int64_t k0, int64_t count, int64_t channel, int64_t pitch, A* grad) {
-  for (int64_t k = 0; k < count; ++k) zero(grad + k * channel, channel);
-  for (int64_t i = 0; i < t.rows; ++i) {
-    const T* from = at<const T>(p.output, t.n, k0, t.p0 + i, t.q0);
-    if (is_channels_last(p.output))
-      transpose_block(grad + i * pitch, channel, 1, from, p.output.w, 1, t.columns, count);
-    else
-      for (int64_t k = 0; k < count; ++k)
-        copy_strided(grad + k * channel + i * pitch, from + k * p.output.c, p.output.w, t.columns);
-  }
 }
 
 template <class T>

@@ -92,12 +92,16 @@ inline bool reads_input(int64_t first, int64_t count, int64_t stride, int64_t si
   return first < size && first + (count - 1) * stride >= 0;
 }
 
+// Taps whose every read is padding are left out. At least one stays, so that kernels need no way around their loops:
+// where all is padding it reads zeros.
 inline int live_taps(const ConvParams& p, const Geometry& g, const Tile& t, Tap* taps) {
   int count = 0;
   for (int64_t r = 0; r < p.R; ++r) {
-    if (!reads_input(t.p0 * p.stride_h + r * p.dilation_h - p.pad_h, t.rows, p.stride_h, p.H)) continue;
+    const bool last_row = r == p.R - 1 && count == 0;
+    if (!reads_input(t.p0 * p.stride_h + r * p.dilation_h - p.pad_h, t.rows, p.stride_h, p.H) && !last_row) continue;
     for (int64_t s = 0; s < p.S; ++s) {
-      if (!reads_input(t.q0 * p.stride_w + s * p.dilation_w - p.pad_w, t.columns, p.stride_w, p.W)) continue;
+      const bool last = last_row && s == p.S - 1 && count == 0;
+      if (!reads_input(t.q0 * p.stride_w + s * p.dilation_w - p.pad_w, t.columns, p.stride_w, p.W) && !last) continue;
       const int64_t plane = r % g.h.period * g.w.planes + s % g.w.period;
       const int64_t row = plane * g.h.span + r / g.h.period * g.h.step;
       taps[count].offset = static_cast<int32_t>(row * g.pitch + s / g.w.period * g.w.step);
@@ -118,7 +122,10 @@ inline bool is_channels_last(const View4& v) { return v.c == 1 && v.w != 1; }
 
 template <class A>
 inline void zero(A* p, int64_t count) {
-  if (count > 0) __builtin_memset(p, 0, count * sizeof(A));
+  constexpr int L = kLanes<A>;
+  int64_t i = 0;
+  for (; i + L <= count; i += L) store(p + i, Vec<A>{});
+  if (i < count) store_partial(p + i, Vec<A>{}, static_cast<int>(count - i));
 }
 
 template <class To, class From>
@@ -159,7 +166,11 @@ template <class A, class T>
 inline void copy_strided(A* to, const T* from, int64_t step, int64_t count) {
   if (step == 1) return copy_row(to, from, count);
   constexpr int L = kLanes<A>;
-  for (int64_t i = 0; i < count; i += L) {
+  int64_t i = 0;
+  // The vector after the last element that counts may not exist, so the last vector is left to load_strided.
+  for (; step == 2 && i + L < count; i += L)
+    store(to + i, even_lanes<A>(load(from + 2 * i), load(from + 2 * i + L)));
+  for (; i < count; i += L) {
     const int n = static_cast<int>(min64(L, count - i));
     store_partial(to + i, load_strided(from + i * step, step, n), n);
   }
@@ -250,6 +261,40 @@ void fill_packed(const ConvParams& p, const Geometry& g, const Tile& t, int64_t 
         transpose_block(to + begin * L, L, 1, from, p.input.c, step, n, end - begin);
       }
     });
+  }
+}
+
+// ---- the same for grad_output, which the weight gradient reads ------------------------------------------------------
+
+// grad_output of a tile, `count` channels from k0, with the pitch of the planes and zeros in the gaps.
+template <class T, class A>
+void fill_grad(const ConvParams& p, const Tile& t, int64_t k0, int64_t count, int64_t channel, int64_t pitch, A* grad) {
+  for (int64_t k = 0; k < count; ++k) zero(grad + k * channel, channel);
+  for (int64_t i = 0; i < t.rows; ++i) {
+    const T* from = at<const T>(p.output, t.n, k0, t.p0 + i, t.q0);
+    if (is_channels_last(p.output))
+      transpose_block(grad + i * pitch, channel, 1, from, p.output.w, 1, t.columns, count);
+    else
+      for (int64_t k = 0; k < count; ++k)
+        copy_strided(grad + k * channel + i * pitch, from + k * p.output.c, p.output.w, t.columns);
+  }
+}
+
+// grad_output of a tile as [block][pixel][L], zero beyond `count` channels.
+template <class T, class A>
+void fill_grad_packed(const ConvParams& p, const Tile& t, int64_t k0, int64_t count, int64_t block, A* grad) {
+  constexpr int L = kLanes<A>;
+  for (int64_t k = 0; k < count; k += L) {
+    const int64_t n = min64(L, count - k);
+    for (int64_t row = 0; row < t.rows; ++row) {
+      A* to = grad + k / L * block + row * t.columns * L;
+      const T* from = at<const T>(p.output, t.n, k0 + k, t.p0 + row, t.q0);
+      if (n < L) zero(to, t.columns * L);
+      if (p.output.c == 1)
+        for (int64_t q = 0; q < t.columns; ++q) copy_row(to + q * L, from + q * p.output.w, n);
+      else
+        transpose_block(to, L, 1, from, p.output.c, p.output.w, n, t.columns);
+    }
   }
 }
 

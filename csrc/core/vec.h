@@ -166,6 +166,41 @@ inline void store_partial(double* p, Vec<double> v, int n) {
 }
 #endif
 
+// The lanes [begin, end) of vectors that are loaded many times over: the others are zero, and nothing of theirs is
+// touched.
+template <class T>
+struct Window {
+  static constexpr int L = kLanes<Accumulate<T>>;
+#if defined(__AVX512F__)
+  uint32_t mask;
+  Window(int begin, int end) : mask(((1u << end) - 1) & ~((1u << begin) - 1)) {}
+#else
+  int begin, end;
+  Window(int begin_, int end_) : begin(begin_), end(end_) {}
+#endif
+  Window() : Window(0, 0) {}
+};
+#if defined(__AVX512F__)
+inline Vec<float> load(const float* p, Window<float> w) {
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>(w.mask), p);
+}
+inline Vec<double> load(const double* p, Window<double> w) {
+  return _mm512_maskz_loadu_pd(static_cast<__mmask8>(w.mask), p);
+}
+template <class T>
+inline Vec<float> load(const T* p, Window<T> w) {
+  return widen(bits_as<Halves>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(w.mask), p)), T{});
+}
+#else
+template <class T>
+inline Vec<Accumulate<T>> load(const T* p, Window<T> w) {
+  if (w.begin == 0 && w.end == Window<T>::L) return load(p);
+  T lanes[Window<T>::L] = {};
+  for (int i = w.begin; i < w.end; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+#endif
+
 // One element, to and from the type it is computed in.
 inline float get(const float* p) { return *p; }
 inline double get(const double* p) { return *p; }

@@ -1,0 +1,280 @@
+// Depthwise convolution without a copy of the input, for small kernels. Their few multiply-adds are soon done; what
+// takes the time is moving data, so here it is moved once: input is read where it lies, output is written where it
+// belongs, and padding is clipped away instead of being filled in. Two kernels, one for each layout:
+//
+// depthwise_rows, contiguous: vectors along a row. A register tile is RB output rows by NV vectors, and a loaded vector
+// of an input row serves every output row that it reaches. A vector that sticks out over the edge of the image is
+// loaded through a mask. Strides 1 and 2; kernels of 1, 3, 5 or 7 rows.
+//
+// depthwise_pixels, channels_last: vectors along the channels. A register tile is PX pixels; a strip of rows shares
+// what it reads through the first-level cache.
+#pragma once
+#include "conv/tile.h"
+#include "core/parallel.h"
+
+namespace fastconv {
+namespace {
+
+// Weights of all channels as to[tap][G], or to[G][s][r] for depthwise_rows.
+template <class T, class A>
+void direct_weights(const ConvParams& p, bool by_row, A* to) {
+  for (int64_t r = 0; r < p.R; ++r)
+    for (int64_t s = 0; s < p.S; ++s) {
+      const T* from = at<const T>(p.weight, 0, 0, r, s);
+      A* target = by_row ? to + s * p.R + r : to + (r * p.S + s) * p.G;
+      const int64_t step = by_row ? p.R * p.S : 1;
+      for (int64_t g = 0; g < p.G; ++g) target[g * step] = get(from + g * p.weight_g);
+    }
+}
+
+// ---- contiguous ------------------------------------------------------------------------------------------------------
+
+constexpr int kRowVectors = 4;
+constexpr int64_t kRowTaps = 64;  // the widest kernel
+constexpr int row_block(int taps) { return taps == 1 ? 1 : kVecRegisters == 32 ? 4 : 2; }
+
+// The lanes of a vector of row elements from `start` on that lie inside [0, W).
+template <class T>
+inline Window<T> inside(int64_t start, int64_t W) {
+  constexpr int L = kLanes<Accumulate<T>>;
+  const int begin = static_cast<int>(max64(0, min64(-start, L))), end = static_cast<int>(max64(0, min64(W - start, L)));
+  return begin < end ? Window<T>(begin, end) : Window<T>(0, 0);
+}
+
+// RB output rows by NV vectors of columns. rows[i] is an input row, from the column that the first output reads through
+// tap 0, or null where that is padding; windows[s][vector] are the lanes inside the image; w[s][r]; out[i] is an output
+// row or null beyond the last.
+template <class T, int R, int Stride, int NV>
+void rows_micro(const T* const* rows, int64_t S, int64_t dilation, const Window<T>* windows, const Accumulate<T>* w,
+                Accumulate<T> bias, T* const* out, int64_t columns) {
+  using A = Accumulate<T>;
+  constexpr int L = kLanes<A>, RB = row_block(R);
+  Vec<A> sum[RB][NV];
+#pragma GCC unroll 4
+  for (int i = 0; i < RB; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) sum[i][j] = splat(bias);
+  int64_t start = 0;
+  for (int64_t s = 0; s < S; ++s, w += R, start += dilation) {
+    Window<T> window[NV * Stride];
+#pragma GCC unroll 8
+    for (int j = 0; j < NV * Stride; ++j) window[j] = windows[s * (kRowVectors * Stride) + j];
+#pragma GCC unroll 16
+    for (int i = 0; i < (RB - 1) * Stride + R; ++i) {
+      if (!rows[i]) continue;
+      Vec<A> v[NV];
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) {
+        const T* from = rows[i] + start + j * L * Stride;
+        v[j] = load(from, window[j * Stride]);
+        if constexpr (Stride == 2) v[j] = even_lanes<A>(v[j], load(from + L, window[j * 2 + 1]));
+      }
+#pragma GCC unroll 4
+      for (int o = 0; o < RB; ++o) {
+        const int r = i - o * Stride;
+        if (r < 0 || r >= R) continue;
+        const Vec<A> weight = splat(w[r]);
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; ++j) sum[o][j] += weight * v[j];
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < RB; ++i) {
+    if (!out[i]) continue;
+#pragma GCC unroll 4
+    for (int j = 0; j < NV - 1; ++j) store(out[i] + j * L, sum[i][j]);
+    const int64_t rest = columns - (NV - 1) * L;
+    if (rest >= L)
+      store(out[i] + (NV - 1) * L, sum[i][NV - 1]);
+    else
+      store_partial(out[i] + (NV - 1) * L, sum[i][NV - 1], static_cast<int>(rest));
+  }
+}
+
+template <class T>
+using RowsMicro = void (*)(const T* const*, int64_t, int64_t, const Window<T>*, const Accumulate<T>*, Accumulate<T>,
+                           T* const*, int64_t);
+
+template <class T, int R, int Stride>
+RowsMicro<T> rows_micro_of(int64_t vectors) {
+  static const RowsMicro<T> kTable[] = {rows_micro<T, R, Stride, 1>, rows_micro<T, R, Stride, 2>,
+                                        rows_micro<T, R, Stride, 3>, rows_micro<T, R, Stride, 4>};
+  return kTable[vectors - 1];
+}
+
+template <class T>
+RowsMicro<T> rows_micro_of(int64_t R, int64_t stride, int64_t vectors) {
+  const bool one = stride == 1;
+  switch (R) {
+    case 1: return one ? rows_micro_of<T, 1, 1>(vectors) : rows_micro_of<T, 1, 2>(vectors);
+    case 3: return one ? rows_micro_of<T, 3, 1>(vectors) : rows_micro_of<T, 3, 2>(vectors);
+    case 5: return one ? rows_micro_of<T, 5, 1>(vectors) : rows_micro_of<T, 5, 2>(vectors);
+    default: return one ? rows_micro_of<T, 7, 1>(vectors) : rows_micro_of<T, 7, 2>(vectors);
+  }
+}
+
+template <class T>
+void depthwise_rows(const ConvParams& p, void* scratch) {
+  using A = Accumulate<T>;
+  constexpr int L = kLanes<A>, kMostRows = 4, kMostInputs = 3 * 2 + 7;
+  A* weights = static_cast<A*>(scratch);
+  direct_weights<T>(p, true, weights);
+  const int64_t block = row_block(static_cast<int>(p.R)), stride = p.stride_w;
+  const int64_t vectors = ceil_div(p.Q, L), chunks = ceil_div(vectors, kRowVectors);
+  parallel_for(p.threads, p.N * p.G, [&](int64_t item, int) {
+    const int64_t n = item / p.G, g = item % p.G;
+    const A bias = p.bias ? get(static_cast<const T*>(p.bias) + g) : A(0);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const int64_t first = vectors * chunk / chunks, count = vectors * (chunk + 1) / chunks - first;
+      const int64_t q = first * L, w = q * stride - p.pad_w;
+      Window<T> windows[kRowTaps * kRowVectors * 2];
+      for (int64_t s = 0; s < p.S; ++s)
+        for (int64_t j = 0; j < count * stride; ++j)
+          windows[s * kRowVectors * stride + j] = inside<T>(w + s * p.dilation_w + j * L, p.W);
+      const auto micro = rows_micro_of<T>(p.R, stride, count);
+      for (int64_t p0 = 0; p0 < p.P; p0 += block) {
+        const T* rows[kMostInputs];
+        T* out[kMostRows];
+        for (int64_t i = 0; i < (block - 1) * stride + p.R; ++i) {
+          const int64_t h = p0 * stride - p.pad_h + i;
+          rows[i] = h >= 0 && h < p.H ? at<const T>(p.input, n, g, h, w) : nullptr;
+        }
+        for (int64_t i = 0; i < block; ++i) out[i] = p0 + i < p.P ? at<T>(p.output, n, g, p0 + i, q) : nullptr;
+        micro(rows, p.S, p.dilation_w, windows, weights + g * p.R * p.S, bias, out, p.Q - q);
+      }
+    }
+  });
+}
+
+struct DepthwiseRows {
+  struct Plan {};
+  template <class A>
+  static bool preferred(const ConvParams&) {
+    return true;
+  }
+  template <class A>
+  static bool plan(const ConvParams& p, Plan&, int64_t& scratch) {
+    scratch = p.G * p.R * p.S * static_cast<int64_t>(sizeof(A));
+    return p.C == 1 && p.K == 1 && p.input.w == 1 && p.output.w == 1 && p.stride_h == p.stride_w && p.stride_w <= 2 &&
+           p.S <= kRowTaps && (p.dilation_h == 1 || p.R == 1) && (p.R == 1 || p.R == 3 || p.R == 5 || p.R == 7);
+  }
+  template <class T>
+  static void run(const ConvParams& p, const Plan&, void* scratch) {
+    depthwise_rows<T>(p, scratch);
+  }
+};
+
+// ---- channels_last ---------------------------------------------------------------------------------------------------
+
+constexpr int kDirectPixels = 8;
+constexpr int64_t kDirectTaps = 49;  // a larger kernel reads so much that packing its input pays
+constexpr int64_t kDirectRows = 4;   // output rows that are computed side by side
+
+struct DirectTap {
+  int64_t offset;  // elements from what the tap would read without padding for output column 0
+  int64_t index;
+};
+
+// The taps of output row `row` that read the image, of those that do so for columns [q, q + count).
+inline int64_t direct_taps(const ConvParams& p, int64_t row, int64_t q, int64_t count, DirectTap* taps) {
+  int64_t found = 0;
+  for (int64_t r = 0; r < p.R; ++r) {
+    const int64_t h = row * p.stride_h + r * p.dilation_h - p.pad_h;
+    if (h < 0 || h >= p.H) continue;
+    for (int64_t s = 0; s < p.S; ++s) {
+      const int64_t shift = s * p.dilation_w - p.pad_w, w = q * p.stride_w + shift;
+      if (w < 0 || w + (count - 1) * p.stride_w >= p.W) continue;
+      taps[found++] = {h * p.input.h + shift * p.input.w, r * p.S + s};
+    }
+  }
+  return found;
+}
+
+// PX pixels of up to L channels.
+template <class T, int PX>
+void pixels_micro(const T* x, int64_t step, const DirectTap* taps, int64_t tap_count, const Accumulate<T>* w,
+                  int64_t w_step, Vec<Accumulate<T>> bias, T* out, int64_t out_step, int channels) {
+  using A = Accumulate<T>;
+  constexpr int L = kLanes<A>;
+  Vec<A> sum[PX];
+#pragma GCC unroll 8
+  for (int i = 0; i < PX; ++i) sum[i] = bias;
+  if (channels == L) {
+    for (int64_t t = 0; t < tap_count; ++t) {
+      const T* from = x + taps[t].offset;
+      const Vec<A> weight = load(w + taps[t].index * w_step);
+#pragma GCC unroll 8
+      for (int i = 0; i < PX; ++i) sum[i] += load(from + i * step) * weight;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < PX; ++i) store(out + i * out_step, sum[i]);
+  } else {
+    for (int64_t t = 0; t < tap_count; ++t) {
+      const T* from = x + taps[t].offset;
+      const Vec<A> weight = load_partial(w + taps[t].index * w_step, channels);
+#pragma GCC unroll 8
+      for (int i = 0; i < PX; ++i) sum[i] += load_partial(from + i * step, channels) * weight;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < PX; ++i) store_partial(out + i * out_step, sum[i], channels);
+  }
+}
+
+template <class T>
+void depthwise_pixels(const ConvParams& p, void* scratch) {
+  using A = Accumulate<T>;
+  constexpr int L = kLanes<A>;
+  A* weights = static_cast<A*>(scratch);
+  direct_weights<T>(p, false, weights);
+  const int64_t strips = ceil_div(p.P, kDirectRows);
+  parallel_for(p.threads, p.N * strips, [&](int64_t item, int) {
+    const int64_t n = item / strips, p0 = item % strips * kDirectRows, rows = min64(kDirectRows, p.P - p0);
+    // Columns of which every tap reads the image; the others are computed one at a time.
+    const int64_t inside = min64(p.Q, ceil_div(max64(p.pad_w, 0), p.stride_w));
+    const int64_t room = p.W - 1 + p.pad_w - (p.S - 1) * p.dilation_w;
+    const int64_t outside = max64(inside, room < 0 ? 0 : min64(p.Q, room / p.stride_w + 1));
+    DirectTap whole_taps[kDirectRows][kDirectTaps];
+    int64_t whole_count[kDirectRows];
+    for (int64_t i = 0; i < rows; ++i)
+      whole_count[i] = direct_taps(p, p0 + i, inside, max64(1, outside - inside), whole_taps[i]);
+    const int64_t step = p.stride_w * p.input.w;
+    for (int64_t q = 0; q < p.Q;) {
+      const bool whole = q >= inside && q + kDirectPixels <= outside;
+      for (int64_t i = 0; i < rows; ++i) {
+        DirectTap edge_taps[kDirectTaps];
+        const DirectTap* taps = whole ? whole_taps[i] : edge_taps;
+        const int64_t count = whole ? whole_count[i] : direct_taps(p, p0 + i, q, 1, edge_taps);
+        const auto micro = whole ? pixels_micro<T, kDirectPixels> : pixels_micro<T, 1>;
+        const T* x = at<const T>(p.input, n, 0, 0, 0) + q * step;
+        T* out = at<T>(p.output, n, 0, p0 + i, q);
+        for (int64_t g = 0; g < p.G; g += L) {
+          const int channels = static_cast<int>(min64(L, p.G - g));
+          const Vec<A> bias = p.bias ? load_partial(static_cast<const T*>(p.bias) + g, channels) : Vec<A>{};
+          micro(x + g, step, taps, count, weights + g, p.G, bias, out + g, p.output.w, channels);
+        }
+      }
+      q += whole ? kDirectPixels : 1;
+    }
+  });
+}
+
+struct DepthwisePixels {
+  struct Plan {};
+  template <class A>
+  static bool preferred(const ConvParams& p) {
+    return p.G >= 4;
+  }
+  template <class A>
+  static bool plan(const ConvParams& p, Plan&, int64_t& scratch) {
+    scratch = p.G * p.R * p.S * static_cast<int64_t>(sizeof(A));
+    return p.C == 1 && p.K == 1 && is_channels_last(p.input) && is_channels_last(p.output) && p.R * p.S <= kDirectTaps;
+  }
+  template <class T>
+  static void run(const ConvParams& p, const Plan&, void* scratch) {
+    depthwise_pixels<T>(p, scratch);
+  }
+};
+
+}  // namespace
+}  // namespace fastconv

@@ -1,0 +1,95 @@
+"""Times functions against each other fairly. The speed of a shared machine drifts by tens of percent within
+seconds, so candidates take turns within one loop, and only numbers of the same loop are compared. Used by the
+demo and by bench/.
+"""
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+__all__ = ["Timing", "alternate", "summarise"]
+
+
+class Timing(NamedTuple):
+    """Median and quartiles of samples, in seconds."""
+
+    median: float
+    low: float
+    high: float
+
+
+def alternate(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int = 20,
+    seconds: float = 0.5,
+    limit: int = 1000,
+    budget: float = math.inf,
+    on_round: Callable[[int, int], None] | None = None,
+) -> dict[str, list[float]]:
+    """Runs the candidates in turn until each has run ``repeats`` times and ``seconds``, or ``limit`` times.
+
+    Args:
+        candidates: functions by name; they must return only when their work is done (so, on the CPU).
+        repeats: fewest samples of each.
+        seconds: shortest time spent in each, not counting warm-up.
+        limit: most samples of each, however short they are.
+        budget: seconds for all of them together, after which five samples of each have to do.
+        on_round: called after each round with the rounds done and an estimate of how many there will be.
+
+    Returns:
+        Samples in seconds by name, all of the same length, in the order they were taken.
+
+    >>> {name: len(samples) for name, samples in alternate({"a": int, "b": str}, limit=30).items()}
+    {'a': 30, 'b': 30}
+    """
+    names = list(candidates)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    spent = dict.fromkeys(names, 0.0)
+
+    def run_round(record: bool) -> float:
+        began = time.perf_counter()
+        for name in names:
+            start = time.perf_counter()
+            candidates[name]()
+            elapsed = time.perf_counter() - start
+            if record:
+                samples[name].append(elapsed)
+                spent[name] += elapsed
+        # The next round starts with another one, so that nobody is always the first.
+        names.append(names.pop(0))
+        return time.perf_counter() - began
+
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        warming = 0.0
+        for _ in range(20):
+            warming += run_round(record=False)
+            if warming >= 0.2 * seconds:
+                break
+        done, total = 0, repeats
+        while done < total and (done < 5 or sum(spent.values()) < budget):
+            run_round(record=True)
+            done += 1
+            slowest_to_fill = seconds / max(min(spent.values()) / done, 1e-9)
+            total = min(max(repeats, int(slowest_to_fill) + 1), max(repeats, limit))
+            if on_round is not None:
+                on_round(done, total)
+    finally:
+        if collecting:
+            gc.enable()
+    return samples
+
+
+def summarise(samples: list[float]) -> Timing:
+    """The median of the samples and their quartiles.
+
+    >>> summarise([3.0, 1.0, 2.0])
+    Timing(median=2.0, low=1.5, high=2.5)
+    """
+    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return Timing(median, low, high)

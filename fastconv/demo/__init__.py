@@ -1,0 +1,4 @@
+"""The demo: a real photograph through whole networks, with PyTorch's operators and with fastconv's.
+
+Nothing in here is imported by ``import fastconv``; it needs matplotlib (``pip install 'fastconv[demo]'``).
+"""

@@ -1,0 +1,15 @@
+"""Modules with the names, arguments and ``state_dict`` keys of ``torch.nn``, on fastconv's operators.
+
+A module that has a namesake in ``torch.nn`` derives from it, so ``isinstance`` checks and tools that look for
+``torch.nn.Conv2d`` go on working, and a checkpoint loads either way.
+"""
+
+from fastconv.nn.conv import Conv1d, Conv2d
+from fastconv.nn.rearrange import ChannelShuffle, ChannelUnshuffle
+
+__all__ = [
+    "ChannelShuffle",
+    "ChannelUnshuffle",
+    "Conv1d",
+    "Conv2d",
+]

@@ -1,0 +1,49 @@
+"""Convolution modules: ``torch.nn``'s own, with the one method replaced that computes.
+
+Everything else (constructor, initialisation, ``state_dict``, ``repr``) is inherited. A twin adds no instance
+attribute either: ``fastconv.convert`` relies on that when it turns one into the other.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastconv.conv import conv1d, conv2d
+
+__all__ = ["Conv1d", "Conv2d"]
+
+
+class Conv1d(torch.nn.Conv1d):
+    """1-D convolution, a drop-in for :class:`torch.nn.Conv1d`.
+
+    Shape:
+        ``Tensor[N, C, L]`` or ``Tensor[C, L]`` to ``Tensor[N, K, Q]`` or ``Tensor[K, Q]``.
+
+    >>> Conv1d(4, 8, 3, padding="same")(torch.zeros(2, 4, 16)).shape
+    torch.Size([2, 8, 16])
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = (0,)
+        return conv1d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+
+class Conv2d(torch.nn.Conv2d):
+    """2-D convolution, a drop-in for :class:`torch.nn.Conv2d`.
+
+    Shape:
+        ``Tensor[N, C, H, W]`` or ``Tensor[C, H, W]`` to ``Tensor[N, K, P, Q]`` or ``Tensor[K, P, Q]``.
+
+    >>> Conv2d(4, 8, 3, stride=2, padding=1)(torch.zeros(2, 4, 16, 16)).shape
+    torch.Size([2, 8, 8, 8])
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = (0, 0)
+        return conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)

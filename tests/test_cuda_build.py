@@ -1,0 +1,88 @@
+"""`_C_cuda` as it is built here, where nvcc is: it asks nothing of the machine it is built on, and brings
+its own runtime."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastconv import _native
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = Path(_native.__file__).with_name("_C_cuda.so")
+built = pytest.mark.skipif(not LIBRARY.exists(), reason="fastconv is built without CUDA here")
+has_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
+
+
+@built
+def test_needs_pytorch_and_nothing_of_cuda() -> None:
+    """PyTorch's libtorch_cuda.so, which the current stream comes from; no library of the CUDA toolkit."""
+    listing = subprocess.run(
+        ["readelf", "-d", str(LIBRARY)], capture_output=True, text=True, check=True
+    ).stdout
+    needed = set(re.findall(r"\(NEEDED\).*\[(.+)\]", listing))
+    assert {"libtorch_cuda.so", "libtorch_cpu.so"} <= needed
+    assert not {name for name in needed if re.match(r"lib(cuda|nv|cu)", name)}
+    assert "RUNPATH" not in listing
+    assert "RPATH" not in listing
+
+
+@built
+def test_keeps_its_cuda_runtime_to_itself() -> None:
+    """PyTorch has loaded a CUDA runtime of its own; the two must not find each other's functions."""
+    symbols = subprocess.run(
+        ["nm", "-D", "--defined-only", str(LIBRARY)], capture_output=True, text=True, check=True
+    ).stdout
+    assert not re.findall(r" [TtWw] (cuda[A-Z]\w+|cu[A-Z]\w+|__cuda\w+)", symbols)
+
+
+@has_nvcc
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
+def test_hardware_instructions_assemble(tmp_path: Path, chip: str) -> None:
+    """The wrappers of core/device.cuh that no kernel uses yet: the emulator's examples use them all."""
+    source = ROOT / "tests" / "emulator"
+    command = ["nvcc", "-x", "cu", "-std=c++17", f"-arch={chip}", "-Werror=all-warnings", "-cubin"]
+    command += [f"-I{ROOT / 'csrc'}", f"-I{source}", str(source / "examples.cpp")]
+    command += ["-o", str(tmp_path / "examples.cubin")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def configure(directory: Path, **environment: str) -> subprocess.CompletedProcess:
+    command = ["cmake", "-S", str(ROOT), "-B", str(directory), f"-DPython_EXECUTABLE={sys.executable}"]
+    if shutil.which("ninja"):
+        command += ["-G", "Ninja"]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+def test_cuda_asked_for_without_nvcc(tmp_path: Path) -> None:
+    done = configure(tmp_path, FASTCONV_CUDA="1", CUDACXX="/no/such/nvcc")
+    assert done.returncode != 0
+    said = " ".join(done.stderr.split())
+    assert "(FASTCONV_CUDA=1) but found no nvcc: install the CUDA toolkit or set CUDACXX" in said
+
+
+def test_no_nvcc_is_no_failure(tmp_path: Path) -> None:
+    done = configure(tmp_path, FASTCONV_CUDA="auto", CUDACXX="/no/such/nvcc")
+    assert done.returncode == 0, done.stderr
+    assert "-- CUDA: left out, no nvcc found" in done.stdout
+
+
+def test_cuda_left_out(tmp_path: Path) -> None:
+    done = configure(tmp_path, FASTCONV_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    assert "-- CUDA: left out (FASTCONV_CUDA=0)" in done.stdout
+
+
+@pytest.mark.parametrize(("name", "value"), [("FASTCONV_CUDA", "yes"), ("FASTCONV_CUDA_ARCHS", "sm_90")])
+def test_wrong_settings_are_named(tmp_path: Path, name: str, value: str) -> None:
+    if name == "FASTCONV_CUDA_ARCHS" and shutil.which("nvcc") is None:
+        pytest.skip("no nvcc on PATH")
+    done = configure(tmp_path, **{name: value})
+    assert done.returncode != 0
+    assert f"{name} must" in done.stderr
+    assert value in done.stderr
