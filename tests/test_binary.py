@@ -28,9 +28,7 @@ pytestmark = pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm and
 
 
 def lines_of(*command: str | Path) -> list[str]:
-    return subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def weak_symbols(*command: str | Path) -> list[str]:
@@ -63,9 +61,7 @@ def test_objects_define_only_their_namespace(isa: str) -> None:
     if not OBJECTS[isa]:
         pytest.skip("no object files: not built in this source tree (the library itself is looked at below)")
     for path in OBJECTS[isa]:
-        offered = [
-            line.split(" ", 2) for line in lines_of("nm", "--defined-only", "--extern-only", "-C", path)
-        ]
+        offered = [line.split(" ", 2) for line in lines_of("nm", "--defined-only", "--extern-only", "-C", path)]
         names = [name for _, kind, name in offered if not name.startswith("DW.ref.")]
         assert names, path
         assert all(name.startswith(f"fastconv::{isa}::") for name in names), names
@@ -94,9 +90,7 @@ def test_pytorch_only_through_its_stable_interface() -> None:
     C++."""
     mangled = [name for name in undefined_symbols() if re.search(r"(2at|3c10|5torch|8torch)", name)]
     assert not mangled
-    known = re.compile(
-        r"aoti_torch_|torch_|Py|_Py|_Z|__cxa_|__gxx_|_Unwind_|GOMP_|omp_|_ITM_|__gmon_start__|__"
-    )
+    known = re.compile(r"aoti_torch_|torch_|Py|_Py|_Z|__cxa_|__gxx_|_Unwind_|GOMP_|omp_|_ITM_|__gmon_start__|__")
     libc = {
         "abort", "abs", "bcmp", "calloc", "dl_iterate_phdr", "fprintf", "fputc", "fputs", "free", "fwrite",
         "getenv", "malloc", "memchr", "memcmp", "memcpy", "memmove", "memset", "pthread_getspecific",
@@ -107,9 +101,7 @@ def test_pytorch_only_through_its_stable_interface() -> None:
     unknown = [name for name in undefined_symbols() if not known.match(name) and name not in libc]
     assert not unknown
     cpp = [name for name in undefined_symbols() if name.startswith("_Z")]
-    demangled = subprocess.run(
-        ["c++filt"], input="\n".join(cpp), capture_output=True, text=True
-    ).stdout.splitlines()
+    demangled = subprocess.run(["c++filt"], input="\n".join(cpp), capture_output=True, text=True).stdout.splitlines()
     for name in demangled:
         assert re.search(r"std::|operator (new|delete)|__cxxabiv1|__gnu_cxx::", name), name
 

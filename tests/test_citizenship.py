@@ -16,9 +16,7 @@ ops = torch.ops.fastconv
 REST = ([1, 1], [0, 0, 0, 0], [1, 1], 1)
 
 
-def randn(
-    *size: int, last: bool = False, grad: bool = False, dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
+def randn(*size: int, last: bool = False, grad: bool = False, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     made = torch.randn(size, dtype=dtype)
     return (made.to(memory_format=torch.channels_last) if last else made).requires_grad_(grad)
 
@@ -133,9 +131,7 @@ def assert_same_training_step(mine, theirs, x: torch.Tensor, parameters, others)
 @pytest.mark.parametrize("last", [False, True])
 def test_net_in_eager_mode(last: bool) -> None:
     mine, theirs = twins()
-    assert_same_training_step(
-        mine, theirs, randn(2, 4, 9, 11, last=last), mine.parameters(), theirs.parameters()
-    )
+    assert_same_training_step(mine, theirs, randn(2, 4, 9, 11, last=last), mine.parameters(), theirs.parameters())
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -146,9 +142,7 @@ def test_compile(dynamic: bool, last: bool) -> None:
     mine, theirs = twins()
     compiled = torch.compile(mine, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for size in [(2, 4, 9, 11), (3, 4, 12, 8), (3, 4, 14, 10)]:
-        assert_same_training_step(
-            compiled, theirs, randn(*size, last=last), mine.parameters(), theirs.parameters()
-        )
+        assert_same_training_step(compiled, theirs, randn(*size, last=last), mine.parameters(), theirs.parameters())
 
 
 def test_compile_with_inductor() -> None:

@@ -8,6 +8,7 @@ of these meetings dtype, layouts and threads are drawn once and for all from the
 
 import random
 from collections import defaultdict
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -21,7 +22,10 @@ import fastconv
 from fastconv._native import ISAS, native
 
 SUPPORTED = ISAS[: ISAS.index(native.isa_supported()) + 1]
-KERNELS = native.conv_kernels()
+#: Kernels of all three directions; "depthwise" wants one channel to a group, the others serve everything.
+KERNELS = ["depthwise", "channel", "pixel", "general"]
+#: Kernels of the forward pass and the input gradient that choose among layouts and geometries.
+CHOOSY = [kernel for kernel in native.conv_kernels() if kernel not in KERNELS]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 BY_NAME = {case.name: case for case in CASES}
 #: Too slow with the general kernel on three instruction sets, and there for the sake of another kernel.
@@ -157,34 +161,85 @@ def test_reference_agrees_with_pytorch(case: Case) -> None:
 # ---- which kernel runs -------------------------------------------------------------------------------------
 
 
+def served(kernel: str, call: Callable[[], torch.Tensor]) -> torch.Tensor | None:
+    """What the forced kernel computes, or None where it refuses."""
+    assert native.conv_force_kernel(kernel)
+    try:
+        return call()
+    except RuntimeError as error:
+        if "kernel must be able to serve" not in str(error):
+            raise
+        return None
+    finally:
+        native.conv_force_kernel("")
+
+
+@pytest.mark.parametrize("isa", SUPPORTED)
+@pytest.mark.parametrize("kernel", CHOOSY)
+def test_choosy_kernel(kernel: str, isa: str) -> None:
+    """Wherever such a kernel serves it is right; what it serves is enough for every dtype, and depthwise only."""
+    native.isa_select(isa)
+    counts = defaultdict(int)
+    for case in CASES:
+        if case.name in HEAVY:
+            continue
+        p, function = problem(case), fastconv.conv1d if case.dims == 1 else fastconv.conv2d
+        lists = [list(case.geometry[name]) for name in ("stride", "padding", "dilation")]
+        if case.dims == 1:
+            lists = [lists[0][1:], lists[1][1::2], lists[2][1:]]
+        for i, layout in enumerate(["contiguous", "channels_last", "sliced", "sliced_channels_last"]):
+            dtype = DTYPES[(i + len(case.name)) % 4]
+            torch.set_num_threads(1 + i % 2)
+            place = LAYOUTS[layout]
+            input, grad = place(p.input.to(dtype)), place(p.grad_output.to(dtype))
+            weight, bias = LAYOUTS[list(LAYOUTS)[(i + case.C) % 6]](p.weight.to(dtype)), p.bias.to(dtype)
+            arguments = (grad, weight, list(input.shape), *lists, case.groups)
+            output = served(kernel, lambda a=(input, weight, bias), c=case, f=function: f(*a, **c.kwargs))
+            gradient = served(kernel, lambda a=arguments: torch.ops.fastconv._conv_grad_input(*a))
+            if output is not None:
+                assert case.depthwise
+                assert_close_to_reference(f"{case}: output", output, p.output, p.scale_output)
+                counts["output", dtype] += 1
+            if gradient is not None:
+                assert case.depthwise
+                assert_close_to_reference(f"{case}: gradient", gradient, p.grad_input, p.scale_grad_input)
+                counts["gradient", dtype] += 1
+    for step in ("output", "gradient"):
+        assert min(counts[step, dtype] for dtype in DTYPES) >= 3, dict(counts)
+
+
 @pytest.mark.parametrize(
-    ("preferred", "size", "weight_size", "groups", "layout"),
+    ("preferred", "size", "weight_size", "groups", "layout", "dilation"),
     [
-        ("depthwise", (2, 40, 9, 10), (40, 1, 3, 3), 40, "channels_last"),
-        ("pixel", (2, 40, 9, 10), (40, 2, 3, 3), 20, "contiguous"),
-        ("pixel", (2, 40, 9, 10), (40, 1, 3, 3), 40, "contiguous"),
-        ("channel", (2, 40, 9, 10), (64, 40, 3, 3), 1, "contiguous"),
-        ("channel", (2, 40, 9, 10), (64, 40, 3, 3), 1, "channels_last"),
+        ("depthwise_pixels", (2, 40, 9, 10), (40, 1, 3, 3), 40, "channels_last", 1),
+        ("depthwise", (2, 40, 12, 12), (40, 1, 9, 9), 40, "channels_last", 1),
+        ("depthwise_rows", (2, 40, 9, 10), (40, 1, 3, 3), 40, "contiguous", 1),
+        ("pixel", (2, 40, 9, 10), (40, 1, 3, 3), 40, "contiguous", 2),
+        ("pixel", (2, 40, 9, 10), (40, 2, 3, 3), 20, "contiguous", 1),
+        ("channel", (2, 40, 9, 10), (64, 40, 3, 3), 1, "contiguous", 1),
+        ("channel", (2, 40, 9, 10), (64, 40, 3, 3), 1, "channels_last", 1),
     ],
 )
-def test_preferred_kernel(preferred, size, weight_size, groups, layout) -> None:
-    """The table's own choice has the bits of the kernel that should be preferred, and others' differ."""
+def test_preferred_kernel(preferred, size, weight_size, groups, layout, dilation) -> None:
+    """The table's own choice has the bits of the kernel that should be preferred, and not those of every other."""
     input, weight = LAYOUTS[layout](torch.randn(size)), torch.randn(weight_size)
-    chosen = fastconv.conv2d(input, weight, padding=1, groups=groups)
-    others = {}
-    for kernel in KERNELS:
-        if kernel == "depthwise" and preferred != "depthwise" and weight_size[1] != 1:
-            continue
-        native.conv_force_kernel(kernel)
-        others[kernel] = fastconv.conv2d(input, weight, padding=1, groups=groups)
-    assert torch.equal(chosen, others[preferred])
+
+    def call() -> torch.Tensor:
+        return fastconv.conv2d(input, weight, padding=dilation, groups=groups, dilation=dilation)
+
+    chosen = call()
+    results = {kernel: served(kernel, call) for kernel in native.conv_kernels()}
+    assert torch.equal(chosen, results[preferred])
     if weight_size[1] > 2:
-        assert not all(torch.equal(chosen, result) for result in others.values())
+        others = [result for result in results.values() if result is not None]
+        assert not all(torch.equal(chosen, result) for result in others)
 
 
 def test_the_general_kernel_is_the_last() -> None:
-    assert KERNELS[-1] == "general"
-    assert len(set(KERNELS)) == len(KERNELS)
+    names = native.conv_kernels()
+    assert names[-1] == "general"
+    assert len(set(names)) == len(names)
+    assert set(KERNELS) <= set(names)
 
 
 def test_unknown_kernel_is_refused() -> None:
@@ -283,12 +338,12 @@ def test_expanded_input_and_weight(kernel: str) -> None:
 
 
 @pytest.mark.parametrize("isa", SUPPORTED)
-@pytest.mark.parametrize("kernel", ["", *KERNELS])
+@pytest.mark.parametrize("kernel", ["", *native.conv_kernels()])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nan_and_infinity_reach_what_they_should(dtype: torch.dtype, kernel: str, isa: str) -> None:
     """A NaN or infinity of the input reaches the outputs that read it, as in float64, and no other."""
     native.isa_select(isa)
-    native.conv_force_kernel(kernel)
+    count = 0
     generator = torch.Generator().manual_seed(1)
     for groups, K, stride, padding, dilation, layout in [
         (9, 9, 1, 1, 1, "contiguous"),
@@ -297,8 +352,6 @@ def test_nan_and_infinity_reach_what_they_should(dtype: torch.dtype, kernel: str
         (1, 20, 1, 1, 1, "contiguous"),
         (1, 20, 2, 3, 1, "channels_last"),
     ]:
-        if kernel == "depthwise" and groups != 9:
-            continue
         input, weight = values((2, 9, 10, 11), generator), values((K, 9 // groups, 3, 3), generator)
         for n, c, h, w, value in [
             (0, 0, 0, 0, "nan"),
@@ -311,10 +364,16 @@ def test_nan_and_infinity_reach_what_they_should(dtype: torch.dtype, kernel: str
         expected = F.conv2d(input, weight, **geometry)
         assert expected.isnan().any()
         assert expected.isinf().any()
-        got = fastconv.conv2d(LAYOUTS[layout](input.to(dtype)), weight.to(dtype), **geometry).double()
+        x, w = LAYOUTS[layout](input.to(dtype)), weight.to(dtype)
+        got = served(kernel, lambda x=x, w=w, g=geometry: fastconv.conv2d(x, w, **g))
+        if got is None:
+            assert kernel not in ("", "channel", "pixel", "general")
+            continue
+        got, count = got.double(), count + 1
         assert torch.equal(got.isnan(), expected.isnan())
         assert torch.equal(got.isinf(), expected.isinf())
         assert torch.equal(got.sign()[got.isinf()], expected.sign()[expected.isinf()])
+    assert count > 0
 
 
 @pytest.mark.parametrize("isa", SUPPORTED)
@@ -446,9 +505,7 @@ def test_more_threads_than_work(kernel: str, threads: int) -> None:
     for name in ("depthwise_33_w33", "rows_of_tiles_depthwise") if kernel == "depthwise" else (
         "groups_32_of_4", "rows_of_tiles_grouped", "dense_64x65_w5", "channel_passes_grouped"
     ):  # fmt: skip
-        run_and_compare(
-            BY_NAME[name], Choice(torch.float32, "contiguous", "contiguous", "channels_last", 0, True)
-        )
+        run_and_compare(BY_NAME[name], Choice(torch.float32, "contiguous", "contiguous", "channels_last", 0, True))
 
 
 def test_padding_and_stride_forms() -> None:
@@ -477,9 +534,7 @@ def test_padding_and_stride_forms() -> None:
         (2, 2**30, 2**30 - 1, 2**31 - 3),
     ],
 )
-def test_enormous_stride_and_dilation(
-    size: int, stride: int, padding: int, dilation: int, kernel: str
-) -> None:
+def test_enormous_stride_and_dilation(size: int, stride: int, padding: int, dilation: int, kernel: str) -> None:
     """Valid, if odd; answered at once, and rightly."""
     native.conv_force_kernel(kernel)
     results = []

@@ -42,13 +42,9 @@ class Bad:
         return getattr(fastconv, self.function)(*self.arguments(), **self.kwargs)
 
 
-def conv2d(
-    message: str, *, input=(1, 4, 5, 5), weight=(6, 4, 3, 3), bias=None, error=RuntimeError, **kwargs
-) -> Bad:
+def conv2d(message: str, *, input=(1, 4, 5, 5), weight=(6, 4, 3, 3), bias=None, error=RuntimeError, **kwargs) -> Bad:
     def arguments() -> tuple:
-        made = [
-            ones(*t) if isinstance(t, tuple) else t() if callable(t) else t for t in (input, weight, bias)
-        ]
+        made = [ones(*t) if isinstance(t, tuple) else t() if callable(t) else t for t in (input, weight, bias)]
         return tuple(made)
 
     return Bad("conv2d", arguments, kwargs, error, f"conv2d: {message}")
@@ -300,9 +296,7 @@ def test_compiled(bad: Bad) -> None:
     """The compiler wraps the error; the words are in it."""
     torch._dynamo.reset()
     arguments = bad.arguments()
-    function = torch.compile(
-        lambda: getattr(fastconv, bad.function)(*arguments, **bad.kwargs), backend="eager"
-    )
+    function = torch.compile(lambda: getattr(fastconv, bad.function)(*arguments, **bad.kwargs), backend="eager")
     with pytest.raises(Exception) as raised:  # noqa: PT011  the type is the compiler's affair
         function()
     assert bad.message in str(raised.value)
@@ -323,9 +317,7 @@ def test_other_integers_are_integers(index: Any) -> None:
     x, w = torch.randn(X), torch.randn(6, 2, 1, 1)
     expected = F.conv2d(x, w, None, 2, 2, 2, 2)
     torch.testing.assert_close(fastconv.conv2d(x, w, None, index, index, index, int(index)), expected)
-    torch.testing.assert_close(
-        fastconv.conv2d(x, w, None, (index, 2), [2, index], (index,), np.int64(2)), expected
-    )
+    torch.testing.assert_close(fastconv.conv2d(x, w, None, (index, 2), [2, index], (index,), np.int64(2)), expected)
 
 
 @pytest.mark.parametrize("padding", [10**6, BIG])

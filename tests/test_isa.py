@@ -52,9 +52,7 @@ def test_environment_unknown_name(name: str) -> None:
     done = run_python("import fastconv", FASTCONV_CPU_ISA=name)
     assert done.returncode == 1
     message = done.stderr.strip().splitlines()[-1]
-    assert message == (
-        f"ImportError: fastconv: FASTCONV_CPU_ISA must be one of baseline, avx2, avx512 (got {name!r})"
-    )
+    assert message == (f"ImportError: fastconv: FASTCONV_CPU_ISA must be one of baseline, avx2, avx512 (got {name!r})")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -69,14 +67,10 @@ def test_instruction_sets_agree(C: int, K: int, groups: int, layout: str, dtype:
         assert native.isa_select(isa)
         output = fastconv.conv2d(input, weight, padding=1, stride=2, groups=groups)
         results.append((output.detach(), *torch.autograd.grad(output.sin().sum(), (input, weight))))
-    tolerance = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 2**-6, torch.float16: 2**-8}[
-        dtype
-    ]
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 2**-6, torch.float16: 2**-8}[dtype]
     for other in results[1:]:
         for first, second in zip(results[0], other, strict=True):
-            torch.testing.assert_close(
-                first, second, rtol=tolerance, atol=tolerance * float(first.abs().max())
-            )
+            torch.testing.assert_close(first, second, rtol=tolerance, atol=tolerance * float(first.abs().max()))
 
 
 def test_instruction_sets_are_really_different() -> None:
