@@ -485,8 +485,9 @@ struct ChannelForward {
   using Plan = ChannelPlan;
   template <class A>
   static bool preferred(const ConvParams& p) {
-    // With half a vector of output channels or fewer, vectors along the pixels waste less.
-    return p.K * 2 > kLanes<A>;
+    // With half a vector of output channels or fewer, or with the three of a picture, vectors along the pixels waste
+    // less.
+    return p.K * 2 > kLanes<A> && p.C > 4;
   }
   template <class A>
   static bool plan(const ConvParams& p, Plan& plan, int64_t& scratch) {

@@ -27,12 +27,18 @@ inline void check(bool holds, const Parts&... parts) {
   throw std::runtime_error(message.str());
 }
 
-inline std::string text(IntHeaderOnlyArrayRef values) {
-  std::ostringstream out;
-  out << '[';
-  for (size_t i = 0; i < values.size(); ++i) out << (i ? ", " : "") << values[i];
-  out << ']';
-  return out.str();
+// Sizes in a message; written out only where the message is raised.
+struct Text {
+  IntHeaderOnlyArrayRef values;
+};
+inline Text text(IntHeaderOnlyArrayRef values) { return {values}; }
+inline std::ostream& operator<<(std::ostream& out, const Text& text) {
+  const char* separator = "[";
+  for (int64_t value : text.values) {
+    out << separator << value;
+    separator = ", ";
+  }
+  return out << (text.values.size() ? "]" : "[]");
 }
 
 // PyTorch's Python names, where they are not those of C++.
