@@ -89,8 +89,9 @@ inline std::string device_name(const Tensor& tensor) {
 inline void check_same(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
   check(tensor.scalar_type() == input.scalar_type(), op, ": ", name, " must have the dtype of input, ",
         dtype_name(input.scalar_type()), " (got ", dtype_name(tensor.scalar_type()), ")");
-  check(tensor.device() == input.device(), op, ": ", name, " must be on the device of input, ", device_name(input),
-        " (got ", device_name(tensor), ")");
+  if (tensor.device() != input.device())
+    check(false, op, ": ", name, " must be on the device of input, ", device_name(input), " (got ", device_name(tensor),
+          ")");
 }
 
 // The sizes to give back: without the height that a 1-D convolution does not have.
