@@ -60,6 +60,7 @@ PixelPlan pixel_plan_for(const ConvParams& p, int64_t rows, int64_t groups) {
   return plan;
 }
 
+constexpr int64_t kFirstLevelBytes = 40 << 10;
 constexpr int64_t kPreferredBytes = 384 << 10;  // stays in a second-level cache
 constexpr int64_t kLargestBytes = 8 << 20;      // beyond this another kernel must serve
 
@@ -79,7 +80,7 @@ bool pixel_plan(const ConvParams& p, PixelPlan& plan) {
   int64_t groups = last ? min64(p.G, ceil_div(kLanes<A>, max64(1, min64(p.C, p.K)))) : 1;
   const double work = static_cast<double>(p.P) * p.Q * p.C * p.K * p.R * p.S;
   while (!last && groups * 2 <= p.G && work * groups < 30000) groups *= 2;
-  for (int64_t limit : {kPreferredBytes, kLargestBytes}) {
+  for (int64_t limit : {kFirstLevelBytes, kPreferredBytes, kLargestBytes}) {
     const int64_t rows = choose_rows(
         p.P, p.threads,
         [&](int64_t r) { return pixel_thread_bytes<A>(p, pixel_plan_for<A>(p, r, groups)) <= limit; },
@@ -90,6 +91,8 @@ bool pixel_plan(const ConvParams& p, PixelPlan& plan) {
         [&](int64_t r) { return pixel_cost<A>(p, pixel_plan_for<A>(p, r, groups)); });
     if (!rows) continue;
     plan = pixel_plan_for<A>(p, rows, groups);
+    // Tiles so low that they read mostly what their neighbours read too gain nothing from the first-level cache.
+    if (limit == kFirstLevelBytes && rows < p.P && plan.g.h.span * 4 > rows * 5) continue;
     return true;
   }
   return false;
