@@ -1,5 +1,6 @@
 """Convolution: the public functions, and the family's shape rule and gradients."""
 
+import operator as arithmetic
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,6 +98,11 @@ def _conv(
     dilation: int | Sequence[int],
     groups: int,
 ) -> Tensor:
+    tensors = isinstance(input, Tensor) and isinstance(weight, Tensor)
+    if not (tensors and (bias is None or isinstance(bias, Tensor))):
+        _refuse_type(op, input=input, weight=weight, bias=bias)
+    if type(groups) is not int:
+        groups = _integer(op, "groups", groups, "an integer")
     if weight.dim() != dims + 2:
         raise RuntimeError(f"{op}: weight must have {dims + 2} dimensions (got {list(weight.shape)})")
     strides = _each(op, "stride", stride, dims)
@@ -110,19 +116,42 @@ def _conv(
     return output.squeeze(0) if unbatched else output
 
 
+def _refuse_type(op: str, **arguments: Any) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor) and not (name == "bias" and value is None):
+            raise TypeError(f"{op}: {name} must be a Tensor (got {value!r})")
+
+
+def _integer(op: str, name: str, value: Any, rule: str) -> int:
+    """As PyTorch takes them: numpy's integers and tensors of one are integers, True and 1.0 are not."""
+    if isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return arithmetic.index(value)
+    except TypeError:
+        raise TypeError(f"{op}: {name} must be {rule} (got {value!r})") from None
+
+
 def _each(op: str, name: str, value: int | Sequence[int], dims: int) -> list[int]:
     """One integer for each dimension; a single one counts for all."""
-    if isinstance(value, int):
-        return [value] * dims
-    if isinstance(value, (tuple, list)) and all(isinstance(v, (int, torch.SymInt)) for v in value):
-        if len(value) == dims:
-            return list(value)
-        if len(value) == 1:
-            return list(value) * dims
-        raise RuntimeError(f"{op}: {name} must have {dims} elements (got {list(value)})")
-    if isinstance(value, torch.SymInt):
-        return [value] * dims  # type: ignore[list-item]
-    raise TypeError(f"{op}: {name} must be an integer or {dims} integers (got {value!r})")
+    if type(value) is int:
+        values = [value] * dims
+    else:
+        rule = f"an integer or {dims} integers" if dims > 1 else "an integer"
+        several = isinstance(value, (tuple, list))
+        try:
+            values = [_integer(op, name, v, rule) for v in (value if several else [value])]  # type: ignore[union-attr]
+        except TypeError:
+            raise TypeError(f"{op}: {name} must be {rule} (got {value!r})") from None
+        if len(values) == 1:
+            values = values * dims
+        if len(values) != dims:
+            raise RuntimeError(f"{op}: {name} must have {dims} elements (got {values})")
+    if max(values) > _LARGEST:
+        raise RuntimeError(f"{op}: {name} must be at most {_LARGEST} (got {values})")
+    return values
 
 
 def _named_padding(op: str, padding: str, weight: Tensor, stride: list[int], dilation: list[int]) -> list[int]:
@@ -137,6 +166,11 @@ def _named_padding(op: str, padding: str, weight: Tensor, stride: list[int], dil
 
 
 # ---- shape rule ----------------------------------------------------------------------------------------------------
+
+
+#: Of strides, dilations and padding; far beyond use, and no sum or product of them overflows.
+_LARGEST = 2**31 - 1
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _output_size(
@@ -154,6 +188,13 @@ def _output_size(
         raise RuntimeError(
             f"{op}: input must have {dims + 2} dimensions, or {dims + 1} without a batch (got {list(input)})"
         )
+    for name, values, count in (
+        ("stride", stride, dims),
+        ("dilation", dilation, dims),
+        ("padding", padding, 2 * dims),
+    ):
+        if len(values) != count:
+            raise RuntimeError(f"{op}: {name} must have {count} elements (got {values})")
     for name, values, low, rule in (
         ("stride", stride, 1, "be positive"),
         ("dilation", dilation, 1, "be positive"),
@@ -162,6 +203,8 @@ def _output_size(
     ):
         if any(v < low for v in values):
             raise RuntimeError(f"{op}: {name} must {rule} (got {groups if name == 'groups' else values})")
+        if name != "groups" and max(values) > _LARGEST:
+            raise RuntimeError(f"{op}: {name} must be at most {_LARGEST} (got {values})")
     for name, channels in (("output", weight[0]), ("input", input[1])):
         if channels % groups != 0:
             raise RuntimeError(
@@ -174,6 +217,12 @@ def _output_size(
         )
     output = [input[0], weight[0]]
     for d in range(dims):
+        if weight[2 + d] == 0:
+            raise RuntimeError(f"{op}: weight must not have an empty kernel (got {list(weight)})")
+        if weight[2 + d] > _LARGEST:
+            raise RuntimeError(
+                f"{op}: weight must be at most {_LARGEST} in every dimension (got {list(weight)})"
+            )
         extent = dilation[d] * (weight[2 + d] - 1) + 1
         padded = input[2 + d] + padding[d] + padding[d + dims]
         if extent > padded:
@@ -185,17 +234,63 @@ def _output_size(
     return output
 
 
+def _check_same(op: str, input: Tensor, **others: Tensor | None) -> None:
+    if input.dtype not in _DTYPES:
+        raise RuntimeError(
+            f"{op}: input must be float32, float64, bfloat16 or float16 (got {_dtype_name(input)})"
+        )
+    for name, other in others.items():
+        if other is None:
+            continue
+        if other.dtype != input.dtype:
+            raise RuntimeError(
+                f"{op}: {name} must have the dtype of input, {_dtype_name(input)} (got {_dtype_name(other)})"
+            )
+        if other.device != input.device:
+            raise RuntimeError(
+                f"{op}: {name} must be on the device of input, {input.device} (got {other.device})"
+            )
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _check_shape(op: str, name: str, tensor: Tensor, size: Sequence[int]) -> None:
+    if list(tensor.shape) != list(size):
+        raise RuntimeError(f"{op}: {name} must have shape {list(size)} (got {list(tensor.shape)})")
+
+
+def _check_rank(weight: Sequence[int]) -> str:
+    op = "conv1d" if len(weight) == 3 else "conv2d"
+    if len(weight) not in (3, 4):
+        raise RuntimeError(f"{op}: weight must have 3 or 4 dimensions (got {list(weight)})")
+    return op
+
+
 def _fake_conv(input, weight, bias, stride, padding, dilation, groups):
+    op = _check_rank(weight.shape)
     size = _output_size(input.shape, weight.shape, stride, padding, dilation, groups)
+    _check_same(op, input, weight=weight, bias=bias)
+    if bias is not None:
+        _check_shape(op, "bias", bias, weight.shape[:1])
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
 
 
 def _fake_grad_input(grad_output, weight, input_size, stride, padding, dilation, groups):
+    op = _check_rank(weight.shape)
+    size = _output_size(input_size, weight.shape, stride, padding, dilation, groups)
+    _check_same(op, grad_output, weight=weight)
+    _check_shape(op, "grad_output", grad_output, size)
     format = memory_format(grad_output)
     return torch.empty(input_size, dtype=grad_output.dtype, device=grad_output.device, memory_format=format)
 
 
 def _fake_grad_weight(grad_output, input, weight_size, stride, padding, dilation, groups):
+    op = _check_rank(weight_size)
+    size = _output_size(input.shape, weight_size, stride, padding, dilation, groups)
+    _check_same(op, input, grad_output=grad_output)
+    _check_shape(op, "grad_output", grad_output, size)
     return input.new_empty(weight_size)
 
 

@@ -1,5 +1,6 @@
 """Rearranging: operators that move elements and compute nothing."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,8 +44,21 @@ def channel_unshuffle(input: Tensor, groups: int) -> Tensor:
     return _unshuffle(input, groups)
 
 
-def _fake(input: Tensor, groups: int) -> Tensor:
-    return torch.empty_like(input, memory_format=memory_format(input))
+def _shape_rule(op: str) -> Callable[[Tensor, int], Tensor]:
+    """The rules of csrc/rearrange/check.h, in the same words, for tensors without data."""
+
+    def fake(input: Tensor, groups: int) -> Tensor:
+        if input.dim() <= 2:
+            raise RuntimeError(f"{op}: input must have more than 2 dimensions (got {input.dim()})")
+        if groups <= 0:
+            raise RuntimeError(f"{op}: groups must be positive (got {groups})")
+        if input.shape[1] % groups != 0:
+            raise RuntimeError(
+                f"{op}: groups must divide the number of channels {input.shape[1]} (got {groups})"
+            )
+        return torch.empty_like(input, memory_format=memory_format(input))
+
+    return fake
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -59,5 +73,15 @@ def _unshuffle_backward(ctx: Any, grad_output: Tensor) -> tuple:
     return _shuffle(grad_output, ctx.groups), None
 
 
-_shuffle = operator("channel_shuffle", fake=_fake, setup_context=_setup_context, backward=_shuffle_backward)
-_unshuffle = operator("channel_unshuffle", fake=_fake, setup_context=_setup_context, backward=_unshuffle_backward)
+_shuffle = operator(
+    "channel_shuffle",
+    fake=_shape_rule("channel_shuffle"),
+    setup_context=_setup_context,
+    backward=_shuffle_backward,
+)
+_unshuffle = operator(
+    "channel_unshuffle",
+    fake=_shape_rule("channel_unshuffle"),
+    setup_context=_setup_context,
+    backward=_unshuffle_backward,
+)

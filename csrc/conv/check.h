@@ -1,10 +1,15 @@
 // What every host operator of the convolution family shares: the rules for its arguments, and the params they come down
 // to. The operators take 1-D ([N, C, W]) and 2-D ([N, C, H, W]) convolutions; a 1-D one is a 2-D one of height 1.
 #pragma once
+#include <numeric>
+
 #include "conv/params.h"
 #include "core/torch.h"
 
 namespace fastconv {
+
+// Of strides, dilations and padding; far beyond use, and no sum or product of them overflows.
+constexpr int64_t kLargest = INT32_MAX;
 
 struct ConvArguments {
   const char* op;               // "conv1d" or "conv2d", for messages
@@ -34,9 +39,18 @@ inline ConvArguments check_conv(IntHeaderOnlyArrayRef input, IntHeaderOnlyArrayR
   check(stride.size() == dims, a.op, ": stride must have ", dims, " elements (got ", text(stride), ")");
   check(dilation.size() == dims, a.op, ": dilation must have ", dims, " elements (got ", text(dilation), ")");
   check(padding.size() == 2 * dims, a.op, ": padding must have ", 2 * dims, " elements (got ", text(padding), ")");
-  for (int64_t v : stride) check(v > 0, a.op, ": stride must be positive (got ", text(stride), ")");
-  for (int64_t v : dilation) check(v > 0, a.op, ": dilation must be positive (got ", text(dilation), ")");
-  for (int64_t v : padding) check(v >= 0, a.op, ": padding must not be negative (got ", text(padding), ")");
+  for (int64_t v : stride) {
+    check(v > 0, a.op, ": stride must be positive (got ", text(stride), ")");
+    check(v <= kLargest, a.op, ": stride must be at most ", kLargest, " (got ", text(stride), ")");
+  }
+  for (int64_t v : dilation) {
+    check(v > 0, a.op, ": dilation must be positive (got ", text(dilation), ")");
+    check(v <= kLargest, a.op, ": dilation must be at most ", kLargest, " (got ", text(dilation), ")");
+  }
+  for (int64_t v : padding) {
+    check(v >= 0, a.op, ": padding must not be negative (got ", text(padding), ")");
+    check(v <= kLargest, a.op, ": padding must be at most ", kLargest, " (got ", text(padding), ")");
+  }
   check(groups > 0, a.op, ": groups must be positive (got ", groups, ")");
   a.groups = groups;
   a.input = as_2d(input);
@@ -56,6 +70,7 @@ inline ConvArguments check_conv(IntHeaderOnlyArrayRef input, IntHeaderOnlyArrayR
     a.after[d] = from < 0 ? 0 : padding[from + a.dims];
     const int64_t taps = a.weight[2 + d], size = a.input[2 + d];
     check(taps > 0, a.op, ": weight must not have an empty kernel (got ", text(weight), ")");
+    check(taps <= kLargest, a.op, ": weight must be at most ", kLargest, " in every dimension (got ", text(weight), ")");
     const int64_t extent = a.dilation[d] * (taps - 1) + 1, padded = size + a.before[d] + a.after[d];
     check(extent <= padded, a.op, ": weight must not have a kernel larger than the padded input, ", extent, " > ", padded,
           " in dimension ", d - 2, " (got ", text(weight), ")");
@@ -64,10 +79,19 @@ inline ConvArguments check_conv(IntHeaderOnlyArrayRef input, IntHeaderOnlyArrayR
   return a;
 }
 
+inline std::string device_name(const Tensor& tensor) {
+  const auto device = tensor.device();
+  if (device.type() == torch::headeronly::DeviceType::CPU) return "cpu";
+  if (device.type() != torch::headeronly::DeviceType::CUDA) return "another";
+  return "cuda:" + std::to_string(device.index());
+}
+
 inline void check_same(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
   check(tensor.scalar_type() == input.scalar_type(), op, ": ", name, " must have the dtype of input, ",
         dtype_name(input.scalar_type()), " (got ", dtype_name(tensor.scalar_type()), ")");
-  check(tensor.device() == input.device(), op, ": ", name, " must be on the device of input (got another)");
+  if (tensor.device() != input.device())
+    check(false, op, ": ", name, " must be on the device of input, ", device_name(input), " (got ", device_name(tensor),
+          ")");
 }
 
 // The sizes to give back: without the height that a 1-D convolution does not have.
@@ -131,8 +155,7 @@ inline Residue residue_of(int64_t residue, int64_t size, int64_t taps, int64_t s
     const int64_t distance = residue + pad - r * dilation;
     if (distance % stride != 0) continue;
     // The next tap that reaches this residue.
-    int64_t period = 1;
-    while (period * dilation % stride != 0) ++period;
+    const int64_t period = stride / std::gcd(stride, dilation);
     out.taps = (taps - r + period - 1) / period;
     out.first = r + (out.taps - 1) * period;
     out.period = period;

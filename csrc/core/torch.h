@@ -41,7 +41,25 @@ inline std::ostream& operator<<(std::ostream& out, const Text& text) {
   return out << (text.values.size() ? "]" : "[]");
 }
 
-inline const char* dtype_name(ScalarType type) { return torch::headeronly::toString(type); }
+// PyTorch's Python names, where they are not those of C++.
+inline const char* dtype_name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::ComplexHalf: return "complex32";
+    case ScalarType::ComplexFloat: return "complex64";
+    case ScalarType::ComplexDouble: return "complex128";
+    case ScalarType::Bool: return "bool";
+    default: return torch::headeronly::toString(type);
+  }
+}
 
 inline Dtype dtype_of(const char* op, const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -74,8 +92,13 @@ inline MemoryFormat memory_format(const Tensor& tensor) {
 }
 
 inline Tensor empty_as(const Tensor& like, IntHeaderOnlyArrayRef sizes, MemoryFormat format) {
-  return torch::stable::empty(sizes, like.scalar_type(), torch::headeronly::Layout::Strided, like.device(), false,
-                              format);
+  try {
+    return torch::stable::empty(sizes, like.scalar_type(), torch::headeronly::Layout::Strided, like.device(), false,
+                                format);
+  } catch (const std::exception&) {  // which says no more than that the call failed
+    check(false, "fastconv: output must fit into memory (got ", text(sizes), ")");
+    throw;
+  }
 }
 
 }  // namespace fastconv

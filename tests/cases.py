@@ -1,0 +1,228 @@
+"""The shapes that the convolution tests run: small, and chosen so that every branch of csrc/conv is taken.
+
+Vector lengths are 2 to 16 elements, so channel counts and widths lie on and beside 4, 8, 16, 32 and 64; tiles
+are rows of at most 512 columns; residues of strided gradients, phase planes and padding have cases of their
+own.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import reference
+import torch
+from torch import Tensor
+
+
+def _pair(value) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One convolution. ``H`` None: a 1-D one. ``padding`` is an int, a pair or "same"."""
+
+    name: str
+    N: int
+    C: int
+    H: int | None
+    W: int
+    K: int
+    kernel: int | tuple[int, int]
+    stride: int | tuple[int, int] = 1
+    padding: int | tuple[int, int] | str = 0
+    dilation: int | tuple[int, int] = 1
+    groups: int = 1
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def dims(self) -> int:
+        return 1 if self.H is None else 2
+
+    @property
+    def depthwise(self) -> bool:
+        """One channel to a group on either side: what the depthwise kernel serves."""
+        return self.groups == self.C == self.K
+
+    @property
+    def input_size(self) -> tuple[int, int, int, int]:
+        return self.N, self.C, 1 if self.H is None else self.H, self.W
+
+    @property
+    def weight_size(self) -> tuple[int, int, int, int]:
+        R, S = (1, self.kernel) if self.H is None else _pair(self.kernel)
+        return self.K, self.C // self.groups, R, S
+
+    @cached_property
+    def geometry(self) -> dict:
+        """stride, padding (four), dilation and groups, as reference.py wants them."""
+        stride, dilation = _pair(self.stride), _pair(self.dilation)
+        if self.padding == "same":
+            total = [d * (size - 1) for d, size in zip(dilation, self.weight_size[2:], strict=True)]
+            padding = (total[0] // 2, total[1] // 2, total[0] - total[0] // 2, total[1] - total[1] // 2)
+        else:
+            padding = _pair(self.padding) * 2
+        if self.H is None:
+            stride, dilation = (1, stride[1]), (1, dilation[1])
+            padding = (0, padding[1], 0, padding[3])
+        return {"stride": stride, "padding": padding, "dilation": dilation, "groups": self.groups}
+
+    @property
+    def kwargs(self) -> dict:
+        """What the public function takes beside the tensors."""
+        names = ("stride", "padding", "dilation", "groups")
+        return {name: getattr(self, name) for name in names}
+
+    def without_height(self, tensor: Tensor) -> Tensor:
+        return tensor.squeeze(2) if self.H is None else tensor
+
+
+def _row(name, N, C, size, K, kernel, **rest) -> Case:
+    H, W = size if isinstance(size, tuple) else (None, size)
+    return Case(name, N, C, H, W, K, kernel, **rest)
+
+
+# Input and output channels, width: beside every vector length.
+_DENSE = [
+    (1, 1, 1), (1, 9, 3), (3, 16, 4), (4, 4, 7), (7, 8, 8), (8, 7, 9), (9, 17, 15), (15, 16, 16),
+    (16, 15, 17), (17, 33, 31), (31, 32, 32), (32, 31, 33), (33, 63, 8), (63, 2, 63), (64, 65, 5),
+    (65, 64, 7), (2, 1, 64), (5, 3, 65),
+]  # fmt: skip
+_DEPTHWISE = [1, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 65]
+_WIDTHS = [1, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65]
+
+CASES = [
+    *(
+        _row(f"dense_{C}x{K}_w{W}", 1 + i % 2, C, (4, W), K, 3, padding=1)
+        for i, (C, K, W) in enumerate(_DENSE)
+    ),
+    *(
+        _row(f"depthwise_{C}_w{W}", 1 + i % 3, C, (5, W), C, 3, padding=1, stride=1 + i % 2, groups=C)
+        for i, (C, W) in enumerate(zip(_DEPTHWISE, _WIDTHS, strict=False))
+    ),
+    # Tiles: columns beyond 512, rows beyond what the cache holds, many images.
+    _row("columns_513", 1, 3, (2, 513), 5, 3, padding=1),
+    _row("columns_1030_strided", 1, 2, (1, 2061), 3, (1, 3), stride=(1, 2), padding=(0, 1)),
+    _row("columns_600_depthwise", 1, 5, (3, 600), 5, 3, padding=1, groups=5),
+    _row("rows_300", 1, 4, (300, 3), 6, 3, padding=1),
+    _row("rows_of_tiles", 1, 32, (44, 46), 40, 3, padding=1),
+    _row("rows_of_tiles_grouped", 1, 8, (120, 121), 8, 3, padding=1, groups=4),
+    _row("rows_of_tiles_depthwise", 1, 6, (150, 131), 6, 3, padding=1, groups=6),
+    _row("images_3", 3, 5, (6, 6), 20, 3),
+    # Strides, and the gradient's residues; stride > kernel leaves positions that no tap reaches.
+    _row("stride_2", 2, 5, (9, 10), 7, 3, stride=2, padding=1),
+    _row("stride_3", 1, 4, (11, 13), 9, 3, stride=3, padding=2),
+    _row("stride_4", 1, 3, (14, 15), 17, 5, stride=4, padding=1),
+    _row("stride_5_kernel_2", 1, 3, (13, 17), 4, 2, stride=5),
+    _row("stride_2_kernel_1", 2, 6, (7, 8), 18, 1, stride=2),
+    _row("stride_3_kernel_1_depthwise", 2, 18, (7, 8), 18, 1, stride=3, padding=1, groups=18),
+    _row("stride_2x3", 1, 4, (9, 14), 6, (3, 2), stride=(2, 3), padding=(1, 0)),
+    _row("stride_beyond_input", 1, 2, (4, 5), 3, 2, stride=(7, 9)),
+    _row("stem_7x7", 1, 3, (20, 22), 16, 7, stride=2, padding=3),
+    _row("patches_16", 2, 3, (32, 33), 24, 16, stride=16),
+    # Dilations: with and without a common factor with the stride; beyond what a plane is kept for.
+    _row("dilation_2", 1, 4, (9, 11), 5, 3, padding=2, dilation=2),
+    _row("dilation_3_stride_2", 1, 4, (13, 12), 9, 3, stride=2, padding=3, dilation=3),
+    _row("dilation_4_stride_2", 1, 4, (13, 14), 9, 3, stride=2, padding=4, dilation=4),
+    _row("dilation_2_stride_4", 1, 3, (15, 16), 5, 5, stride=4, padding=3, dilation=2),
+    _row("dilation_6_stride_4", 1, 3, (17, 18), 5, 4, stride=4, padding=6, dilation=6),
+    _row("dilation_2_stride_3", 1, 3, (15, 16), 5, 4, stride=3, padding=1, dilation=2),
+    _row("dilation_15_own_planes", 1, 3, (40, 41), 5, 3, dilation=15),
+    _row("dilation_own_planes_padded", 1, 20, (10, 11), 20, 3, padding=18, dilation=18),
+    _row("dilation_own_planes_strided", 1, 3, (40, 37), 5, 3, stride=3, dilation=14, padding=3),
+    _row("dilation_own_planes_depthwise", 1, 9, (24, 25), 9, 3, dilation=10, groups=9),
+    _row("dilation_1x5", 1, 3, (6, 20), 4, (2, 3), dilation=(1, 5), padding=(0, 5)),
+    # Padding: beyond the kernel; in the gradient it becomes negative beyond dilation * (kernel - 1).
+    _row("padding_5_kernel_1", 1, 3, (3, 4), 5, 1, padding=5),
+    _row("padding_5_kernel_3", 1, 3, (3, 4), 17, 3, padding=5),
+    _row("padding_4_stride_3", 1, 3, (5, 6), 5, 2, padding=4, stride=3),
+    _row("padding_6_depthwise", 1, 7, (3, 4), 7, 3, padding=6, groups=7),
+    _row("padding_0x3", 1, 3, (5, 6), 5, (2, 3), padding=(0, 3)),
+    _row("padding_exceeds_input", 1, 2, (1, 1), 3, 3, padding=4, stride=2, dilation=2),
+    _row("same_even", 1, 3, (5, 6), 5, (2, 4), padding="same"),
+    _row("same_even_dilated", 1, 6, (7, 8), 6, (4, 3), padding="same", dilation=(3, 2), groups=3),
+    _row("same_even_depthwise", 1, 5, (7, 8), 5, 4, padding="same", groups=5),
+    # Kernels.
+    _row("kernel_1", 2, 17, (5, 7), 33, 1),
+    _row("kernel_2", 1, 5, (6, 7), 9, 2),
+    _row("kernel_4", 1, 5, (8, 9), 3, 4, padding=1),
+    _row("kernel_5", 1, 5, (8, 9), 17, 5, padding=2),
+    _row("kernel_6", 1, 3, (9, 9), 4, 6, padding=3),
+    _row("kernel_7_depthwise", 1, 17, (9, 10), 17, 7, padding=3, groups=17),
+    _row("kernel_1x5", 1, 4, (3, 12), 6, (1, 5), padding=(0, 2)),
+    _row("kernel_5x1", 1, 4, (12, 3), 6, (5, 1), padding=(2, 0)),
+    _row("kernel_31_depthwise", 1, 3, (9, 8), 3, 31, padding=15, groups=3),
+    _row("kernel_is_input", 2, 5, (6, 7), 19, (6, 7)),
+    # Groups, with any multiplier.
+    _row("groups_2", 2, 6, (6, 7), 10, 3, padding=1, groups=2),
+    _row("groups_3_strided", 1, 9, (7, 9), 51, 3, stride=2, padding=1, groups=3),
+    _row("groups_4_of_1_to_3", 1, 4, (6, 7), 12, 3, padding=1, groups=4),
+    _row("groups_5_of_3_to_1", 1, 15, (6, 7), 5, 3, padding=1, groups=5),
+    _row("groups_32_of_4", 1, 128, (5, 6), 128, 3, padding=1, groups=32),
+    _row("groups_33_of_2", 1, 66, (4, 4), 66, 3, padding=1, groups=33),
+    _row("groups_2_of_20_to_35", 1, 40, (5, 5), 70, 1, groups=2),
+    # Channels: several passes over the input's, weights that are too large to pack at once.
+    _row("channel_passes", 1, 640, (2, 70), 17, 3, padding=1),
+    _row("channel_passes_grouped", 1, 1320, (1, 64), 6, 3, padding=1, groups=2),
+    _row("weights_of_17_megabytes", 2, 2050, (1, 1), 2100, 1),
+    _row("one_to_many", 1, 1, (5, 6), 40, 3, padding=1),
+    _row("many_to_one", 1, 40, (5, 6), 1, 3, padding=1),
+    # One dimension.
+    _row("1d", 2, 5, 20, 7, 3, padding=1),
+    _row("1d_1_channel", 1, 1, 9, 1, 4),
+    _row("1d_strided", 1, 16, 33, 17, 5, stride=3, padding=2),
+    _row("1d_dilated", 2, 3, 40, 9, 3, padding=8, dilation=8),
+    _row("1d_depthwise", 2, 17, 30, 17, 3, padding=1, groups=17),
+    _row("1d_long", 1, 2, 1500, 3, 9, stride=2, padding=4),
+    _row("1d_same_even", 1, 4, 15, 6, 4, padding="same", groups=2),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The tensors of a case in float64 and what must come out. Values have 8 significant bits and moderate
+    size, so that they are the same in every dtype. ``scale_*`` is the sum of the magnitudes of what is added
+    up."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor
+    grad_output: Tensor
+    output: Tensor
+    grad_input: Tensor
+    grad_weight: Tensor
+    grad_bias: Tensor
+    scale_output: Tensor
+    scale_grad_input: Tensor
+    scale_grad_weight: Tensor
+    scale_grad_bias: Tensor
+
+
+def values(size, generator: torch.Generator) -> Tensor:
+    drawn = torch.randn(size, generator=generator, dtype=torch.float32).clamp(-4, 4)
+    return drawn.where(drawn.abs() > 2**-10, 0.5).bfloat16().double()
+
+
+@lru_cache(maxsize=4)
+def problem(case: Case) -> Problem:
+    generator = torch.Generator().manual_seed(len(case.name) + case.C + case.W)
+    geometry = case.geometry
+    tap_geometry = {name: geometry[name] for name in ("stride", "padding", "dilation")}
+    input, weight = values(case.input_size, generator), values(case.weight_size, generator)
+    bias = values((case.K,), generator)
+    size = reference.output_size(case.input_size, case.weight_size, **tap_geometry)
+    grad = values(size, generator)
+
+    def results(input: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> list[Tensor]:
+        found = [
+            reference.conv(input, weight, bias, **geometry),
+            reference.grad_input(grad, weight, input.shape, **geometry),
+            reference.grad_weight(grad, input, weight.shape, **geometry),
+        ]
+        without_height = [case.without_height(t) for t in found]
+        return [*without_height, reference.grad_bias(grad)]
+
+    arguments = (input, weight, bias, grad)
+    given = [case.without_height(t) if t.dim() == 4 else t for t in arguments]
+    return Problem(*given, *results(*arguments), *results(*(t.abs() for t in arguments)))

@@ -1,0 +1,25 @@
+"""What every test starts from: fixed seeds, and the process-wide choices (threads, kernel, instruction set)
+put back.
+"""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import fastconv  # noqa: F401  registers the operators
+from fastconv._native import native
+
+
+@pytest.fixture(autouse=True)
+def fresh_process_state() -> Iterator[None]:
+    """Seeds, and what a test may switch: restored even where the test fails half-way."""
+    isa, threads = native.isa(), torch.get_num_threads()
+    torch.manual_seed(0)
+    random.seed(0)
+    yield
+    assert native.conv_force_kernel("")
+    assert native.isa_select(isa)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)

@@ -1,0 +1,95 @@
+"""Convolution and channel shuffle as slow and obvious as they can be, in float64: what every kernel is held
+against.
+
+A convolution is a loop over the taps of the kernel; each tap is one slice of the padded input. Nothing here
+calls ``torch.nn.functional``. Shapes are those of 2-D convolutions; ``padding`` is (top, left, bottom,
+right).
+"""
+
+import torch
+from torch import Tensor
+
+
+def _pad(input: Tensor, padding: tuple[int, ...]) -> Tensor:
+    N, C, H, W = input.shape
+    top, left, bottom, right = padding
+    padded = input.new_zeros(N, C, H + top + bottom, W + left + right)
+    padded[:, :, top : top + H, left : left + W] = input
+    return padded
+
+
+def _taps(weight_size, output_size, stride, dilation):
+    """Of every tap (r, s): the rows and columns of the padded input that it reads."""
+    (R, S), (P, Q) = weight_size[2:], output_size[2:]
+    for r in range(R):
+        rows = slice(r * dilation[0], r * dilation[0] + (P - 1) * stride[0] + 1, stride[0])
+        for s in range(S):
+            columns = slice(s * dilation[1], s * dilation[1] + (Q - 1) * stride[1] + 1, stride[1])
+            yield r, s, rows, columns
+
+
+def output_size(input_size, weight_size, stride, padding, dilation) -> tuple[int, int, int, int]:
+    extent = [dilation[d] * (weight_size[2 + d] - 1) + 1 for d in (0, 1)]
+    P, Q = ((input_size[2 + d] + padding[d] + padding[2 + d] - extent[d]) // stride[d] + 1 for d in (0, 1))
+    return input_size[0], weight_size[0], P, Q
+
+
+def conv(input, weight, bias, stride, padding, dilation, groups) -> Tensor:
+    input, weight = input.double(), weight.double()
+    size = output_size(input.shape, weight.shape, stride, padding, dilation)
+    padded, output = _pad(input, padding), input.new_zeros(size)
+    for k in range(groups):
+        into, out = weight.shape[1], weight.shape[0] // groups
+        c_range, k_range = slice(k * into, (k + 1) * into), slice(k * out, (k + 1) * out)
+        for r, s, rows, columns in _taps(weight.shape, size, stride, dilation):
+            window = padded[:, c_range, rows, columns]
+            output[:, k_range] += torch.einsum("ncpq,kc->nkpq", window, weight[k_range, :, r, s])
+    return output if bias is None else output + bias.double().view(1, -1, 1, 1)
+
+
+def grad_input(grad_output, weight, input_size, stride, padding, dilation, groups) -> Tensor:
+    grad_output, weight = grad_output.double(), weight.double()
+    padded = _pad(grad_output.new_zeros(input_size), padding)
+    for k in range(groups):
+        into, out = weight.shape[1], weight.shape[0] // groups
+        c_range, k_range = slice(k * into, (k + 1) * into), slice(k * out, (k + 1) * out)
+        for r, s, rows, columns in _taps(weight.shape, grad_output.shape, stride, dilation):
+            term = torch.einsum("nkpq,kc->ncpq", grad_output[:, k_range], weight[k_range, :, r, s])
+            padded[:, c_range, rows, columns] += term
+    top, left = padding[:2]
+    return padded[:, :, top : top + input_size[2], left : left + input_size[3]]
+
+
+def grad_weight(grad_output, input, weight_size, stride, padding, dilation, groups) -> Tensor:
+    grad_output, padded = grad_output.double(), _pad(input.double(), padding)
+    grad = grad_output.new_zeros(weight_size)
+    for k in range(groups):
+        into, out = weight_size[1], weight_size[0] // groups
+        c_range, k_range = slice(k * into, (k + 1) * into), slice(k * out, (k + 1) * out)
+        for r, s, rows, columns in _taps(weight_size, grad_output.shape, stride, dilation):
+            window = padded[:, c_range, rows, columns]
+            grad[k_range, :, r, s] = torch.einsum("nkpq,ncpq->kc", grad_output[:, k_range], window)
+    return grad
+
+
+def grad_bias(grad_output) -> Tensor:
+    return grad_output.double().sum((0, 2, 3))
+
+
+def channel_shuffle(input: Tensor, groups: int) -> Tensor:
+    """Channel i * (C / groups) + j goes to j * groups + i."""
+    output = torch.empty_like(input)
+    per_group = input.shape[1] // groups
+    for i in range(groups):
+        for j in range(per_group):
+            output[:, j * groups + i] = input[:, i * per_group + j]
+    return output
+
+
+def channel_unshuffle(input: Tensor, groups: int) -> Tensor:
+    output = torch.empty_like(input)
+    per_group = input.shape[1] // groups
+    for i in range(groups):
+        for j in range(per_group):
+            output[:, i * per_group + j] = input[:, j * groups + i]
+    return output
