@@ -98,30 +98,30 @@ bool pixel_plan(const ConvParams& p, PixelPlan& plan) {
   return false;
 }
 
-// acc[k][i] = bias[k] + sum over c, tap of w[c][tap][k] * x[c][offset[tap] + i], for KB channels and NV vectors of
-// positions, `step` from one to the next.
+// acc[k][i] = bias[k] + sum over terms of w[term.index + k] * x[term.offset + i], for KB channels and NV vectors of
+// positions, `step` from one to the next. A term is a tap of one input channel; there is at least one.
 template <class A, int KB, int NV>
-void pixel_micro(const A* x, int64_t x_channel, int64_t C, const Tap* taps, int tap_count, const A* w, int64_t w_channel,
-                 const A* bias, A* acc, int64_t acc_channel, int64_t step) {
+void pixel_micro(const A* x, const Tap* terms, int64_t term_count, const A* w, const A* bias, A* acc,
+                 int64_t acc_channel, int64_t step) {
   Vec<A> sum[KB][NV];
 #pragma GCC unroll 8
   for (int k = 0; k < KB; ++k)
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) sum[k][j] = splat(bias[k]);
-  for (int64_t c = 0; c < C; ++c, x += x_channel, w += w_channel)
-    for (int t = 0; t < tap_count; ++t) {
-      const A* from = x + taps[t].offset;
-      const A* weight = w + taps[t].index * KB;
-      Vec<A> v[NV];
+  const Tap* const end = terms + term_count;
+  do {
+    const A* from = x + terms->offset;
+    const A* weight = w + terms->index;
+    Vec<A> v[NV];
 #pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) v[j] = load(from + j * step);
+    for (int j = 0; j < NV; ++j) v[j] = load(from + j * step);
 #pragma GCC unroll 8
-      for (int k = 0; k < KB; ++k) {
-        const Vec<A> b = splat(weight[k]);
+    for (int k = 0; k < KB; ++k) {
+      const Vec<A> b = splat(weight[k]);
 #pragma GCC unroll 8
-        for (int j = 0; j < NV; ++j) sum[k][j] += b * v[j];
-      }
+      for (int j = 0; j < NV; ++j) sum[k][j] += b * v[j];
     }
+  } while (++terms != end);
 #pragma GCC unroll 8
   for (int k = 0; k < KB; ++k)
 #pragma GCC unroll 8
@@ -129,8 +129,7 @@ void pixel_micro(const A* x, int64_t x_channel, int64_t C, const Tap* taps, int 
 }
 
 template <class A>
-using PixelMicro = void (*)(const A*, int64_t, int64_t, const Tap*, int, const A*, int64_t, const A*, A*, int64_t,
-                            int64_t);
+using PixelMicro = void (*)(const A*, const Tap*, int64_t, const A*, const A*, A*, int64_t, int64_t);
 
 template <class A, int KB>
 PixelMicro<A> pixel_micro_of(int vectors) {
@@ -160,16 +159,14 @@ PixelMicro<A> pixel_micro_of(int64_t kb, int vectors) {
 
 // All output channels of one group over a run of `vectors` vectors of positions.
 template <class A>
-void pixel_run(const ConvParams& p, const PixelPlan& plan, const A* x, const Tap* taps, int tap_count, const A* weights,
-               const A* bias, A* acc, int64_t vectors, int64_t step) {
+void pixel_run(const ConvParams& p, const PixelPlan& plan, const A* x, const Tap* terms, int64_t term_count,
+               const A* weights, const A* bias, A* acc, int64_t vectors, int64_t step) {
   const int64_t chunks = ceil_div(vectors, pixel_vectors(static_cast<int>(plan.kb)));
-  const int64_t w_channel = p.R * p.S * plan.kb;
   for (int64_t k = 0; k < plan.k_padded; k += plan.kb) {
     int64_t i = 0;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       const int64_t n = (vectors * (chunk + 1)) / chunks - (vectors * chunk) / chunks;
-      pixel_micro_of<A>(plan.kb, static_cast<int>(n))(x + i, plan.x_channel, p.C, taps, tap_count,
-                                                      weights + k * p.C * p.R * p.S, w_channel, bias + k,
+      pixel_micro_of<A>(plan.kb, static_cast<int>(n))(x + i, terms, term_count, weights + k * p.C * p.R * p.S, bias + k,
                                                       acc + k * plan.acc_channel + i, plan.acc_channel, step);
       i += n * step;
     }
@@ -204,11 +201,23 @@ struct PixelScratch {
     weights = carve.take<A>(p.G * plan.k_padded * p.C * p.R * p.S);
     bias = carve.take<A>(p.G * plan.k_padded);
     thread_bytes = round_up(pixel_thread_bytes<A>(p, plan), 64) + 128 +
-                   round_up(p.R * p.S * static_cast<int64_t>(sizeof(Tap)), 64);
+                   round_up(p.C * p.R * p.S * static_cast<int64_t>(sizeof(Tap)), 64);
     threads = carve.take<char>(thread_bytes * p.threads);
     total = carve.used();
   }
 };
+
+// The live taps of every input channel of a group, with their places in the packed weights.
+inline int64_t pixel_terms(const ConvParams& p, const PixelPlan& plan, const Tile& t, Tap* terms) {
+  const int count = live_taps(p, plan.g, t, terms);
+  for (int64_t c = p.C - 1; c >= 0; --c)
+    for (int i = 0; i < count; ++i) {
+      const Tap tap = terms[i];
+      terms[c * count + i].offset = static_cast<int32_t>(c * plan.x_channel + tap.offset);
+      terms[c * count + i].index = static_cast<int32_t>((c * p.R * p.S + tap.index) * plan.kb);
+    }
+  return p.C * count;
+}
 
 template <class T>
 void pixel_forward(const ConvParams& p, const PixelPlan& plan, void* scratch) {
@@ -219,13 +228,13 @@ void pixel_forward(const ConvParams& p, const PixelPlan& plan, void* scratch) {
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles;
   parallel_for(p.threads, p.N * plan.group_items * tiles, [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
-    Tap* taps = carve.take<Tap>(p.R * p.S);
+    Tap* terms = carve.take<Tap>(p.C * p.R * p.S);
     A* x = carve.take<A>(plan.groups * p.C * plan.x_channel + kMaxPixelVectors * kLanes<A>);
     A* acc = carve.take<A>(plan.groups * plan.k_padded * plan.acc_channel);
     const int64_t g0 = item / tiles % plan.group_items * plan.groups;
     const int64_t groups = min64(plan.groups, p.G - g0);
     const Tile t = make_tile(p, plan.g, item / tiles / plan.group_items, item % tiles);
-    const int tap_count = live_taps(p, plan.g, t, taps);
+    const int64_t term_count = pixel_terms(p, plan, t, terms);
     fill_planar<T>(p, plan.g, t, g0 * p.C, groups * p.C, plan.x_channel, x);
     for (int64_t g = 0; g < groups; ++g) {
       const A* xg = x + g * p.C * plan.x_channel;
@@ -233,16 +242,15 @@ void pixel_forward(const ConvParams& p, const PixelPlan& plan, void* scratch) {
       const A* weights = memory.weights + (g0 + g) * plan.k_padded * p.C * p.R * p.S;
       const A* bias = memory.bias + (g0 + g) * plan.k_padded;
       const int64_t pitch = plan.g.pitch;
-      if (plan.flat) {
-        const int64_t vectors = ceil_div((t.rows - 1) * pitch + t.columns, L);
-        pixel_run(p, plan, xg, taps, tap_count, weights, bias, accg, vectors, L);
-      } else if (t.columns <= L && pitch >= L) {
-        pixel_run(p, plan, xg, taps, tap_count, weights, bias, accg, t.rows, pitch);
-      } else {
-        for (int64_t i = 0; i < t.rows; ++i)
-          pixel_run(p, plan, xg + i * pitch, taps, tap_count, weights, bias, accg + i * pitch, ceil_div(t.columns, L),
-                    L);
-      }
+      const auto run = [&](int64_t i, int64_t vectors, int64_t step) {
+        pixel_run(p, plan, xg + i, terms, term_count, weights, bias, accg + i, vectors, step);
+      };
+      if (plan.flat)
+        run(0, ceil_div((t.rows - 1) * pitch + t.columns, L), L);
+      else if (t.columns <= L && pitch >= L)
+        run(0, t.rows, pitch);
+      else
+        for (int64_t i = 0; i < t.rows; ++i) run(i * pitch, ceil_div(t.columns, L), L);
     }
     store_planar<T>(p, t, g0 * p.K, groups * p.K, acc, plan.acc_channel, plan.g.pitch);
   });

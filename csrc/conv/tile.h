@@ -223,9 +223,28 @@ inline void for_each_row(const ConvParams& p, const Geometry& g, const Tile& t, 
 template <class T, class A>
 void fill_planar(const ConvParams& p, const Geometry& g, const Tile& t, int64_t c0, int64_t count, int64_t channel,
                  A* x) {
+  constexpr int L = kLanes<A>;
   const int64_t step = p.stride_w * p.input.w;
   for_each_row(p, g, t, [&](int64_t position, int64_t h, int64_t w, int64_t begin, int64_t end) {
     A* to = x + position;
+    if (step == 1 && begin < end) {
+      // Padding and pixels in one pass: vectors that reach into the padding are loaded through a window.
+      const T* from = at<const T>(p.input, t.n, c0, h, w) - begin;
+      for (int64_t i = 0; i < g.pitch; i += L) {
+        const Window<T> window(static_cast<int>(max64(0, min64(begin - i, L))),
+                               static_cast<int>(max64(0, min64(end - i, L))));
+        const bool whole = begin <= i && i + L <= end;
+        const int n = static_cast<int>(min64(L, g.pitch - i));
+        for (int64_t c = 0; c < count; ++c) {
+          const Vec<A> v = whole ? load(from + c * p.input.c + i) : load(from + c * p.input.c + i, window);
+          if (n == L)
+            store(to + c * channel + i, v);
+          else
+            store_partial(to + c * channel + i, v, n);
+        }
+      }
+      return;
+    }
     for (int64_t c = 0; c < count; ++c) {
       zero(to + c * channel, begin);
       zero(to + c * channel + end, g.pitch - end);
