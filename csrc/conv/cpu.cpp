@@ -4,6 +4,7 @@
 #include "conv/depthwise.h"
 #include "conv/direct.h"
 #include "conv/general.h"
+#include "conv/grouped.h"
 #include "conv/params.h"
 #include "conv/pixel.h"
 
@@ -46,8 +47,8 @@ constexpr ConvKernel row(const char* name) {
 
 extern const ConvKernels conv_kernels = {
     {row<DepthwiseRows>("depthwise_rows"), row<DepthwisePixels>("depthwise_pixels"),
-     row<DepthwiseForward>("depthwise"), row<ChannelForward>("channel"), row<PixelForward>("pixel"),
-     row<GeneralForward>("general")},
+     row<DepthwiseForward>("depthwise"), row<GroupedRows>("grouped_rows"), row<ChannelForward>("channel"),
+     row<PixelForward>("pixel"), row<GeneralForward>("general")},
     {row<DepthwiseGradWeight>("depthwise"), row<ChannelGradWeight>("channel"), row<PixelGradWeight>("pixel"),
      row<GeneralGradWeight>("general")},
 };

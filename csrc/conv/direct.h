@@ -35,7 +35,7 @@ constexpr int row_block(int taps) { return taps == 1 ? 1 : kVecRegisters == 32 ?
 
 // The lanes of a vector of row elements from `start` on that lie inside [0, W).
 template <class T>
-inline Window<T> inside(int64_t start, int64_t W) {
+inline Window<T> inside_row(int64_t start, int64_t W) {
   constexpr int L = kLanes<Accumulate<T>>;
   const int begin = static_cast<int>(max64(0, min64(-start, L))), end = static_cast<int>(max64(0, min64(W - start, L)));
   return begin < end ? Window<T>(begin, end) : Window<T>(0, 0);
@@ -131,7 +131,7 @@ void depthwise_rows(const ConvParams& p, void* scratch) {
       Window<T> windows[kRowTaps * kRowVectors * 2];
       for (int64_t s = 0; s < p.S; ++s)
         for (int64_t j = 0; j < count * stride; ++j)
-          windows[s * kRowVectors * stride + j] = inside<T>(w + s * p.dilation_w + j * L, p.W);
+          windows[s * kRowVectors * stride + j] = inside_row<T>(w + s * p.dilation_w + j * L, p.W);
       const auto micro = rows_micro_of<T>(p.R, stride, count);
       for (int64_t p0 = 0; p0 < p.P; p0 += block) {
         const T* rows[kMostInputs];

@@ -48,7 +48,7 @@ struct ConvKernel {
 };
 
 struct ConvKernels {
-  ConvKernel forward[6];  // also the input gradient
+  ConvKernel forward[7];  // also the input gradient
   ConvKernel grad_weight[4];
 };
 FASTCONV_DECLARE_KERNELS(ConvKernels, conv_kernels)

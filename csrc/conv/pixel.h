@@ -60,7 +60,7 @@ PixelPlan pixel_plan_for(const ConvParams& p, int64_t rows, int64_t groups) {
   return plan;
 }
 
-constexpr int64_t kFirstLevelBytes = 40 << 10;
+constexpr int64_t kFirstLevelBytes = 24 << 10;
 constexpr int64_t kPreferredBytes = 384 << 10;  // stays in a second-level cache
 constexpr int64_t kLargestBytes = 8 << 20;      // beyond this another kernel must serve
 
@@ -92,7 +92,7 @@ bool pixel_plan(const ConvParams& p, PixelPlan& plan) {
     if (!rows) continue;
     plan = pixel_plan_for<A>(p, rows, groups);
     // Tiles so low that they read mostly what their neighbours read too gain nothing from the first-level cache.
-    if (limit == kFirstLevelBytes && rows < p.P && plan.g.h.span * 4 > rows * 5) continue;
+    if (limit == kFirstLevelBytes && rows < p.P && plan.g.h.span * 2 > rows * 3) continue;
     return true;
   }
   return false;

@@ -1,0 +1,217 @@
+// Grouped convolution of contiguous tensors without a copy of the input, for groups of few channels. As in
+// depthwise_rows (direct.h), input is read where it lies, through masks where a vector sticks out over the edge, and
+// output is written where it belongs. Copying a tile into scratch and its results out again took 40 % of the time of
+// the pixel kernel on ResNeXt's first stage.
+//
+// A register tile is KB output channels by NV vectors of pixels of one row; where a row is a single vector, NV rows.
+#pragma once
+#include "conv/direct.h"
+#include "conv/pixel.h"
+
+namespace fastconv {
+namespace {
+
+struct GroupedTerm {
+  int64_t offset;  // elements from the first tap of channel 0 for column 0
+  int32_t window;  // of the tap's column
+  int32_t weight;  // place in the packed weights
+};
+
+// out[k][j] = bias[k] + sum over terms of w[term.weight + k] * (vector j of x + term.offset), for up to KB channels and
+// NV vectors, `step` apart in the input and `out_step` in the output. The last vector has `last` lanes. There is at
+// least one term.
+template <class T, int KB, int NV, int Stride>
+void grouped_micro(const T* x, int64_t step, const GroupedTerm* terms, int64_t count, const Window<T>* windows,
+                   const Accumulate<T>* w, const Accumulate<T>* bias, T* out, int64_t out_channel, int64_t out_step,
+                   int channels, int last) {
+  using A = Accumulate<T>;
+  constexpr int L = kLanes<A>;
+  Vec<A> sum[KB][NV];
+#pragma GCC unroll 8
+  for (int k = 0; k < KB; ++k)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) sum[k][j] = splat(bias[k]);
+  const GroupedTerm* const end = terms + count;
+  do {
+    const T* from = x + terms->offset;
+    const Window<T>* window = windows + terms->window;
+    const A* weight = w + terms->weight;
+    Vec<A> v[NV];
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) {
+      v[j] = load(from + j * step, window[j * Stride]);
+      if constexpr (Stride == 2) v[j] = even_lanes<A>(v[j], load(from + j * step + L, window[j * 2 + 1]));
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < KB; ++k) {
+      const Vec<A> b = splat(weight[k]);
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) sum[k][j] += b * v[j];
+    }
+  } while (++terms != end);
+#pragma GCC unroll 8
+  for (int k = 0; k < KB; ++k) {
+    if (k >= channels) break;
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) {
+      // Rows are all as wide as the last vector; of one row only the last is narrow.
+      T* to = out + k * out_channel + j * out_step;
+      if (last == L || (out_step == L && j < NV - 1))
+        store(to, sum[k][j]);
+      else
+        store_partial(to, sum[k][j], last);
+    }
+  }
+}
+
+template <class T>
+using GroupedMicro = void (*)(const T*, int64_t, const GroupedTerm*, int64_t, const Window<T>*, const Accumulate<T>*,
+                              const Accumulate<T>*, T*, int64_t, int64_t, int, int);
+
+// At most 5 vectors: a row of 80 pixels. More would serve only the few groups of one or two channels.
+constexpr int kGroupedVectors = 5;
+constexpr int grouped_vectors(int kb) { return min64(kGroupedVectors, pixel_vectors(kb)); }
+
+template <class T, int KB, int Stride>
+GroupedMicro<T> grouped_micro_of(int64_t vectors) {
+  constexpr int kMax = grouped_vectors(KB);
+  static const GroupedMicro<T> kTable[] = {
+      grouped_micro<T, KB, 1, Stride>,
+      grouped_micro<T, KB, min64(2, kMax), Stride>,
+      grouped_micro<T, KB, min64(3, kMax), Stride>,
+      grouped_micro<T, KB, min64(4, kMax), Stride>,
+      grouped_micro<T, KB, min64(5, kMax), Stride>,
+  };
+  return kTable[vectors - 1];
+}
+
+template <class T, int Stride>
+GroupedMicro<T> grouped_micro_of(int64_t kb, int64_t vectors) {
+  switch (kb) {
+    case 1: return grouped_micro_of<T, 1, Stride>(vectors);
+    case 2: return grouped_micro_of<T, 2, Stride>(vectors);
+    case 4: return grouped_micro_of<T, 4, Stride>(vectors);
+    default: return grouped_micro_of<T, 8, Stride>(vectors);
+  }
+}
+
+struct GroupedPlan {
+  PixelPlan pack;            // as the pixel kernel packs its weights
+  int64_t vectors, chunks;   // of a row; chunks are what register tiles cover
+  int64_t rows;              // of a register tile: more than one only where a row is one vector
+  int64_t terms, thread_bytes;
+};
+
+template <class T, class A>
+struct GroupedScratch {
+  A *weights, *bias;
+  char* threads;
+  int64_t total;
+
+  GroupedScratch(const ConvParams& p, const GroupedPlan& plan, void* scratch) {
+    Carver carve(scratch);
+    weights = carve.take<A>(p.G * plan.pack.k_padded * plan.terms);
+    bias = carve.take<A>(p.G * plan.pack.k_padded);
+    threads = carve.take<char>(plan.thread_bytes * p.threads);
+    total = carve.used();
+  }
+};
+
+// The taps of output row `row` that read the image, for every channel of a group; offsets count from where tap 0 of
+// output row 0 lies.
+inline int64_t grouped_terms(const ConvParams& p, int64_t kb, int64_t window_step, int64_t row, GroupedTerm* terms) {
+  int64_t count = 0;
+  for (int64_t c = 0; c < p.C; ++c)
+    for (int64_t r = 0; r < p.R; ++r) {
+      const int64_t h = row * p.stride_h + r * p.dilation_h - p.pad_h;
+      if (h < 0 || h >= p.H) continue;
+      for (int64_t s = 0; s < p.S; ++s)
+        terms[count++] = {c * p.input.c + r * p.dilation_h * p.input.h + s * p.dilation_w,
+                          static_cast<int32_t>(s * window_step), static_cast<int32_t>(((c * p.R + r) * p.S + s) * kb)};
+    }
+  return count;
+}
+
+template <class T>
+void grouped_rows(const ConvParams& p, const GroupedPlan& plan, void* scratch) {
+  using A = Accumulate<T>;
+  constexpr int64_t L = kLanes<A>;
+  const GroupedScratch<T, A> memory(p, plan, scratch);
+  pixel_pack<T>(p, plan.pack, memory.weights, memory.bias);
+  const int64_t kb = plan.pack.kb, stride = p.stride_w, window_step = kGroupedVectors * stride;
+  // The rows of which no tap reads padding.
+  const int64_t inside = min64(p.P, ceil_div(max64(p.pad_h, 0), p.stride_h));
+  const int64_t room = p.H - 1 + p.pad_h - (p.R - 1) * p.dilation_h;
+  const int64_t outside = max64(inside, room < 0 ? 0 : min64(p.P, room / p.stride_h + 1));
+  parallel_for(p.threads, p.N * p.G * plan.chunks, [&](int64_t item, int thread) {
+    Carver carve(memory.threads + thread * plan.thread_bytes);
+    GroupedTerm* edge_terms = carve.take<GroupedTerm>(plan.terms);
+    GroupedTerm* inner_terms = carve.take<GroupedTerm>(plan.terms);
+    Window<T>* windows = carve.take<Window<T>>(p.S * window_step);
+    const int64_t chunk = item % plan.chunks, g = item / plan.chunks % p.G, n = item / plan.chunks / p.G;
+    const int64_t first = plan.vectors * chunk / plan.chunks;
+    const int64_t vectors = plan.vectors * (chunk + 1) / plan.chunks - first, q = first * L;
+    const int64_t w = q * stride - p.pad_w, columns = min64(p.Q - q, vectors * L);
+    const int last = static_cast<int>(columns - (vectors - 1) * L);
+    for (int64_t s = 0; s < p.S; ++s)
+      for (int64_t j = 0; j < window_step; ++j)
+        windows[s * window_step + j] =
+            inside_row<T>(w + s * p.dilation_w + (plan.rows > 1 ? j % stride : j) * L, p.W);
+    int64_t inner_count = 0;
+    for (int64_t row = 0; row < p.P;) {
+      const bool inner = row >= inside && row < outside;
+      const int64_t rows = inner ? min64(plan.rows, outside - row) : 1;
+      if (inner && inner_count == 0) inner_count = grouped_terms(p, kb, window_step, row, inner_terms);
+      const GroupedTerm* terms = inner ? inner_terms : edge_terms;
+      const int64_t count = inner ? inner_count : grouped_terms(p, kb, window_step, row, edge_terms);
+      const int64_t h = row * p.stride_h - p.pad_h;
+      const T* x = static_cast<const T*>(p.input.data) + n * p.input.n + g * p.C * p.input.c + h * p.input.h + w;
+      const int64_t tile = plan.rows > 1 ? rows : vectors;
+      const auto micro = stride == 1 ? grouped_micro_of<T, 1>(kb, tile) : grouped_micro_of<T, 2>(kb, tile);
+      for (int64_t k = 0; k < p.K; k += kb) {
+        T* out = at<T>(p.output, n, g * p.K + k, row, q);
+        const int channels = static_cast<int>(min64(kb, p.K - k));
+        const A* bias = memory.bias + g * plan.pack.k_padded + k;
+        if (count == 0)
+          for (int c = 0; c < channels; ++c)
+            for (int64_t i = 0; i < columns; i += L)
+              store_partial(out + c * p.output.c + i, splat(bias[c]), static_cast<int>(min64(L, columns - i)));
+        else
+          micro(x, plan.rows > 1 ? p.stride_h * p.input.h : stride * L, terms, count, windows,
+                memory.weights + (g * plan.pack.k_padded + k) * plan.terms, bias, out, p.output.c,
+                plan.rows > 1 ? p.output.h : L, channels, last);
+      }
+      row += rows;
+    }
+  });
+}
+
+struct GroupedRows {
+  using Plan = GroupedPlan;
+  template <class A>
+  static bool preferred(const ConvParams& p) {
+    return p.G > 1 && p.C <= 8 && p.K <= 8 && p.Q * 2 > kLanes<A>;
+  }
+  template <class A>
+  static bool plan(const ConvParams& p, Plan& plan, int64_t& scratch) {
+    constexpr int64_t L = kLanes<A>;
+    plan.pack = PixelPlan();
+    plan.pack.kb = pixel_block(p.K);
+    plan.pack.k_padded = round_up(p.K, plan.pack.kb);
+    plan.vectors = ceil_div(p.Q, L);
+    plan.chunks = ceil_div(plan.vectors, grouped_vectors(static_cast<int>(plan.pack.kb)));
+    plan.rows = plan.vectors == 1 ? grouped_vectors(static_cast<int>(plan.pack.kb)) : 1;
+    plan.terms = p.C * p.R * p.S;
+    plan.thread_bytes = round_up(2 * plan.terms * static_cast<int64_t>(sizeof(GroupedTerm)), 64) + 192 +
+                        round_up(p.S * kGroupedVectors * p.stride_w * static_cast<int64_t>(sizeof(Window<A>)), 64);
+    scratch = GroupedScratch<A, A>(p, plan, nullptr).total;
+    return p.input.w == 1 && p.output.w == 1 && p.stride_w <= 2 && plan.thread_bytes <= (1 << 20);
+  }
+  template <class T>
+  static void run(const ConvParams& p, const Plan& plan, void* scratch) {
+    grouped_rows<T>(p, plan, scratch);
+  }
+};
+
+}  // namespace
+}  // namespace fastconv
