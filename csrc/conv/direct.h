@@ -30,7 +30,8 @@ void direct_weights(const ConvParams& p, bool by_row, A* to) {
 // ---- contiguous ------------------------------------------------------------------------------------------------------
 
 constexpr int kRowVectors = 4;
-constexpr int64_t kRowTaps = 64;  // the widest kernel
+constexpr int64_t kRowTaps = 64;    // the widest kernel
+constexpr int64_t kRowsAhead = 10;  // how far ahead input is fetched
 constexpr int row_block(int taps) { return taps == 1 ? 1 : kVecRegisters == 32 ? 4 : 2; }
 
 // The lanes of a vector of row elements from `start` on that lie inside [0, W).
@@ -122,7 +123,7 @@ void depthwise_rows(const ConvParams& p, void* scratch) {
   direct_weights<T>(p, true, weights);
   const int64_t block = row_block(static_cast<int>(p.R)), stride = p.stride_w;
   const int64_t vectors = ceil_div(p.Q, L), chunks = ceil_div(vectors, kRowVectors);
-  parallel_for(p.threads, p.N * p.G, [&](int64_t item, int) {
+  parallel_ranges(p.threads, p.N * p.G, [&](int64_t item, int) {
     const int64_t n = item / p.G, g = item % p.G;
     const A bias = p.bias ? get(static_cast<const T*>(p.bias) + g) : A(0);
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -141,6 +142,9 @@ void depthwise_rows(const ConvParams& p, void* scratch) {
           rows[i] = h >= 0 && h < p.H ? at<const T>(p.input, n, g, h, w) : nullptr;
         }
         for (int64_t i = 0; i < block; ++i) out[i] = p0 + i < p.P ? at<T>(p.output, n, g, p0 + i, q) : nullptr;
+        const T* ahead = at<const T>(p.input, n, g, p0 * stride + kRowsAhead, 0);
+        for (int64_t i = 0; i < block * stride * p.input.h; i += 64 / static_cast<int64_t>(sizeof(T)))
+          __builtin_prefetch(ahead + i);
         micro(rows, p.S, p.dilation_w, windows, weights + g * p.R * p.S, bias, out, p.Q - q);
       }
     }
@@ -228,7 +232,7 @@ void depthwise_pixels(const ConvParams& p, void* scratch) {
   A* weights = static_cast<A*>(scratch);
   direct_weights<T>(p, false, weights);
   const int64_t strips = ceil_div(p.P, kDirectRows);
-  parallel_for(p.threads, p.N * strips, [&](int64_t item, int) {
+  parallel_ranges(p.threads, p.N * strips, [&](int64_t item, int) {
     const int64_t n = item / strips, p0 = item % strips * kDirectRows, rows = min64(kDirectRows, p.P - p0);
     // Columns of which every tap reads the image; the others are computed one at a time.
     const int64_t inside = min64(p.Q, ceil_div(max64(p.pad_w, 0), p.stride_w));

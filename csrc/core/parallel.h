@@ -25,5 +25,15 @@ void parallel_for(int threads, int64_t count, const Body& body) {
   }
 }
 
+// The same for items that lie one after the other in memory: a thread takes a few runs of them, so that what is fetched
+// ahead is its own.
+template <class Body>
+void parallel_ranges(int threads, int64_t count, const Body& body) {
+  const int64_t runs = count < 8 * threads ? (count < threads ? count : threads) : 4 * static_cast<int64_t>(threads);
+  parallel_for(threads, runs, [&](int64_t run, int thread) {
+    for (int64_t i = count * run / runs; i < count * (run + 1) / runs; ++i) body(i, thread);
+  });
+}
+
 }  // namespace
 }  // namespace fastconv
