@@ -183,16 +183,10 @@ def split(_context: click.Context, parameter: click.Parameter, value: str) -> tu
     callback=split,
     help=f"Ids of shapes.csv, families ({', '.join(FAMILIES)}) or all.",
 )
-@click.option(
-    "--direction", "directions", default="fwd", show_default=True, callback=split, help="fwd, train or both."
-)
+@click.option("--direction", "directions", default="fwd", show_default=True, callback=split, help="fwd, train or both.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True)
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads to compute with; PyTorch's default otherwise."
-)
-@click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write every sample here."
-)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads to compute with; PyTorch's default otherwise.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write every sample here.")
 def main(
     names: tuple[str, ...],
     directions: tuple[str, ...],
@@ -243,11 +237,7 @@ def main(
     if json_file is not None:
         json_file.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
         click.echo(f"Wrote {json_file}")
-    wrong = [
-        f"{row['id']} {row['direction']} ({max(row['error'].values()):.1e})"
-        for row in rows
-        if not row["matches"]
-    ]
+    wrong = [f"{row['id']} {row['direction']} ({max(row['error'].values()):.1e})" for row in rows if not row["matches"]]
     if wrong:
         raise click.ClickException(f"bench: fastconv differs from float64 in {', '.join(wrong)}")
 

@@ -53,9 +53,7 @@ class Row:
     error: str = ""
 
 
-def graph_of(
-    function: Callable[[Tensor], Tensor], inputs: list[Tensor], repeats: int
-) -> torch.cuda.CUDAGraph:
+def graph_of(function: Callable[[Tensor], Tensor], inputs: list[Tensor], repeats: int) -> torch.cuda.CUDAGraph:
     """Captures `repeats` rounds over all inputs. A round keeps its outputs, so that they are cold as well."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -74,9 +72,7 @@ def graph_of(
 def time_graph(graph: torch.cuda.CUDAGraph) -> float:
     """Milliseconds of one replay."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda._sleep(
-        1_000_000
-    )  # half a millisecond, in which the graph is on its way: no waiting in what is timed
+    torch.cuda._sleep(1_000_000)  # half a millisecond, in which the graph is on its way: no waiting in what is timed
     begin.record()
     graph.replay()
     end.record()
@@ -150,9 +146,7 @@ def channel_shuffle_rows(case: dict[str, str], dtype: torch.dtype, compiled: boo
     rows = []
     for layout in LAYOUTS:
         name = f"fastconv, {layout}"
-        row = Row(
-            case["id"], case["net"], case["layer"], str(dtype).removeprefix("torch."), layout, name in medians
-        )
+        row = Row(case["id"], case["net"], case["layer"], str(dtype).removeprefix("torch."), layout, name in medians)
         row.error = "; ".join(f"{n}: {e}" for n, e in errors.items())
         row.bytes = 2 * size
         row.samples = samples
@@ -172,8 +166,7 @@ FAMILIES: dict[str, Callable[[dict[str, str], torch.dtype, bool], list[Row]]] = 
 def table(rows: list[Row], bandwidth: float) -> str:
     lines = [
         f"copy: {bandwidth / 1e12:.2f} TB/s",
-        f"{'case':5} {'type':9} {'layout':14} {'fastconv':>10} {'of copy':>8} {'fastest peer':>13} "
-        f"{'ratio':>6}  peer",
+        f"{'case':5} {'type':9} {'layout':14} {'fastconv':>10} {'of copy':>8} {'fastest peer':>13} {'ratio':>6}  peer",
     ]
     for row in rows:
         if not row.ok:
@@ -187,9 +180,7 @@ def table(rows: list[Row], bandwidth: float) -> str:
         )
     ratios = [row.ratio for row in rows if row.ok and row.ratio]
     if ratios:
-        lines.append(
-            f"geometric mean of the ratios: {statistics.geometric_mean(ratios):.2f}, least: {min(ratios):.2f}"
-        )
+        lines.append(f"geometric mean of the ratios: {statistics.geometric_mean(ratios):.2f}, least: {min(ratios):.2f}")
     return "\n".join(lines)
 
 
@@ -199,9 +190,7 @@ def main() -> None:
     parser.add_argument("--case", default="all", help="identifiers in bench/shapes.csv, with commas")
     parser.add_argument("--dtype", default="bfloat16,float32")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument(
-        "--seconds", type=float, default=math.inf, help="start no further case after this long"
-    )
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no further case after this long")
     parser.add_argument("--json", type=Path, help="write every sample to this file")
     options = parser.parse_args()
     if not torch.cuda.is_available():

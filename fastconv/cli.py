@@ -83,9 +83,7 @@ def describe(found: dict[str, Any]) -> dict[str, str]:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write every sample to this file.",
 )
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads to compute with; PyTorch's default otherwise."
-)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads to compute with; PyTorch's default otherwise.")
 @click.option("--quick", is_flag=True, help="Fewer repeats.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random weights.")
 def demo(output: Path, json_file: Path | None, threads: int | None, quick: bool, seed: int) -> None:
@@ -140,9 +138,7 @@ def demo(output: Path, json_file: Path | None, threads: int | None, quick: bool,
     draw(results, photo, machine, output)
     if json_file is not None:
         networks = [result.to_json() for result in results]
-        json_file.write_text(
-            json.dumps({"machine": machine, "settings": settings, "networks": networks}, indent=1)
-        )
+        json_file.write_text(json.dumps({"machine": machine, "settings": settings, "networks": networks}, indent=1))
     for written in filter(None, (output, json_file)):
         click.echo(f"Wrote {written}")
 
@@ -150,9 +146,7 @@ def demo(output: Path, json_file: Path | None, threads: int | None, quick: bool,
 def progress_bar(screen: Console) -> Progress:
     """A bar that is drawn only when it is told to: a thread of its own would disturb the measurement."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(
-        *columns, console=screen, transient=True, auto_refresh=False, disable=not screen.is_terminal
-    )
+    return Progress(*columns, console=screen, transient=True, auto_refresh=False, disable=not screen.is_terminal)
 
 
 def run_networks(photo: Any, settings: dict[str, Any]) -> list[Any]:
@@ -184,9 +178,7 @@ def run_networks(photo: Any, settings: dict[str, Any]) -> list[Any]:
 def results_table(results: list[Any]) -> Table:
     from fastconv.demo.run import LAYOUTS
 
-    table = Table(
-        box=box.SIMPLE, title="Median milliseconds per image", title_justify="left", title_style="bold"
-    )
+    table = Table(box=box.SIMPLE, title="Median milliseconds per image", title_justify="left", title_style="bold")
     table.add_column("network", no_wrap=True)
     table.add_column("layout", no_wrap=True)
     for heading in ("PyTorch", "fastconv", "ratio", "difference"):

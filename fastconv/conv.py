@@ -137,12 +137,12 @@ def _integer(op: str, name: str, value: Any, rule: str) -> int:
 def _each(op: str, name: str, value: int | Sequence[int], dims: int) -> list[int]:
     """One integer for each dimension; a single one counts for all."""
     if type(value) is int:
-        values = [value] * dims
+        values: list[int] = [value] * dims
     else:
         rule = f"an integer or {dims} integers" if dims > 1 else "an integer"
-        several = isinstance(value, (tuple, list))
+        items = list(value) if isinstance(value, (tuple, list)) else [value]
         try:
-            values = [_integer(op, name, v, rule) for v in (value if several else [value])]  # type: ignore[union-attr]
+            values = [_integer(op, name, item, rule) for item in items]
         except TypeError:
             raise TypeError(f"{op}: {name} must be {rule} (got {value!r})") from None
         if len(values) == 1:
@@ -207,9 +207,7 @@ def _output_size(
             raise RuntimeError(f"{op}: {name} must be at most {_LARGEST} (got {values})")
     for name, channels in (("output", weight[0]), ("input", input[1])):
         if channels % groups != 0:
-            raise RuntimeError(
-                f"{op}: groups must divide the number of {name} channels {channels} (got {groups})"
-            )
+            raise RuntimeError(f"{op}: groups must divide the number of {name} channels {channels} (got {groups})")
     if input[1] // groups != weight[1]:
         raise RuntimeError(
             f"{op}: weight must have {input[1] // groups} channels, those of the input divided by groups "
@@ -220,9 +218,7 @@ def _output_size(
         if weight[2 + d] == 0:
             raise RuntimeError(f"{op}: weight must not have an empty kernel (got {list(weight)})")
         if weight[2 + d] > _LARGEST:
-            raise RuntimeError(
-                f"{op}: weight must be at most {_LARGEST} in every dimension (got {list(weight)})"
-            )
+            raise RuntimeError(f"{op}: weight must be at most {_LARGEST} in every dimension (got {list(weight)})")
         extent = dilation[d] * (weight[2 + d] - 1) + 1
         padded = input[2 + d] + padding[d] + padding[d + dims]
         if extent > padded:
@@ -236,9 +232,7 @@ def _output_size(
 
 def _check_same(op: str, input: Tensor, **others: Tensor | None) -> None:
     if input.dtype not in _DTYPES:
-        raise RuntimeError(
-            f"{op}: input must be float32, float64, bfloat16 or float16 (got {_dtype_name(input)})"
-        )
+        raise RuntimeError(f"{op}: input must be float32, float64, bfloat16 or float16 (got {_dtype_name(input)})")
     for name, other in others.items():
         if other is None:
             continue
@@ -247,9 +241,7 @@ def _check_same(op: str, input: Tensor, **others: Tensor | None) -> None:
                 f"{op}: {name} must have the dtype of input, {_dtype_name(input)} (got {_dtype_name(other)})"
             )
         if other.device != input.device:
-            raise RuntimeError(
-                f"{op}: {name} must be on the device of input, {input.device} (got {other.device})"
-            )
+            raise RuntimeError(f"{op}: {name} must be on the device of input, {input.device} (got {other.device})")
 
 
 def _dtype_name(tensor: Tensor) -> str:
@@ -300,7 +292,7 @@ def _fake_grad_weight(grad_output, input, weight_size, stride, padding, dilation
 
 
 def _conv_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    input, weight, bias, *ctx.rest = inputs
+    input, weight, _, *ctx.rest = inputs
     ctx.input_size, ctx.weight_size = input.shape, weight.shape
     # A frozen weight (or input) does not keep the other one alive.
     needs_input, needs_weight = ctx.needs_input_grad[:2]
@@ -341,9 +333,7 @@ def _grad_weight_backward(ctx: Any, grad: Tensor) -> tuple:
     )
 
 
-_convolve = operator(
-    "conv", fake=_fake_conv, setup_context=_conv_setup, backward=_conv_backward, autocast=True
-)
+_convolve = operator("conv", fake=_fake_conv, setup_context=_conv_setup, backward=_conv_backward, autocast=True)
 _grad_input = operator(
     "_conv_grad_input", fake=_fake_grad_input, setup_context=_grad_setup, backward=_grad_input_backward
 )

@@ -53,9 +53,7 @@ def _shape_rule(op: str) -> Callable[[Tensor, int], Tensor]:
         if groups <= 0:
             raise RuntimeError(f"{op}: groups must be positive (got {groups})")
         if input.shape[1] % groups != 0:
-            raise RuntimeError(
-                f"{op}: groups must divide the number of channels {input.shape[1]} (got {groups})"
-            )
+            raise RuntimeError(f"{op}: groups must divide the number of channels {input.shape[1]} (got {groups})")
         return torch.empty_like(input, memory_format=memory_format(input))
 
     return fake

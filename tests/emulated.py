@@ -41,9 +41,7 @@ def _library() -> ctypes.CDLL:
         ):
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode != 0:
-                raise RuntimeError(
-                    f"building the CUDA emulator failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
-                )
+                raise RuntimeError(f"building the CUDA emulator failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
     library = ctypes.CDLL(str(BUILD / "libemulator.so"))
     library.emulator_allocate.restype = ctypes.c_void_p
     library.emulator_allocate.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t]

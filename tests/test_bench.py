@@ -57,9 +57,7 @@ def test_turns_are_fair():
     calls = []
     functions = {name: lambda name=name: calls.append(name) for name in "abc"}
     rounds = []
-    samples = alternate(
-        functions, repeats=6, seconds=0, on_round=lambda done, total: rounds.append((done, total))
-    )
+    samples = alternate(functions, repeats=6, seconds=0, on_round=lambda done, total: rounds.append((done, total)))
     assert {name: len(times) for name, times in samples.items()} == {"a": 6, "b": 6, "c": 6}
     assert rounds == [(done, 6) for done in range(1, 7)]
     turns = ["".join(calls[start : start + 3]) for start in range(0, len(calls), 3)]

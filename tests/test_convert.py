@@ -21,9 +21,7 @@ class Network(nn.Module):
     def __init__(self):
         super().__init__()
         self.first = nn.Conv2d(4, 8, 3, padding=1, padding_mode="reflect")
-        self.body = nn.Sequential(
-            nn.BatchNorm2d(8), nn.ReLU(), nn.ChannelShuffle(2), nn.Conv2d(8, 8, 3, groups=8)
-        )
+        self.body = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.ChannelShuffle(2), nn.Conv2d(8, 8, 3, groups=8))
         self.again = self.body[3]
         self.heads = nn.ModuleDict({"a": nn.Conv2d(8, 2, 1), "own": Own(8, 2, 1)})
         self.signal = nn.Conv1d(2, 3, 3)
@@ -140,9 +138,7 @@ def test_training_flags_are_kept(model):
 def test_hooks_are_kept(model, x, inplace):
     seen = []
     model.first.register_forward_pre_hook(lambda module, inputs: seen.append(("pre", type(module))))
-    handle = model.body[3].register_forward_hook(
-        lambda module, inputs, output: seen.append(("post", type(module)))
-    )
+    handle = model.body[3].register_forward_hook(lambda module, inputs, output: seen.append(("post", type(module))))
     model.register_full_backward_hook(lambda module, *gradients: seen.append(("backward", type(module))))
     converted = fastconv.convert(model, inplace=inplace)
     converted(x.requires_grad_()).sum().backward()
@@ -213,9 +209,7 @@ def test_training_the_copy_trains_the_model(model, x):
         optimiser.step()
     expected = alone.state_dict()
     for name, value in model.state_dict().items():
-        torch.testing.assert_close(
-            value, expected[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     for name in ("first.weight", "body.0.running_mean", "heads.a.bias", "signal.weight"):
         assert not torch.equal(model.state_dict()[name], before[name])
 

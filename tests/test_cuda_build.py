@@ -21,9 +21,7 @@ has_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on P
 @built
 def test_needs_pytorch_and_nothing_of_cuda() -> None:
     """PyTorch's libtorch_cuda.so, which the current stream comes from; no library of the CUDA toolkit."""
-    listing = subprocess.run(
-        ["readelf", "-d", str(LIBRARY)], capture_output=True, text=True, check=True
-    ).stdout
+    listing = subprocess.run(["readelf", "-d", str(LIBRARY)], capture_output=True, text=True, check=True).stdout
     needed = set(re.findall(r"\(NEEDED\).*\[(.+)\]", listing))
     assert {"libtorch_cuda.so", "libtorch_cpu.so"} <= needed
     assert not {name for name in needed if re.match(r"lib(cuda|nv|cu)", name)}

@@ -81,9 +81,7 @@ def test_fastconv_agrees_with_pytorch(network, photo):
     result = run_network(network, photo, repeats=1, seconds=0)
     assert result.agrees, result.difference
     assert result.layers >= LAYERS[network.name] - 1  # all but the linear one
-    assert set(result.samples) == {
-        (library, layout) for library in ("PyTorch", "fastconv") for layout in LAYOUTS
-    }
+    assert set(result.samples) == {(library, layout) for library in ("PyTorch", "fastconv") for layout in LAYOUTS}
 
 
 def tiny():

@@ -263,9 +263,7 @@ BROKEN = {
         output=floats(64),
         block=(64, 1, 1),
     ),
-    "mixes_atomics": fault(
-        "(0, 0, 0)", "(9, 0, 0)", "a race: an atomic wrote there", output=floats(1), shared=4
-    ),
+    "mixes_atomics": fault("(0, 0, 0)", "(9, 0, 0)", "a race: an atomic wrote there", output=floats(1), shared=4),
     "exits_before_barrier": fault(
         "(1, 0, 0)",
         "(0, 0, 0)",
@@ -318,9 +316,7 @@ BROKEN = {
         input=floats(200),
         shared=512,
     ),
-    "shuffles_from_exited": fault(
-        "(0, 0, 0)", "(0, 0, 0)", "waits in shuffle_down (broken.cpp:", output=floats(20)
-    ),
+    "shuffles_from_exited": fault("(0, 0, 0)", "(0, 0, 0)", "waits in shuffle_down (broken.cpp:", output=floats(20)),
     "shuffles_in_branch": fault(
         "(0, 0, 0)", "(0, 0, 0)", "for lane 16, which waits at __syncthreads", output=floats(32)
     ),
@@ -396,13 +392,8 @@ def test_release_build_knows_nothing_of_it() -> None:
 def test_division_by_multiplication(emulator: Emulator, divisor: int) -> None:
     edges = [0, 1, divisor - 1, divisor, divisor + 1, (1 << 31) - 1]
     multiples = ((1 << 31) // divisor - np.arange(1000)) * divisor
-    values = np.concatenate(
-        [edges, multiples, multiples - 1, np.random.default_rng(3).integers(0, 1 << 31, 10000)]
-    )
+    values = np.concatenate([edges, multiples, multiples - 1, np.random.default_rng(3).integers(0, 1 << 31, 10000)])
     values = values[(values >= 0) & (values < 1 << 31)].astype(np.uint32)
     errors = _library().emulated_divisor_errors
     errors.restype = ctypes.c_int64
-    assert (
-        errors(ctypes.c_uint32(divisor), ctypes.c_void_p(values.ctypes.data), ctypes.c_int64(len(values)))
-        == 0
-    )
+    assert errors(ctypes.c_uint32(divisor), ctypes.c_void_p(values.ctypes.data), ctypes.c_int64(len(values))) == 0

@@ -37,9 +37,7 @@ def report(gpu: str = "NVIDIA H200", commit: str = "abc", date: str = "2026-11-2
     }  # fmt: skip
 
 
-def recorded(
-    outcomes: dict[str, set[str]], previous: dict | None = None, finished: bool = True, **kwargs: str
-) -> dict:
+def recorded(outcomes: dict[str, set[str]], previous: dict | None = None, finished: bool = True, **kwargs: str) -> dict:
     made = report(**kwargs)
     gpu_check.record(made, outcomes, finished, previous or {}, KERNELS)
     return made
@@ -149,9 +147,7 @@ def test_changed_source_is_said() -> None:
 
 @pytest.mark.skipif(gpu_check.no_gpu() is None, reason="there is a GPU")
 def test_without_a_gpu_one_sentence() -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "gpu_check.py")], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, str(ROOT / "tools" / "gpu_check.py")], capture_output=True, text=True)
     assert done.returncode == gpu_check.NO_GPU
     assert done.stderr.strip() == gpu_check.no_gpu()
     assert done.stderr.count("\n") == 1

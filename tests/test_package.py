@@ -15,9 +15,7 @@ import fastconv
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(
-    name
-    for _, name, _ in pkgutil.walk_packages(fastconv.__path__, "fastconv.")
-    if not name.startswith("fastconv._C")
+    name for _, name, _ in pkgutil.walk_packages(fastconv.__path__, "fastconv.") if not name.startswith("fastconv._C")
 )
 
 

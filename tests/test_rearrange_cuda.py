@@ -70,9 +70,7 @@ def test_planes(emulator: Emulator, size: int, rows: int, inner: int) -> None:
         (784, 1, (3, 3), "<unsigned char, unsigned char, unsigned int>"),
     ],
 )
-def test_access_width(
-    emulator: Emulator, inner: int, size: int, offsets: tuple[int, int], kernel: str
-) -> None:
+def test_access_width(emulator: Emulator, inner: int, size: int, offsets: tuple[int, int], kernel: str) -> None:
     assert transpose(emulator, (5, 2, 3, inner), size, offsets=offsets) == "transpose_planes" + kernel
 
 
@@ -140,9 +138,7 @@ def test_short_planes_are_wide_pixels(emulator: Emulator, inner: int, size: int)
     assert transpose(emulator, (40, 3, 8, inner), size).startswith("transpose_pixels<")
 
 
-@pytest.mark.parametrize(
-    ("inner", "size", "offset"), [(1, 16, 8), (2, 8, 8), (4, 2, 2), (1, 4, 2), (1, 2, 1)]
-)
+@pytest.mark.parametrize(("inner", "size", "offset"), [(1, 16, 8), (2, 8, 8), (4, 2, 2), (1, 4, 2), (1, 2, 1)])
 def test_addresses_off_the_element_size(emulator: Emulator, inner: int, size: int, offset: int) -> None:
     """What torch.frombuffer and other libraries may hand over."""
     transpose(emulator, (20, 3, 8, inner), size, offsets=(offset, 0))
@@ -155,9 +151,7 @@ def test_64_bit_index(emulator: Emulator) -> None:
     expected = np.ascontiguousarray(values.transpose(0, 2, 1, 3))
     emulator.launched()
     with emulator.buffers(("input", values, 0, True), ("output", expected, 0, False)) as (source, target):
-        emulator.call(
-            "emulated_transpose_64", ctypes.c_void_p(source.address), ctypes.c_void_p(target.address), *shape
-        )
+        emulator.call("emulated_transpose_64", ctypes.c_void_p(source.address), ctypes.c_void_p(target.address), *shape)
         np.testing.assert_array_equal(target.download(), expected)
     assert emulator.launched() == ["transpose_planes<unsigned int, unsigned short, unsigned long>"]
 
@@ -167,9 +161,10 @@ def test_buffer_too_short_is_found(emulator: Emulator, inner: int) -> None:
     """The checks above mean something: the same call on an input that lacks its last element fails."""
     values = np.zeros(8 * 6 * inner - 1, np.uint16)
     with (
-        emulator.buffers(
-            ("input", values, 0, True), ("output", np.zeros(8 * 6 * inner, np.uint16), 0, False)
-        ) as (i, o),
+        emulator.buffers(("input", values, 0, True), ("output", np.zeros(8 * 6 * inner, np.uint16), 0, False)) as (
+            i,
+            o,
+        ),
         pytest.raises(KernelError, match=r"kernel transpose_.*of input, which has"),
     ):
         emulator.call(

@@ -164,8 +164,7 @@ def describe_machine() -> tuple[dict, dict]:
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "nvcc": "nvcc "
-        + first_line([os.environ.get("CUDACXX") or "nvcc", "--version"], r"release [\d.]+, V([\d.]+)"),
+        "nvcc": "nvcc " + first_line([os.environ.get("CUDACXX") or "nvcc", "--version"], r"release [\d.]+, V([\d.]+)"),
     }
     return gpu, versions
 
@@ -242,9 +241,7 @@ def find_sanitizer() -> str | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=9.5, help="for everything together")
     parser.add_argument("--no-bench", action="store_true", help="leave the benchmark out")
     parser.add_argument("--commit", help="what to record where this is not a git checkout")
@@ -295,9 +292,7 @@ def main() -> None:
         )  # fmt: skip
         steps.append(step)
         ran = re.search(r"\b[1-9]\d* passed", step.output)  # all skipped is not passed
-        report["sanitizer"][tool] = {0: "passed" if ran else "not run", 124: "out of time"}.get(
-            step.code, "failed"
-        )
+        report["sanitizer"][tool] = {0: "passed" if ran else "not run", 124: "out of time"}.get(step.code, "failed")
 
     report["bench"], report["bench_table"] = None, "no benchmark"
     if not options.no_bench:
@@ -311,9 +306,7 @@ def main() -> None:
         steps.append(step)
         if target.exists():
             report["bench"] = json.loads(target.read_text())
-        report["bench_table"] = "\n".join(
-            line for line in step.output.splitlines() if not line.endswith("...")
-        )[-4000:]
+        report["bench_table"] = "\n".join(line for line in step.output.splitlines() if not line.endswith("..."))[-4000:]
 
     directory = gpu_status.RESULTS / re.sub(r"[^a-z0-9]+", "-", gpu["name"].lower()).strip("-")
     directory.mkdir(parents=True, exist_ok=True)
@@ -324,10 +317,7 @@ def main() -> None:
     file.write_text(json.dumps(report, indent=1) + "\n")
     (directory / "gpu-check.txt").write_text(summarise(report))
     print("\n" + summarise(report))
-    print(
-        f"written to {directory.relative_to(ROOT)}; commit it with docs/gpu-status.md "
-        "(python tools/gpu_status.py)"
-    )
+    print(f"written to {directory.relative_to(ROOT)}; commit it with docs/gpu-status.md (python tools/gpu_status.py)")
     untested = [name for name, entry in report["kernels"].items() if entry["result"] != "passed"]
     failed = [step.name for step in steps if not step.ok]
     if failed or untested:

@@ -10,7 +10,7 @@ namespace fastconv {
 namespace {
 
 constexpr int64_t kWeightBlockBytes = 20 << 10;  // of weights that stay in the first-level cache while pixels pass
-constexpr int64_t kPrepackBytes = 16 << 20;      // weights larger than this are packed block by block where they are used
+constexpr int64_t kPrepackBytes = 16 << 20;  // weights larger than this are packed block by block where they are used
 
 // Pixels of a register tile of `kv` vectors: accumulators, weights and two broadcasts must fit.
 constexpr int channel_pixels(int kv) { return min64((kVecRegisters - 2 - kv) / kv, 14); }
@@ -18,14 +18,14 @@ constexpr int channel_pixels(int kv) { return min64((kVecRegisters - 2 - kv) / k
 struct ChannelPlan {
   Geometry g;
   bool packed;
-  bool in_place;                // the input serves as it is, without a copy: one tap, no padding, channel by channel
+  bool in_place;  // the input serves as it is, without a copy: one tap, no padding, channel by channel
   int kv;
-  int64_t k_block, k_blocks;    // output channels of a register tile, tiles of a group
-  int64_t k_splits, k_range;    // work items that share a tile of pixels, k_blocks of each
-  int64_t c_pass, passes;       // input channels that are in scratch at a time
-  int64_t c_sub;                // input channels whose weights stay in the first-level cache
+  int64_t k_block, k_blocks;  // output channels of a register tile, tiles of a group
+  int64_t k_splits, k_range;  // work items that share a tile of pixels, k_blocks of each
+  int64_t c_pass, passes;     // input channels that are in scratch at a time
+  int64_t c_sub;              // input channels whose weights stay in the first-level cache
   int64_t x_channel;
-  int64_t block_elements;       // packed weights of one k_block and one pass
+  int64_t block_elements;  // packed weights of one k_block and one pass
   bool prepack;
   int64_t x_elements, acc_elements, weight_elements;  // of one thread
 };
@@ -100,7 +100,9 @@ bool channel_plan(const ConvParams& p, ChannelPlan& best) {
         const auto plan_of = [&](int64_t r) { return channel_plan_for<A>(p, r, k_splits, c_pass); };
         const int64_t rows = choose_rows(
             p.P, p.threads,
-            [&](int64_t r) { return channel_thread_elements<A>(plan_of(r)) * static_cast<int64_t>(sizeof(A)) <= limit; },
+            [&](int64_t r) {
+              return channel_thread_elements<A>(plan_of(r)) * static_cast<int64_t>(sizeof(A)) <= limit;
+            },
             [&](int64_t r) { return channel_items<A>(p, plan_of(r)); },
             [&](int64_t r) { return channel_cost<A>(p, plan_of(r)); });
         if (!rows) continue;
@@ -120,8 +122,9 @@ bool channel_plan(const ConvParams& p, ChannelPlan& best) {
   return false;
 }
 
-// One register tile: PX consecutive pixels by KV vectors of output channels, over `channels` input channels. Starts from
-// bias where it is given, else from what acc holds. w[c / L][tap][c % L][KV * L]; at least one channel and one tap.
+// One register tile: PX consecutive pixels by KV vectors of output channels, over `channels` input channels. Starts
+// from bias where it is given, else from what acc holds. w[c / L][tap][c % L][KV * L]; at least one channel and one
+// tap.
 template <class A, int KV, int PX, bool Packed>
 void channel_micro(const A* x, int64_t x_channel, int64_t channels, const Tap* taps, int tap_count, const A* w,
                    int64_t w_block, const A* bias, A* acc, int64_t acc_stride) {
@@ -255,8 +258,7 @@ void channel_forward(const ConvParams& p, const ChannelPlan& plan, void* scratch
   const int64_t taps_of_kernel = p.R * p.S, group_k = plan.k_blocks * plan.k_block;
   for (int64_t k = 0; k < p.G * group_k; ++k) {
     const int64_t channel = k % group_k;
-    memory.bias[k] =
-        p.bias && channel < p.K ? get(static_cast<const T*>(p.bias) + k / group_k * p.K + channel) : A(0);
+    memory.bias[k] = p.bias && channel < p.K ? get(static_cast<const T*>(p.bias) + k / group_k * p.K + channel) : A(0);
   }
   if (plan.prepack)
     parallel_for(p.threads, p.G * plan.k_blocks * plan.passes, [&](int64_t item, int) {
@@ -308,8 +310,8 @@ void channel_forward(const ConvParams& p, const ChannelPlan& plan, void* scratch
               const int64_t q = t.columns * chunk / chunks, end = t.columns * (chunk + 1) / chunks;
               channel_micro_of<A>(plan.kv, plan.packed, static_cast<int>(end - q))(
                   source + c * x_channel + (row * pitch + q) * pixel, x_channel, min64(plan.c_sub, channels - c), taps,
-                  tap_count, sub, taps_of_kernel * L * plan.k_block, bias, acc + (row * t.columns + q) * acc_stride + b * plan.k_block,
-                  acc_stride);
+                  tap_count, sub, taps_of_kernel * L * plan.k_block, bias,
+                  acc + (row * t.columns + q) * acc_stride + b * plan.k_block, acc_stride);
             }
         }
       }
@@ -319,7 +321,8 @@ void channel_forward(const ConvParams& p, const ChannelPlan& plan, void* scratch
   });
 }
 
-// ---- weight gradient -------------------------------------------------------------------------------------------------
+// ---- weight gradient
+// -------------------------------------------------------------------------------------------------
 //
 // grad_weight[k, c, tap] is a product over pixels: a register tile is KV vectors of output channels, loaded from packed
 // grad_output, by CB input channels, broadcast from packed input. Sums have the layout of packed weights. Threads own
@@ -386,9 +389,8 @@ struct ChannelGradScratch {
   ChannelGradScratch(const ConvParams& p, const ChannelGradPlan& plan, void* scratch) {
     Carver carve(scratch);
     sums = carve.take<A>(plan.n_splits * p.G * plan.k_blocks * plan.block_elements);
-    thread_bytes =
-        round_up((plan.x_elements + plan.grad_elements) * static_cast<int64_t>(sizeof(A)), 64) + 256 +
-        round_up(p.R * p.S * static_cast<int64_t>(sizeof(Tap)), 64);
+    thread_bytes = round_up((plan.x_elements + plan.grad_elements) * static_cast<int64_t>(sizeof(A)), 64) + 256 +
+                   round_up(p.R * p.S * static_cast<int64_t>(sizeof(Tap)), 64);
     threads = carve.take<char>(thread_bytes * p.threads);
     total = carve.used();
   }
@@ -426,7 +428,8 @@ void channel_grad_micro(const A* x, int64_t pitch, const A* grad, int64_t grad_b
 
 template <class A>
 auto channel_grad_micro_of(int kv, int cb) {
-  if (kv == 1) return cb == 2 ? channel_grad_micro<A, 1, 2> : cb == 4 ? channel_grad_micro<A, 1, 4> : channel_grad_micro<A, 1, 8>;
+  if (kv == 1)
+    return cb == 2 ? channel_grad_micro<A, 1, 2> : cb == 4 ? channel_grad_micro<A, 1, 4> : channel_grad_micro<A, 1, 8>;
   return cb == 2 ? channel_grad_micro<A, 2, 2> : cb == 4 ? channel_grad_micro<A, 2, 4> : channel_grad_micro<A, 2, 8>;
 }
 
@@ -459,10 +462,10 @@ void channel_grad_weight(const ConvParams& p, const ChannelGradPlan& plan, void*
       for (int64_t b = 0; b < blocks; ++b)
         for (int64_t c = 0; c < p.C; c += plan.cb)
           for (int j = 0; j < tap_count; ++j)
-            micro(x + c / L * L * plan.g.channel + static_cast<int64_t>(taps[j].offset) * L + c % L, plan.g.pitch,
-                  grad + b * plan.kv * grad_block, grad_block, t.rows, t.columns,
-                  sums + b * plan.block_elements +
-                      ((c / L * taps_of_kernel + taps[j].index) * L + c % L) * plan.k_block);
+            micro(
+                x + c / L * L * plan.g.channel + static_cast<int64_t>(taps[j].offset) * L + c % L, plan.g.pitch,
+                grad + b * plan.kv * grad_block, grad_block, t.rows, t.columns,
+                sums + b * plan.block_elements + ((c / L * taps_of_kernel + taps[j].index) * L + c % L) * plan.k_block);
     }
   });
   parallel_for(p.threads, p.G * plan.k_blocks, [&](int64_t item, int) {

@@ -31,7 +31,8 @@ inline ConvArguments check_conv(IntHeaderOnlyArrayRef input, IntHeaderOnlyArrayR
                                 IntHeaderOnlyArrayRef padding, IntHeaderOnlyArrayRef dilation, int64_t groups) {
   ConvArguments a;
   a.op = weight.size() == 3 ? "conv1d" : "conv2d";
-  check(weight.size() == 3 || weight.size() == 4, a.op, ": weight must have 3 or 4 dimensions (got ", text(weight), ")");
+  check(weight.size() == 3 || weight.size() == 4, a.op, ": weight must have 3 or 4 dimensions (got ", text(weight),
+        ")");
   a.dims = static_cast<int64_t>(weight.size()) - 2;
   const size_t dims = weight.size() - 2;
   check(input.size() == weight.size(), a.op, ": input must have ", weight.size(), " dimensions, or ", weight.size() - 1,
@@ -70,10 +71,11 @@ inline ConvArguments check_conv(IntHeaderOnlyArrayRef input, IntHeaderOnlyArrayR
     a.after[d] = from < 0 ? 0 : padding[from + a.dims];
     const int64_t taps = a.weight[2 + d], size = a.input[2 + d];
     check(taps > 0, a.op, ": weight must not have an empty kernel (got ", text(weight), ")");
-    check(taps <= kLargest, a.op, ": weight must be at most ", kLargest, " in every dimension (got ", text(weight), ")");
+    check(taps <= kLargest, a.op, ": weight must be at most ", kLargest, " in every dimension (got ", text(weight),
+          ")");
     const int64_t extent = a.dilation[d] * (taps - 1) + 1, padded = size + a.before[d] + a.after[d];
-    check(extent <= padded, a.op, ": weight must not have a kernel larger than the padded input, ", extent, " > ", padded,
-          " in dimension ", d - 2, " (got ", text(weight), ")");
+    check(extent <= padded, a.op, ": weight must not have a kernel larger than the padded input, ", extent, " > ",
+          padded, " in dimension ", d - 2, " (got ", text(weight), ")");
     a.output[2 + d] = (padded - extent) / a.stride[d] + 1;
   }
   return a;

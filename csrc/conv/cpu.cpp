@@ -4,9 +4,9 @@
 #include "conv/depthwise.h"
 #include "conv/direct.h"
 #include "conv/general.h"
-#include "conv/grouped.h"
 #include "conv/params.h"
 #include "conv/pixel.h"
+#include "conv/rows.h"
 
 namespace fastconv::FASTCONV_ISA {
 namespace {
@@ -46,9 +46,9 @@ constexpr ConvKernel row(const char* name) {
 }  // namespace
 
 extern const ConvKernels conv_kernels = {
-    {row<DepthwiseRows>("depthwise_rows"), row<DepthwisePixels>("depthwise_pixels"),
-     row<DepthwiseForward>("depthwise"), row<GroupedRows>("grouped_rows"), row<ChannelForward>("channel"),
-     row<PixelForward>("pixel"), row<GeneralForward>("general")},
+    {row<DepthwiseRows>("depthwise_rows"), row<DepthwisePixels>("depthwise_pixels"), row<DepthwiseForward>("depthwise"),
+     row<RowsForward>("rows"), row<ChannelForward>("channel"), row<PixelForward>("pixel"),
+     row<GeneralForward>("general")},
     {row<DepthwiseGradWeight>("depthwise"), row<ChannelGradWeight>("channel"), row<PixelGradWeight>("pixel"),
      row<GeneralGradWeight>("general")},
 };

@@ -133,7 +133,8 @@ void depthwise_forward(const ConvParams& p, const DepthwisePlan& plan, void* scr
   });
 }
 
-// ---- weight gradient: TB running sums, one a tap, over the pixels of a tile ------------------------------------------
+// ---- weight gradient: TB running sums, one a tap, over the pixels of a tile
+// ------------------------------------------
 
 template <class A, int TB>
 void depthwise_grad_micro(const A* x, const Tap* taps, int64_t pitch, const A* grad, int64_t rows, int64_t columns,

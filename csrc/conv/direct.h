@@ -27,7 +27,8 @@ void direct_weights(const ConvParams& p, bool by_row, A* to) {
     }
 }
 
-// ---- contiguous ------------------------------------------------------------------------------------------------------
+// ---- contiguous
+// ------------------------------------------------------------------------------------------------------
 
 constexpr int kRowVectors = 4;
 constexpr int64_t kRowTaps = 64;    // the widest kernel
@@ -169,7 +170,8 @@ struct DepthwiseRows {
   }
 };
 
-// ---- channels_last ---------------------------------------------------------------------------------------------------
+// ---- channels_last
+// ---------------------------------------------------------------------------------------------------
 
 constexpr int kDirectPixels = 8;
 constexpr int64_t kDirectTaps = 49;  // a larger kernel reads so much that packing its input pays

@@ -79,8 +79,7 @@ void general_grad_weight(const ConvParams& p) {
             const T* grad = at<const T>(p.output, n, g * p.K + k, row, 0);
             for (int64_t q = range.begin; q < range.end; q += L) {
               const int count = static_cast<int>(min64(L, range.end - q));
-              sum += load_strided(x + q * step, step, count) *
-                     load_strided(grad + q * p.output.w, p.output.w, count);
+              sum += load_strided(x + q * step, step, count) * load_strided(grad + q * p.output.w, p.output.w, count);
             }
           }
         put(at<T>(p.weight, k, c, r, s) + g * p.weight_g, sum_lanes<A>(sum));

@@ -67,8 +67,8 @@ Tensor conv(Tensor input, Tensor weight, std::optional<Tensor> bias, Sizes strid
 void check_grad(const ConvArguments& a, const Tensor& grad_output) {
   const Sizes sizes = result_sizes(a, a.output);
   const auto got = grad_output.sizes();
-  check(Sizes(got.begin(), got.end()) == sizes, a.op, ": grad_output must have shape ", text(sizes), " (got ", text(got),
-        ")");
+  check(Sizes(got.begin(), got.end()) == sizes, a.op, ": grad_output must have shape ", text(sizes), " (got ",
+        text(got), ")");
 }
 
 Tensor conv_grad_input(Tensor grad_output, Tensor weight, Sizes input_size, Sizes stride, Sizes padding, Sizes dilation,
@@ -91,8 +91,8 @@ Tensor conv_grad_input(Tensor grad_output, Tensor weight, Sizes input_size, Size
   return grad_input;
 }
 
-Tensor conv_grad_weight(Tensor grad_output, Tensor input, Sizes weight_size, Sizes stride, Sizes padding, Sizes dilation,
-                        int64_t groups) {
+Tensor conv_grad_weight(Tensor grad_output, Tensor input, Sizes weight_size, Sizes stride, Sizes padding,
+                        Sizes dilation, int64_t groups) {
   const ConvArguments a = check_conv(input.sizes(), weight_size, stride, padding, dilation, groups);
   const Dtype dtype = dtype_of(a.op, input);
   check_same(a.op, "grad_output", grad_output, input);

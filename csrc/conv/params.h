@@ -15,17 +15,17 @@ namespace fastconv {
 // exchanged (strides may be negative, padding may be negative, output may be a lattice of a larger tensor). For the
 // weight gradient, `output` holds grad_output and is read, and `weight` is written.
 struct ConvParams {
-  Dtype dtype;                     // of input, weight, bias and output
-  int64_t N, G;                    // images, groups
-  int64_t C, K;                    // input and output channels of one group
-  int64_t H, W, P, Q, R, S;        // sizes of input, output and kernel
+  Dtype dtype;               // of input, weight, bias and output
+  int64_t N, G;              // images, groups
+  int64_t C, K;              // input and output channels of one group
+  int64_t H, W, P, Q, R, S;  // sizes of input, output and kernel
   int64_t stride_h, stride_w, dilation_h, dilation_w;
-  int64_t pad_h, pad_w;            // rows above and columns to the left; negative crops
-  View4 input;                     // [N, G*C, H, W], w or c of stride 1
-  View4 weight;                    // [K, C, R, S] of group 0
-  int64_t weight_g;                // elements from one group's weights to the next
-  const void* bias;                // [G*K] or null
-  View4 output;                    // [N, G*K, P, Q]
+  int64_t pad_h, pad_w;  // rows above and columns to the left; negative crops
+  View4 input;           // [N, G*C, H, W], w or c of stride 1
+  View4 weight;          // [K, C, R, S] of group 0
+  int64_t weight_g;      // elements from one group's weights to the next
+  const void* bias;      // [G*K] or null
+  View4 output;          // [N, G*K, P, Q]
   int threads;
 
   int64_t element_size() const { return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2; }

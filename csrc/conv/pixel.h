@@ -13,16 +13,14 @@ namespace fastconv {
 namespace {
 
 // Vectors of pixels in a register tile of KB channels: accumulators, the loaded pixels and one broadcast must fit.
-constexpr int pixel_vectors(int kb) {
-  return min64((kVecRegisters - 2) / (kb + 1), kb == 4 ? 5 : 8);
-}
+constexpr int pixel_vectors(int kb) { return min64((kVecRegisters - 2) / (kb + 1), kb == 4 ? 5 : 8); }
 constexpr int kMaxPixelVectors = 8;
 
 struct PixelPlan {
   Geometry g;
-  int64_t groups;       // groups of one work item
+  int64_t groups;  // groups of one work item
   int64_t group_items;
-  int64_t kb, k_padded; // output channels of a register tile, K rounded up to it
+  int64_t kb, k_padded;  // output channels of a register tile, K rounded up to it
   int64_t x_channel, acc_channel;
   bool flat;
 };
@@ -82,8 +80,7 @@ bool pixel_plan(const ConvParams& p, PixelPlan& plan) {
   while (!last && groups * 2 <= p.G && work * groups < 30000) groups *= 2;
   for (int64_t limit : {kFirstLevelBytes, kPreferredBytes, kLargestBytes}) {
     const int64_t rows = choose_rows(
-        p.P, p.threads,
-        [&](int64_t r) { return pixel_thread_bytes<A>(p, pixel_plan_for<A>(p, r, groups)) <= limit; },
+        p.P, p.threads, [&](int64_t r) { return pixel_thread_bytes<A>(p, pixel_plan_for<A>(p, r, groups)) <= limit; },
         [&](int64_t r) {
           const PixelPlan plan = pixel_plan_for<A>(p, r, groups);
           return p.N * plan.group_items * plan.g.h.tiles * plan.g.w.tiles;
@@ -193,7 +190,7 @@ void pixel_pack(const ConvParams& p, const PixelPlan& plan, A* weights, A* bias)
 template <class A>
 struct PixelScratch {
   A *weights, *bias;
-  char* threads;         // x, acc and taps of each
+  char* threads;  // x, acc and taps of each
   int64_t thread_bytes, total;
 
   PixelScratch(const ConvParams& p, const PixelPlan& plan, void* scratch) {
@@ -256,10 +253,12 @@ void pixel_forward(const ConvParams& p, const PixelPlan& plan, void* scratch) {
   });
 }
 
-// ---- weight gradient -------------------------------------------------------------------------------------------------
+// ---- weight gradient
+// -------------------------------------------------------------------------------------------------
 //
-// grad_weight[k, c, tap] = sum over positions of grad_output[k, i] * x[c, offset[tap] + i]: grad_output is laid out with
-// the pitch of the planes, zero in the gaps, and a register tile is KB channels by TB pairs (c, tap) of running sums.
+// grad_weight[k, c, tap] = sum over positions of grad_output[k, i] * x[c, offset[tap] + i]: grad_output is laid out
+// with the pitch of the planes, zero in the gaps, and a register tile is KB channels by TB pairs (c, tap) of running
+// sums.
 
 constexpr int pixel_pairs(int kb) { return min64((kVecRegisters - 2 - kb) / kb, kb == 1 ? 12 : kb == 2 ? 9 : 6); }
 
@@ -308,7 +307,7 @@ PixelGradMicro<A> pixel_grad_micro_of(int pairs) {
 
 struct PixelGradPlan {
   Geometry g;
-  int64_t kb, blocks;     // output channels of a work item, work items of a group
+  int64_t kb, blocks;  // output channels of a work item, work items of a group
   int64_t grad_channel;
   int64_t x_elements, grad_elements, sums_elements;
 };
@@ -403,7 +402,7 @@ void pixel_grad_weight(const ConvParams& p, const PixelGradPlan& plan, void* scr
 struct PixelForward {
   using Plan = PixelPlan;
   template <class A>
-  static bool preferred(const ConvParams& ) {
+  static bool preferred(const ConvParams&) {
     return true;
   }
   template <class A>
@@ -421,7 +420,7 @@ struct PixelForward {
 struct PixelGradWeight {
   using Plan = PixelGradPlan;
   template <class A>
-  static bool preferred(const ConvParams& ) {
+  static bool preferred(const ConvParams&) {
     return true;
   }
   template <class A>

@@ -168,8 +168,7 @@ inline void copy_strided(A* to, const T* from, int64_t step, int64_t count) {
   constexpr int L = kLanes<A>;
   int64_t i = 0;
   // The vector after the last element that counts may not exist, so the last vector is left to load_strided.
-  for (; step == 2 && i + L < count; i += L)
-    store(to + i, even_lanes<A>(load(from + 2 * i), load(from + 2 * i + L)));
+  for (; step == 2 && i + L < count; i += L) store(to + i, even_lanes<A>(load(from + 2 * i), load(from + 2 * i + L)));
   for (; i < count; i += L) {
     const int n = static_cast<int>(min64(L, count - i));
     store_partial(to + i, load_strided(from + i * step, step, n), n);
@@ -198,7 +197,8 @@ void transpose_block(To* to, int64_t to_stride, int64_t to_step, const From* fro
   }
 }
 
-// ---- filling scratch with the input of a tile ------------------------------------------------------------------------
+// ---- filling scratch with the input of a tile
+// ------------------------------------------------------------------------
 
 // Calls row(position, source_h, source_w, begin, end) for every row of every plane that the tile reads: `position` of
 // its first element; elements [begin, end) are input columns source_w, source_w + stride_w, ... of input row source_h,
@@ -251,8 +251,7 @@ void fill_planar(const ConvParams& p, const Geometry& g, const Tile& t, int64_t 
     }
     if (begin == end) return;
     const T* from = at<const T>(p.input, t.n, c0, h, w);
-    if (is_channels_last(p.input))
-      return transpose_block(to + begin, channel, 1, from, step, 1, end - begin, count);
+    if (is_channels_last(p.input)) return transpose_block(to + begin, channel, 1, from, step, 1, end - begin, count);
     for (int64_t c = 0; c < count; ++c) copy_strided(to + c * channel + begin, from + c * p.input.c, step, end - begin);
   });
 }
@@ -317,7 +316,8 @@ void fill_grad_packed(const ConvParams& p, const Tile& t, int64_t k0, int64_t co
   }
 }
 
-// ---- writing the results of a tile -----------------------------------------------------------------------------------
+// ---- writing the results of a tile
+// -----------------------------------------------------------------------------------
 
 // acc[k * channel + row * pitch + q] to output channels [k0, k0 + count) of the whole tensor.
 template <class T, class A>
@@ -355,7 +355,8 @@ void store_packed(const ConvParams& p, const Tile& t, int64_t k0, int64_t count,
   }
 }
 
-// ---- choosing tiles --------------------------------------------------------------------------------------------------
+// ---- choosing tiles
+// --------------------------------------------------------------------------------------------------
 
 // The number of output rows of a tile that makes the slowest thread finish first: `cost(rows)` estimates one item,
 // `items(rows)` counts them, and `fits(rows)` says whether scratch memory suffices. 0 if nothing fits.

@@ -8,10 +8,10 @@ namespace fastconv {
 
 enum class Isa { kBaseline, kAvx2, kAvx512 };
 
-Isa isa();                            // the one in use
-Isa isa_supported();                  // the best one that this machine has and this build contains
-const char* isa_name(Isa isa);        // "baseline", "avx2", "avx512"
-bool isa_select(const char* name);    // false where the name is unknown or the machine lacks it
+Isa isa();                          // the one in use
+Isa isa_supported();                // the best one that this machine has and this build contains
+const char* isa_name(Isa isa);      // "baseline", "avx2", "avx512"
+bool isa_select(const char* name);  // false where the name is unknown or the machine lacks it
 
 #ifdef FASTCONV_HAS_avx512
 #define FASTCONV_DECLARE_KERNELS(Table, name) \
@@ -24,10 +24,10 @@ bool isa_select(const char* name);    // false where the name is unknown or the 
   namespace avx512 {                          \
   extern const Table name;                    \
   }
-#define FASTCONV_KERNELS(name)                      \
-  (::fastconv::isa() == ::fastconv::Isa::kAvx512    \
-       ? ::fastconv::avx512::name                   \
-       : ::fastconv::isa() == ::fastconv::Isa::kAvx2 ? ::fastconv::avx2::name : ::fastconv::baseline::name)
+#define FASTCONV_KERNELS(name)                                              \
+  (::fastconv::isa() == ::fastconv::Isa::kAvx512 ? ::fastconv::avx512::name \
+   : ::fastconv::isa() == ::fastconv::Isa::kAvx2 ? ::fastconv::avx2::name   \
+                                                 : ::fastconv::baseline::name)
 #else
 #define FASTCONV_DECLARE_KERNELS(Table, name) \
   namespace baseline {                        \

@@ -58,7 +58,7 @@ inline Vec<T> splat(T value) {
   return value - Vec<T>{};
 }
 
-using Words = Vec<uint32_t>;                                  // as many lanes as Vec<float>
+using Words = Vec<uint32_t>;                                   // as many lanes as Vec<float>
 using Halves = typename VecOf<uint16_t, kVecBytes / 2>::type;  // likewise
 
 // float16 <-> float32. Hardware where there is some; else the exponent is moved by a multiplication, which handles
@@ -74,8 +74,8 @@ inline Vec<float> widen(Halves h, float16) {
   const Words magnitude = w & 0x7fff;
   const Vec<float> value = bits_as<Vec<float>>(magnitude << 13) * 0x1p112f;
   const Words special = Words(magnitude >= 0x7c00) & 0x7f800000;  // infinity and NaN keep their top exponent
-  const Words bits = (Words(magnitude >= 0x7c00) & (magnitude << 13)) |
-                     (~Words(magnitude >= 0x7c00) & bits_as<Words>(value));
+  const Words bits =
+      (Words(magnitude >= 0x7c00) & (magnitude << 13)) | (~Words(magnitude >= 0x7c00) & bits_as<Words>(value));
   return bits_as<Vec<float>>(bits | special | ((w & 0x8000) << 16));
 #endif
 }
@@ -97,9 +97,7 @@ inline Halves narrow(Vec<float> v, float16) {
 #endif
 }
 
-inline Vec<float> widen(Halves h, bfloat16) {
-  return bits_as<Vec<float>>(__builtin_convertvector(h, Words) << 16);
-}
+inline Vec<float> widen(Halves h, bfloat16) { return bits_as<Vec<float>>(__builtin_convertvector(h, Words) << 16); }
 
 inline Halves narrow(Vec<float> v, bfloat16) {
   const Words w = bits_as<Words>(v);

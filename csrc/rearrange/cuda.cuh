@@ -222,12 +222,9 @@ inline void launch_transpose_planes(const TransposeParams& p, const Stream& stre
   const int64_t plane_bytes = p.inner * p.element_size;
   const uint64_t output = reinterpret_cast<uintptr_t>(p.output);
   switch (widest_access(reinterpret_cast<uintptr_t>(p.input) | output | static_cast<uint64_t>(plane_bytes))) {
-    case 16:
-      return choose_planes<uint4, uint4>(p, plane_bytes, stream, max_grid);
-    case 8:
-      return choose_planes<uint2, uint2>(p, plane_bytes, stream, max_grid);
-    case 4:
-      return choose_planes<uint32_t, uint32_t>(p, plane_bytes, stream, max_grid);
+    case 16: return choose_planes<uint4, uint4>(p, plane_bytes, stream, max_grid);
+    case 8: return choose_planes<uint2, uint2>(p, plane_bytes, stream, max_grid);
+    case 4: return choose_planes<uint32_t, uint32_t>(p, plane_bytes, stream, max_grid);
     case 2:
       if (output % 4 == 0) return choose_planes<uint32_t, uint16_t>(p, plane_bytes, stream, max_grid);
       return choose_planes<uint16_t, uint16_t>(p, plane_bytes, stream, max_grid);
@@ -286,16 +283,11 @@ inline void transpose(TransposeParams params, const Stream& stream, int64_t max_
   const int64_t least_tile = pixel_step(params) * params.rows * params.columns * params.element_size;
   if (params.inner > 1 || least_tile > kPixelTileMaxBytes) return launch_transpose_planes(params, stream, max_grid);
   switch (params.element_size) {
-    case 1:
-      return launch_transpose_pixels<uint8_t>(params, stream, max_grid);
-    case 2:
-      return launch_transpose_pixels<uint16_t>(params, stream, max_grid);
-    case 4:
-      return launch_transpose_pixels<uint32_t>(params, stream, max_grid);
-    case 8:
-      return launch_transpose_pixels<uint64_t>(params, stream, max_grid);
-    case 16:
-      return launch_transpose_pixels<uint4>(params, stream, max_grid);
+    case 1: return launch_transpose_pixels<uint8_t>(params, stream, max_grid);
+    case 2: return launch_transpose_pixels<uint16_t>(params, stream, max_grid);
+    case 4: return launch_transpose_pixels<uint32_t>(params, stream, max_grid);
+    case 8: return launch_transpose_pixels<uint64_t>(params, stream, max_grid);
+    case 16: return launch_transpose_pixels<uint4>(params, stream, max_grid);
   }
 }
 

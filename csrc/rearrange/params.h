@@ -10,9 +10,9 @@ namespace fastconv {
 // channel_shuffle is rows = groups, columns = C / groups, with inner = H * W in contiguous and inner = 1 in
 // channels_last memory; channel_unshuffle is the same with rows and columns exchanged.
 struct TransposeParams {
-  const void* input;     // [outer, rows, columns, inner]
-  void* output;          // [outer, columns, rows, inner]
-  int64_t outer;         // N, or N * H * W in channels_last memory
+  const void* input;  // [outer, rows, columns, inner]
+  void* output;       // [outer, columns, rows, inner]
+  int64_t outer;      // N, or N * H * W in channels_last memory
   int64_t rows, columns;
   int64_t inner;         // elements that stay together
   int64_t element_size;  // 1, 2, 4, 8 or 16 bytes; the values are only moved

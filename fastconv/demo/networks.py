@@ -23,9 +23,7 @@ def conv_bn(
 ) -> nn.Sequential:
     """Convolution that keeps the size (divided by the stride), batch normalisation, activation."""
     layers: list[nn.Module] = [
-        nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False
-        ),
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False),
         nn.BatchNorm2d(out_channels),
     ]
     if activation is not None:
@@ -81,9 +79,7 @@ class ShuffleUnit(nn.Module):
     """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1; with stride 2, appended to the pooled input and
     not added to it (the paper's figures 2b and 2c)."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, stride: int, groups: int, first_groups: int
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, groups: int, first_groups: int) -> None:
         super().__init__()
         width = out_channels // 4
         branch_channels = out_channels - in_channels if stride == 2 else out_channels
@@ -118,9 +114,7 @@ class ShuffleNetV1(nn.Sequential):
             for block in range(blocks):
                 # The very first 1x1 has so few input channels that the paper does not group it.
                 first_groups = 1 if stage == 0 and block == 0 else groups
-                units.append(
-                    ShuffleUnit(channels, out_channels, 2 if block == 0 else 1, groups, first_groups)
-                )
+                units.append(ShuffleUnit(channels, out_channels, 2 if block == 0 else 1, groups, first_groups))
                 channels = out_channels
             stages.append(nn.Sequential(*units))
         super().__init__(conv_bn(3, 24, 3, 2), nn.MaxPool2d(3, 2, 1), *stages, classifier(channels, classes))
@@ -132,9 +126,7 @@ class InvertedResidual(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()
         width = in_channels * expansion
-        layers: list[nn.Module] = (
-            [] if expansion == 1 else [conv_bn(in_channels, width, 1, activation=nn.ReLU6)]
-        )
+        layers: list[nn.Module] = [] if expansion == 1 else [conv_bn(in_channels, width, 1, activation=nn.ReLU6)]
         layers.append(conv_bn(width, width, 3, stride, groups=width, activation=nn.ReLU6))
         layers.append(conv_bn(width, out_channels, 1, activation=None))
         self.branch = nn.Sequential(*layers)

@@ -34,9 +34,7 @@ def draw(results: list[Result], photo: Photo, machine: dict[str, Any], path: Pat
     """One row a network: bars on the left, the photograph and ``MAPS`` feature maps on the right."""
     height = 1.2 + 2.2 * len(results)
     top, bottom = 0.85 / height, 0.3 / height
-    layout = ConstrainedLayoutEngine(
-        w_pad=0.04, h_pad=0.09, wspace=0.02, rect=(0.01, bottom, 0.98, 1 - top - bottom)
-    )
+    layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.09, wspace=0.02, rect=(0.01, bottom, 0.98, 1 - top - bottom))
     figure = Figure(figsize=(13, height), facecolor="white", layout=layout)
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
     figure.text(
@@ -102,9 +100,7 @@ def draw_bars(axes: Axes, result: Result) -> None:
             color=INK,
             weight="bold" if key[0] == "fastconv" else "normal",
         )
-    axes.set_yticks(
-        range(len(keys)), [f"{library} {layout}" for library, layout in keys], size=9.5, color=INK
-    )
+    axes.set_yticks(range(len(keys)), [f"{library} {layout}" for library, layout in keys], size=9.5, color=INK)
     axes.set_xlim(0, 1.4 * max(times))
     axes.invert_yaxis()
     worst = max(result.difference[layout] for layout in LAYOUTS)

@@ -160,8 +160,6 @@ def run_network(
     if result.agrees:
         candidates = {" ".join(key): partial(run, inputs[key[1]]) for key, run in models.items()}
         with torch.inference_mode():
-            samples = alternate(
-                candidates, repeats=repeats, seconds=seconds, budget=BUDGET, on_round=on_round
-            )
+            samples = alternate(candidates, repeats=repeats, seconds=seconds, budget=BUDGET, on_round=on_round)
         result.samples = {key: samples[" ".join(key)] for key in models}
     return result

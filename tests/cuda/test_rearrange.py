@@ -195,9 +195,7 @@ def test_more_than_two_billion_elements(
 @BOTH
 def test_arguments_are_checked() -> None:
     x = values((2, 6, 4, 4), torch.float32)
-    with pytest.raises(
-        RuntimeError, match=r"channel_shuffle: groups must divide the number of channels 6 \(got 4\)"
-    ):
+    with pytest.raises(RuntimeError, match=r"channel_shuffle: groups must divide the number of channels 6 \(got 4\)"):
         fastconv.channel_shuffle(x, 4)
     with pytest.raises(RuntimeError, match=r"channel_unshuffle: groups must be positive \(got 0\)"):
         fastconv.channel_unshuffle(x, 0)

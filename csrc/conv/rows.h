@@ -1,7 +1,7 @@
-// Grouped convolution of contiguous tensors without a copy of the input, for groups of few channels. As in
-// depthwise_rows (direct.h), input is read where it lies, through masks where a vector sticks out over the edge, and
-// output is written where it belongs. Copying a tile into scratch and its results out again took 40 % of the time of
-// the pixel kernel on ResNeXt's first stage.
+// Convolution of contiguous tensors without a copy of the input, for groups of few channels and for 1x1 layers on large
+// maps. As in depthwise_rows (direct.h), input is read where it lies, through masks where a vector sticks out over the
+// edge, and output is written where it belongs: copying a tile into scratch and its results out again took 40 % of the
+// time of the pixel kernel on ResNeXt's first stage.
 //
 // A register tile is KB output channels by NV vectors of pixels of one row; where a row is a single vector, NV rows.
 #pragma once
@@ -19,7 +19,7 @@ enum class Masks {
   kShared  // one for all: the vectors are rows
 };
 
-struct GroupedTerm {
+struct RowTerm {
   int64_t offset;  // elements from the first tap of channel 0 for column 0
   int32_t window;  // of the tap's column
   int32_t weight;  // place in the packed weights
@@ -29,9 +29,9 @@ struct GroupedTerm {
 // NV vectors, `step` apart in the input and `out_step` in the output. The last vector has `last` lanes. There is at
 // least one term.
 template <class T, int KB, int NV, int Stride, Masks M>
-void grouped_micro(const T* x, int64_t step, const GroupedTerm* terms, int64_t count, const Window<T>* windows,
-                   const Accumulate<T>* w, const Accumulate<T>* bias, T* out, int64_t out_channel, int64_t out_step,
-                   int channels, int last) {
+void row_tile_micro(const T* x, int64_t step, const RowTerm* terms, int64_t count, const Window<T>* windows,
+                    const Accumulate<T>* w, const Accumulate<T>* bias, T* out, int64_t out_channel, int64_t out_step,
+                    int channels, int last) {
   using A = Accumulate<T>;
   constexpr int L = kLanes<A>;
   Vec<A> sum[KB][NV];
@@ -39,7 +39,7 @@ void grouped_micro(const T* x, int64_t step, const GroupedTerm* terms, int64_t c
   for (int k = 0; k < KB; ++k)
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) sum[k][j] = splat(bias[k]);
-  const GroupedTerm* const end = terms + count;
+  const RowTerm* const end = terms + count;
   do {
     const T* from = x + terms->offset;
     const Window<T>* window = windows + terms->window;
@@ -77,60 +77,60 @@ void grouped_micro(const T* x, int64_t step, const GroupedTerm* terms, int64_t c
 }
 
 template <class T>
-using GroupedMicro = void (*)(const T*, int64_t, const GroupedTerm*, int64_t, const Window<T>*, const Accumulate<T>*,
+using RowTileMicro = void (*)(const T*, int64_t, const RowTerm*, int64_t, const Window<T>*, const Accumulate<T>*,
                               const Accumulate<T>*, T*, int64_t, int64_t, int, int);
 
 // At most 5 vectors: a row of 80 pixels. More would serve only the few groups of one or two channels.
-constexpr int kGroupedVectors = 5;
-constexpr int grouped_vectors(int kb) { return min64(kGroupedVectors, pixel_vectors(kb)); }
+constexpr int kRowTileVectors = 5;
+constexpr int row_tile_vectors(int kb) { return min64(kRowTileVectors, pixel_vectors(kb)); }
 
 template <class T, int KB, int Stride, Masks M>
-GroupedMicro<T> grouped_micro_of(int64_t vectors) {
-  constexpr int kMax = grouped_vectors(KB);
-  static const GroupedMicro<T> kTable[] = {
-      grouped_micro<T, KB, 1, Stride, M>,
-      grouped_micro<T, KB, min64(2, kMax), Stride, M>,
-      grouped_micro<T, KB, min64(3, kMax), Stride, M>,
-      grouped_micro<T, KB, min64(4, kMax), Stride, M>,
-      grouped_micro<T, KB, min64(5, kMax), Stride, M>,
+RowTileMicro<T> row_tile_micro_of(int64_t vectors) {
+  constexpr int kMax = row_tile_vectors(KB);
+  static const RowTileMicro<T> kTable[] = {
+      row_tile_micro<T, KB, 1, Stride, M>,
+      row_tile_micro<T, KB, min64(2, kMax), Stride, M>,
+      row_tile_micro<T, KB, min64(3, kMax), Stride, M>,
+      row_tile_micro<T, KB, min64(4, kMax), Stride, M>,
+      row_tile_micro<T, KB, min64(5, kMax), Stride, M>,
   };
   return kTable[vectors - 1];
 }
 
 template <class T, int Stride, Masks M>
-GroupedMicro<T> grouped_micro_of(int64_t kb, int64_t vectors) {
+RowTileMicro<T> row_tile_micro_of(int64_t kb, int64_t vectors) {
   switch (kb) {
-    case 1: return grouped_micro_of<T, 1, Stride, M>(vectors);
-    case 2: return grouped_micro_of<T, 2, Stride, M>(vectors);
-    case 4: return grouped_micro_of<T, 4, Stride, M>(vectors);
-    default: return grouped_micro_of<T, 8, Stride, M>(vectors);
+    case 1: return row_tile_micro_of<T, 1, Stride, M>(vectors);
+    case 2: return row_tile_micro_of<T, 2, Stride, M>(vectors);
+    case 4: return row_tile_micro_of<T, 4, Stride, M>(vectors);
+    default: return row_tile_micro_of<T, 8, Stride, M>(vectors);
   }
 }
 
 template <class T>
-GroupedMicro<T> grouped_micro_of(int64_t kb, int64_t vectors, int64_t stride, Masks masks) {
+RowTileMicro<T> row_tile_micro_of(int64_t kb, int64_t vectors, int64_t stride, Masks masks) {
   if (stride == 2)
-    return masks == Masks::kShared ? grouped_micro_of<T, 2, Masks::kShared>(kb, vectors)
-                                   : grouped_micro_of<T, 2, Masks::kEach>(kb, vectors);
-  return masks == Masks::kShared ? grouped_micro_of<T, 1, Masks::kShared>(kb, vectors)
-         : masks == Masks::kEnds ? grouped_micro_of<T, 1, Masks::kEnds>(kb, vectors)
-                                 : grouped_micro_of<T, 1, Masks::kEach>(kb, vectors);
+    return masks == Masks::kShared ? row_tile_micro_of<T, 2, Masks::kShared>(kb, vectors)
+                                   : row_tile_micro_of<T, 2, Masks::kEach>(kb, vectors);
+  return masks == Masks::kShared ? row_tile_micro_of<T, 1, Masks::kShared>(kb, vectors)
+         : masks == Masks::kEnds ? row_tile_micro_of<T, 1, Masks::kEnds>(kb, vectors)
+                                 : row_tile_micro_of<T, 1, Masks::kEach>(kb, vectors);
 }
 
-struct GroupedPlan {
-  PixelPlan pack;            // as the pixel kernel packs its weights
-  int64_t vectors, chunks;   // of a row; chunks are what register tiles cover
-  int64_t rows;              // of a register tile: more than one only where a row is one vector
+struct RowsPlan {
+  PixelPlan pack;           // as the pixel kernel packs its weights
+  int64_t vectors, chunks;  // of a row; chunks are what register tiles cover
+  int64_t rows;             // of a register tile: more than one only where a row is one vector
   int64_t terms, thread_bytes;
 };
 
 template <class T, class A>
-struct GroupedScratch {
+struct RowsScratch {
   A *weights, *bias;
   char* threads;
   int64_t total;
 
-  GroupedScratch(const ConvParams& p, const GroupedPlan& plan, void* scratch) {
+  RowsScratch(const ConvParams& p, const RowsPlan& plan, void* scratch) {
     Carver carve(scratch);
     weights = carve.take<A>(p.G * plan.pack.k_padded * plan.terms);
     bias = carve.take<A>(p.G * plan.pack.k_padded);
@@ -141,7 +141,7 @@ struct GroupedScratch {
 
 // The taps of output row `row` that read the image, for every channel of a group; offsets count from where tap 0 of
 // output row 0 lies.
-inline int64_t grouped_terms(const ConvParams& p, int64_t kb, int64_t window_step, int64_t row, GroupedTerm* terms) {
+inline int64_t row_tile_terms(const ConvParams& p, int64_t kb, int64_t window_step, int64_t row, RowTerm* terms) {
   int64_t count = 0;
   for (int64_t c = 0; c < p.C; ++c)
     for (int64_t r = 0; r < p.R; ++r) {
@@ -155,20 +155,20 @@ inline int64_t grouped_terms(const ConvParams& p, int64_t kb, int64_t window_ste
 }
 
 template <class T>
-void grouped_rows(const ConvParams& p, const GroupedPlan& plan, void* scratch) {
+void rows_forward(const ConvParams& p, const RowsPlan& plan, void* scratch) {
   using A = Accumulate<T>;
   constexpr int64_t L = kLanes<A>;
-  const GroupedScratch<T, A> memory(p, plan, scratch);
+  const RowsScratch<T, A> memory(p, plan, scratch);
   pixel_pack<T>(p, plan.pack, memory.weights, memory.bias);
-  const int64_t kb = plan.pack.kb, stride = p.stride_w, window_step = kGroupedVectors * stride;
+  const int64_t kb = plan.pack.kb, stride = p.stride_w, window_step = kRowTileVectors * stride;
   // The rows of which no tap reads padding.
   const int64_t inside = min64(p.P, ceil_div(max64(p.pad_h, 0), p.stride_h));
   const int64_t room = p.H - 1 + p.pad_h - (p.R - 1) * p.dilation_h;
   const int64_t outside = max64(inside, room < 0 ? 0 : min64(p.P, room / p.stride_h + 1));
   parallel_ranges(p.threads, p.N * p.G * plan.chunks, [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * plan.thread_bytes);
-    GroupedTerm* edge_terms = carve.take<GroupedTerm>(plan.terms);
-    GroupedTerm* inner_terms = carve.take<GroupedTerm>(plan.terms);
+    RowTerm* edge_terms = carve.take<RowTerm>(plan.terms);
+    RowTerm* inner_terms = carve.take<RowTerm>(plan.terms);
     Window<T>* windows = carve.take<Window<T>>(p.S * window_step);
     const int64_t chunk = item % plan.chunks, g = item / plan.chunks % p.G, n = item / plan.chunks / p.G;
     const int64_t first = plan.vectors * chunk / plan.chunks;
@@ -177,8 +177,7 @@ void grouped_rows(const ConvParams& p, const GroupedPlan& plan, void* scratch) {
     const int last = static_cast<int>(columns - (vectors - 1) * L);
     for (int64_t s = 0; s < p.S; ++s)
       for (int64_t j = 0; j < window_step; ++j)
-        windows[s * window_step + j] =
-            inside_row<T>(w + s * p.dilation_w + (plan.rows > 1 ? j % stride : j) * L, p.W);
+        windows[s * window_step + j] = inside_row<T>(w + s * p.dilation_w + (plan.rows > 1 ? j % stride : j) * L, p.W);
     // Vector 1 through the first tap and the last but one through the last tap are the outermost of those between.
     const int64_t reach = w + (p.S - 1) * p.dilation_w + (vectors - 1) * L;
     const Masks masks = plan.rows > 1 ? Masks::kShared : w + L >= 0 && reach <= p.W ? Masks::kEnds : Masks::kEach;
@@ -186,13 +185,13 @@ void grouped_rows(const ConvParams& p, const GroupedPlan& plan, void* scratch) {
     for (int64_t row = 0; row < p.P;) {
       const bool inner = row >= inside && row < outside;
       const int64_t rows = inner ? min64(plan.rows, outside - row) : 1;
-      if (inner && inner_count == 0) inner_count = grouped_terms(p, kb, window_step, row, inner_terms);
-      const GroupedTerm* terms = inner ? inner_terms : edge_terms;
-      const int64_t count = inner ? inner_count : grouped_terms(p, kb, window_step, row, edge_terms);
+      if (inner && inner_count == 0) inner_count = row_tile_terms(p, kb, window_step, row, inner_terms);
+      const RowTerm* terms = inner ? inner_terms : edge_terms;
+      const int64_t count = inner ? inner_count : row_tile_terms(p, kb, window_step, row, edge_terms);
       const int64_t h = row * p.stride_h - p.pad_h;
       const T* x = static_cast<const T*>(p.input.data) + n * p.input.n + g * p.C * p.input.c + h * p.input.h + w;
       const int64_t tile = plan.rows > 1 ? rows : vectors;
-      const auto micro = grouped_micro_of<T>(kb, tile, stride, masks);
+      const auto micro = row_tile_micro_of<T>(kb, tile, stride, masks);
       for (int64_t k = 0; k < p.K; k += kb) {
         T* out = at<T>(p.output, n, g * p.K + k, row, q);
         const int channels = static_cast<int>(min64(kb, p.K - k));
@@ -211,11 +210,13 @@ void grouped_rows(const ConvParams& p, const GroupedPlan& plan, void* scratch) {
   });
 }
 
-struct GroupedRows {
-  using Plan = GroupedPlan;
+struct RowsForward {
+  using Plan = RowsPlan;
   template <class A>
   static bool preferred(const ConvParams& p) {
-    return p.G > 1 && p.C <= 8 && p.K <= 8 && p.Q * 2 > kLanes<A>;
+    const bool small_groups = p.G > 1 && p.C <= 8 && p.K <= 8 && p.Q * 2 > kLanes<A>;
+    const bool large_pointwise = p.R == 1 && p.S == 1 && p.Q >= 512 && p.C <= 512;  // rows have been joined
+    return small_groups || large_pointwise;
   }
   template <class A>
   static bool plan(const ConvParams& p, Plan& plan, int64_t& scratch) {
@@ -224,17 +225,17 @@ struct GroupedRows {
     plan.pack.kb = pixel_block(p.K);
     plan.pack.k_padded = round_up(p.K, plan.pack.kb);
     plan.vectors = ceil_div(p.Q, L);
-    plan.chunks = ceil_div(plan.vectors, grouped_vectors(static_cast<int>(plan.pack.kb)));
-    plan.rows = plan.vectors == 1 ? grouped_vectors(static_cast<int>(plan.pack.kb)) : 1;
+    plan.chunks = ceil_div(plan.vectors, row_tile_vectors(static_cast<int>(plan.pack.kb)));
+    plan.rows = plan.vectors == 1 ? row_tile_vectors(static_cast<int>(plan.pack.kb)) : 1;
     plan.terms = p.C * p.R * p.S;
-    plan.thread_bytes = round_up(2 * plan.terms * static_cast<int64_t>(sizeof(GroupedTerm)), 64) + 192 +
-                        round_up(p.S * kGroupedVectors * p.stride_w * static_cast<int64_t>(sizeof(Window<A>)), 64);
-    scratch = GroupedScratch<A, A>(p, plan, nullptr).total;
+    plan.thread_bytes = round_up(2 * plan.terms * static_cast<int64_t>(sizeof(RowTerm)), 64) + 192 +
+                        round_up(p.S * kRowTileVectors * p.stride_w * static_cast<int64_t>(sizeof(Window<A>)), 64);
+    scratch = RowsScratch<A, A>(p, plan, nullptr).total;
     return p.input.w == 1 && p.output.w == 1 && p.stride_w <= 2 && plan.thread_bytes <= (1 << 20);
   }
   template <class T>
   static void run(const ConvParams& p, const Plan& plan, void* scratch) {
-    grouped_rows<T>(p, plan, scratch);
+    rows_forward<T>(p, plan, scratch);
   }
 };
 
