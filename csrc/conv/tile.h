@@ -182,16 +182,24 @@ void transpose_block(To* to, int64_t to_stride, int64_t to_step, const From* fro
                      int64_t from_step, int64_t rows, int64_t columns) {
   using A = Accumulate<From>;
   constexpr int L = kLanes<A>;
-  for (int64_t i = 0; i < rows; i += L) {
-    const int ni = static_cast<int>(min64(L, rows - i));
-    for (int64_t j = 0; j < columns; j += L) {
-      const int nj = static_cast<int>(min64(L, columns - j));
+  for (int64_t j = 0; j < columns; j += L) {
+    const int nj = static_cast<int>(min64(L, columns - j));
+    for (int64_t i = 0; i < rows; i += L) {
+      const int ni = static_cast<int>(min64(L, rows - i));
       const From* source = from + i * from_stride + j * from_step;
+      To* target = to + j * to_stride + i * to_step;
       Vec<A> v[L];
+      if (ni == L && nj == L && from_step == 1 && to_step == 1) {  // counts that are known keep v in registers
+#pragma GCC unroll 16
+        for (int k = 0; k < L; ++k) v[k] = load(source + k * from_stride);
+        transpose<A>(v);
+#pragma GCC unroll 16
+        for (int k = 0; k < L; ++k) store(target + k * to_stride, v[k]);
+        continue;
+      }
       for (int k = 0; k < ni; ++k) v[k] = load_strided(source + k * from_stride, from_step, nj);
       for (int k = ni; k < L; ++k) v[k] = Vec<A>{};
       transpose<A>(v);
-      To* target = to + j * to_stride + i * to_step;
       for (int k = 0; k < nj; ++k) store_strided(target + k * to_stride, to_step, v[k], ni);
     }
   }
