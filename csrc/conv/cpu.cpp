@@ -1,6 +1,7 @@
 // The table of convolution kernels of one instruction set, in the order in which they are asked. Each row is a type
 // with `preferred<A>`, `plan<A>` (A: what is computed in) and `run<T>` (T: what is stored), at the end of its header.
 #include "conv/channel.h"
+#include "conv/channel_grad.h"
 #include "conv/depthwise.h"
 #include "conv/direct.h"
 #include "conv/general.h"

@@ -1,0 +1,187 @@
+// The weight gradient of dense layers and of groups with many channels, the counterpart of channel.h:
+// grad_weight[k, c, tap] is a product over pixels: a register tile is KV vectors of output channels, loaded from packed
+// grad_output, by CB input channels, broadcast from packed input. Sums have the layout of packed weights. Threads own
+// ranges of output channels; where there are more threads than that, also ranges of tiles, each with sums of its own
+// that are added up in order at the end.
+#pragma once
+#include "conv/tile.h"
+#include "core/parallel.h"
+
+namespace fastconv {
+namespace {
+
+struct ChannelGradPlan {
+  Geometry g;
+  int kv, cb;
+  int64_t k_block, k_blocks, c_blocks;
+  int64_t k_splits, k_range, n_splits;
+  int64_t block_elements;  // sums of one k_block
+  int64_t x_elements, grad_elements;
+};
+
+template <class A>
+ChannelGradPlan channel_grad_plan_for(const ConvParams& p, int64_t rows) {
+  constexpr int L = kLanes<A>;
+  ChannelGradPlan plan;
+  plan.g = make_geometry(p, rows);
+  plan.kv = p.K <= L ? 1 : 2;
+  plan.cb = L < 4 ? L : L < 8 || p.C <= 4 || kVecRegisters < 32 ? 4 : 8;
+  plan.k_block = plan.kv * L;
+  plan.k_blocks = ceil_div(p.K, plan.k_block);
+  plan.c_blocks = ceil_div(p.C, L);
+  plan.k_range = ceil_div(plan.k_blocks, ceil_div(p.threads, min64(p.G, p.threads)));
+  plan.k_splits = ceil_div(plan.k_blocks, plan.k_range);
+  const int64_t wanted = max64(1, p.threads / (p.G * plan.k_splits));
+  plan.n_splits = min64(wanted, p.N * plan.g.h.tiles * plan.g.w.tiles);
+  plan.block_elements = plan.c_blocks * L * p.R * p.S * plan.k_block;
+  plan.x_elements = plan.c_blocks * L * plan.g.channel + 16 * L;
+  plan.grad_elements = plan.k_range * plan.k_block * rows * plan.g.w.tile;
+  return plan;
+}
+
+template <class A>
+bool channel_grad_plan(const ConvParams& p, ChannelGradPlan& best) {
+  for (int64_t limit : {512 << 10, 8 << 20}) {
+    const int64_t rows = choose_rows(
+        p.P, 1,
+        [&](int64_t r) {
+          const ChannelGradPlan plan = channel_grad_plan_for<A>(p, r);
+          return (plan.x_elements + plan.grad_elements) * static_cast<int64_t>(sizeof(A)) <= limit;
+        },
+        [&](int64_t r) { return ceil_div(p.P, r); },
+        [&](int64_t r) {
+          const ChannelGradPlan plan = channel_grad_plan_for<A>(p, r);
+          return static_cast<double>(plan.x_elements + plan.grad_elements) +
+                 p.R * p.S * plan.c_blocks * plan.k_range * 300.0;
+        });
+    if (!rows) continue;
+    best = channel_grad_plan_for<A>(p, rows);
+    return true;
+  }
+  return false;
+}
+
+template <class A>
+struct ChannelGradScratch {
+  A* sums;
+  char* threads;
+  int64_t thread_bytes, total;
+
+  ChannelGradScratch(const ConvParams& p, const ChannelGradPlan& plan, void* scratch) {
+    Carver carve(scratch);
+    sums = carve.take<A>(plan.n_splits * p.G * plan.k_blocks * plan.block_elements);
+    thread_bytes = round_up((plan.x_elements + plan.grad_elements) * static_cast<int64_t>(sizeof(A)), 64) + 256 +
+                   round_up(p.R * p.S * static_cast<int64_t>(sizeof(Tap)), 64);
+    threads = carve.take<char>(thread_bytes * p.threads);
+    total = carve.used();
+  }
+};
+
+// sums[c][KV * L] += sum over the pixels of a tile of x[pixel][c] * grad[pixel][KV * L], for CB input channels.
+template <class A, int KV, int CB>
+void channel_grad_micro(const A* x, int64_t pitch, const A* grad, int64_t grad_block, int64_t rows, int64_t columns,
+                        A* sums) {
+  constexpr int L = kLanes<A>;
+  Vec<A> sum[CB][KV];
+#pragma GCC unroll 8
+  for (int c = 0; c < CB; ++c)
+#pragma GCC unroll 2
+    for (int v = 0; v < KV; ++v) sum[c][v] = load(sums + (c * KV + v) * L);
+  for (int64_t row = 0; row < rows; ++row) {
+    const A* from = x + row * pitch * L;
+    for (int64_t q = 0; q < columns; ++q, from += L, grad += L) {
+      Vec<A> g[KV];
+#pragma GCC unroll 2
+      for (int v = 0; v < KV; ++v) g[v] = load(grad + v * grad_block);
+#pragma GCC unroll 8
+      for (int c = 0; c < CB; ++c) {
+        const Vec<A> value = splat(from[c]);
+#pragma GCC unroll 2
+        for (int v = 0; v < KV; ++v) sum[c][v] += value * g[v];
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int c = 0; c < CB; ++c)
+#pragma GCC unroll 2
+    for (int v = 0; v < KV; ++v) store(sums + (c * KV + v) * L, sum[c][v]);
+}
+
+template <class A>
+auto channel_grad_micro_of(int kv, int cb) {
+  if (kv == 1)
+    return cb == 2 ? channel_grad_micro<A, 1, 2> : cb == 4 ? channel_grad_micro<A, 1, 4> : channel_grad_micro<A, 1, 8>;
+  return cb == 2 ? channel_grad_micro<A, 2, 2> : cb == 4 ? channel_grad_micro<A, 2, 4> : channel_grad_micro<A, 2, 8>;
+}
+
+template <class T>
+void channel_grad_weight(const ConvParams& p, const ChannelGradPlan& plan, void* scratch) {
+  using A = Accumulate<T>;
+  constexpr int L = kLanes<A>;
+  const ChannelGradScratch<A> memory(p, plan, scratch);
+  const auto micro = channel_grad_micro_of<A>(plan.kv, plan.cb);
+  const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles, taps_of_kernel = p.R * p.S;
+  const int64_t all = p.G * plan.k_blocks * plan.block_elements;
+  parallel_for(p.threads, p.G * plan.k_splits * plan.n_splits, [&](int64_t item, int thread) {
+    Carver carve(memory.threads + thread * memory.thread_bytes);
+    Tap* taps = carve.take<Tap>(taps_of_kernel);
+    A* x = carve.take<A>(plan.x_elements);
+    A* grad = carve.take<A>(plan.grad_elements);
+    const int64_t split = item / (p.G * plan.k_splits), g = item / plan.k_splits % p.G;
+    const int64_t first_block = item % plan.k_splits * plan.k_range;
+    const int64_t blocks = min64(plan.k_range, plan.k_blocks - first_block), k0 = first_block * plan.k_block;
+    A* sums = memory.sums + split * all + (g * plan.k_blocks + first_block) * plan.block_elements;
+    zero(sums, blocks * plan.block_elements);
+    zero(grad, plan.grad_elements);
+    const int64_t work = p.N * tiles;
+    for (int64_t i = work * split / plan.n_splits; i < work * (split + 1) / plan.n_splits; ++i) {
+      const Tile t = make_tile(p, plan.g, i / tiles, i % tiles);
+      const int tap_count = live_taps(p, plan.g, t, taps);
+      const int64_t grad_block = t.rows * t.columns * L;
+      fill_packed<T>(p, plan.g, t, g * p.C, p.C, x);
+      fill_grad_packed<T>(p, t, g * p.K + k0, min64(blocks * plan.k_block, p.K - k0), grad_block, grad);
+      for (int64_t b = 0; b < blocks; ++b)
+        for (int64_t c = 0; c < p.C; c += plan.cb)
+          for (int j = 0; j < tap_count; ++j)
+            micro(
+                x + c / L * L * plan.g.channel + static_cast<int64_t>(taps[j].offset) * L + c % L, plan.g.pitch,
+                grad + b * plan.kv * grad_block, grad_block, t.rows, t.columns,
+                sums + b * plan.block_elements + ((c / L * taps_of_kernel + taps[j].index) * L + c % L) * plan.k_block);
+    }
+  });
+  parallel_for(p.threads, p.G * plan.k_blocks, [&](int64_t item, int) {
+    const int64_t g = item / plan.k_blocks, k0 = item % plan.k_blocks * plan.k_block;
+    A* sums = memory.sums + item * plan.block_elements;
+    for (int64_t split = 1; split < plan.n_splits; ++split)
+      for (int64_t i = 0; i < plan.block_elements; i += L)
+        store(sums + i, load(sums + i) + load(sums + split * all + i));
+    const int64_t count = min64(plan.k_block, p.K - k0);
+    for (int64_t r = 0; r < p.R; ++r)
+      for (int64_t s = 0; s < p.S; ++s)
+        for (int64_t c = 0; c < p.C; c += L)
+          transpose_block(at<T>(p.weight, k0, c, r, s) + g * p.weight_g, p.weight.n, p.weight.c,
+                          sums + (c / L * taps_of_kernel + r * p.S + s) * L * plan.k_block, plan.k_block, 1,
+                          min64(L, p.C - c), count);
+  });
+}
+
+struct ChannelGradWeight {
+  using Plan = ChannelGradPlan;
+  template <class A>
+  static bool preferred(const ConvParams& p) {
+    return p.K * 2 > kLanes<A>;
+  }
+  template <class A>
+  static bool plan(const ConvParams& p, Plan& plan, int64_t& scratch) {
+    if (!channel_grad_plan<A>(p, plan)) return false;
+    scratch = ChannelGradScratch<A>(p, plan, nullptr).total;
+    return true;
+  }
+  template <class T>
+  static void run(const ConvParams& p, const Plan& plan, void* scratch) {
+    channel_grad_weight<T>(p, plan, scratch);
+  }
+};
+
+}  // namespace
+}  // namespace fastconv
