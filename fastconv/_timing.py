@@ -93,7 +93,7 @@ def _settle_allocator() -> None:
 
     glibc gives large blocks back to the system until one of up to 32 MB has been freed, and keeps them from then
     on. In a fresh process every output would be paid for in page faults, more or fewer with each library's own
-    pattern of allocation, and a layer of 0.1 ms would be measured as 0.2.
+    pattern of allocation, and a layer of 0.2 ms was measured as 0.5.
     """
     torch.empty(31 << 20, dtype=torch.uint8)
 
