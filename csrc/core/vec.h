@@ -218,8 +218,6 @@ inline T sum_lanes(Vec<T> v) {
   return sum;
 }
 
-// Transposes a square of registers: lane j of v[i] becomes lane i of v[j]. log2(lanes) rounds, each of which
-// interleaves v[i] with v[i + lanes / 2] (a perfect shuffle of the lane and register numbers by one bit).
 template <class V, int... I>
 inline void zip(V a, V b, V& low, V& high, std::integer_sequence<int, I...>) {
   constexpr int L = sizeof...(I);
@@ -237,6 +235,8 @@ inline Vec<T> even_lanes(Vec<T> a, Vec<T> b) {
   return even_lanes(a, b, std::make_integer_sequence<int, kLanes<T>>{});
 }
 
+// Transposes a square of registers: lane j of v[i] becomes lane i of v[j]. log2(lanes) rounds, each of which
+// interleaves v[i] with v[i + lanes / 2] (a perfect shuffle of the lane and register numbers by one bit).
 template <class T>
 inline void transpose(Vec<T>* v) {
   constexpr int L = kLanes<T>;
