@@ -53,7 +53,7 @@ ChannelPlan channel_plan_for(const ConvParams& p, int64_t rows, int64_t k_splits
   plan.x_channel = plan.packed ? plan.g.channel : (round_up(plan.g.channel, L) / L | 1) * L;
   plan.block_elements = plan.c_pass * p.R * p.S * plan.k_block;
   const int64_t all = p.G * plan.k_blocks * plan.passes * plan.block_elements * static_cast<int64_t>(sizeof(A));
-  plan.prepack = all <= kPrepackBytes && p.N * plan.g.h.tiles * plan.g.w.tiles >= 4;
+  plan.prepack = p.prepacked || (all <= kPrepackBytes && p.N * plan.g.h.tiles * plan.g.w.tiles >= 4);
   plan.x_elements = plan.in_place ? 0 : plan.c_pass * plan.x_channel + 16 * L;
   plan.acc_elements = rows * plan.g.w.tile * plan.k_range * plan.k_block;
   plan.weight_elements = plan.prepack ? 0 : plan.c_sub * p.R * p.S * plan.k_block;
@@ -237,14 +237,13 @@ void channel_pack(const ConvParams& p, int64_t k_block, int64_t g, int64_t k0, i
 
 template <class A>
 struct ChannelScratch {
-  A *weights, *bias;
+  A* bias;
   char* threads;
   int64_t thread_bytes, total;
 
   ChannelScratch(const ConvParams& p, const ChannelPlan& plan, void* scratch) {
     Carver carve(scratch);
     bias = carve.take<A>(p.G * plan.k_blocks * plan.k_block);
-    weights = carve.take<A>(plan.prepack ? p.G * plan.k_blocks * plan.passes * plan.block_elements : 0);
     thread_bytes = round_up(channel_thread_elements<A>(plan) * static_cast<int64_t>(sizeof(A)), 64) + 256 +
                    round_up(p.R * p.S * static_cast<int64_t>(sizeof(Tap)), 64);
     threads = carve.take<char>(thread_bytes * p.threads);
@@ -252,22 +251,22 @@ struct ChannelScratch {
   }
 };
 
+template <class T, class A>
+void channel_pack_all(const ConvParams& p, const ChannelPlan& plan, A* packed) {
+  parallel_for(p.threads, p.G * plan.k_blocks * plan.passes, [&](int64_t item, int) {
+    const int64_t pass = item % plan.passes, block = item / plan.passes;
+    channel_pack<T>(p, plan.k_block, block / plan.k_blocks, block % plan.k_blocks * plan.k_block, pass * plan.c_pass,
+                    plan.c_pass, packed + item * plan.block_elements);
+  });
+}
+
 template <class T>
-void channel_forward(const ConvParams& p, const ChannelPlan& plan, void* scratch) {
+void channel_forward(const ConvParams& p, const ChannelPlan& plan, const void* packed, void* scratch) {
   using A = Accumulate<T>;
   constexpr int L = kLanes<A>;
   const ChannelScratch<A> memory(p, plan, scratch);
   const int64_t taps_of_kernel = p.R * p.S, group_k = plan.k_blocks * plan.k_block;
-  for (int64_t k = 0; k < p.G * group_k; ++k) {
-    const int64_t channel = k % group_k;
-    memory.bias[k] = p.bias && channel < p.K ? get(static_cast<const T*>(p.bias) + k / group_k * p.K + channel) : A(0);
-  }
-  if (plan.prepack)
-    parallel_for(p.threads, p.G * plan.k_blocks * plan.passes, [&](int64_t item, int) {
-      const int64_t pass = item % plan.passes, block = item / plan.passes;
-      channel_pack<T>(p, plan.k_block, block / plan.k_blocks, block % plan.k_blocks * plan.k_block, pass * plan.c_pass,
-                      plan.c_pass, memory.weights + item * plan.block_elements);
-    });
+  padded_bias<T>(p, group_k, memory.bias);
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles;
   const int most = channel_pixels(plan.kv);
   const int64_t pixel = plan.packed ? L : 1;
@@ -298,9 +297,9 @@ void channel_forward(const ConvParams& p, const ChannelPlan& plan, void* scratch
         fill_planar<T>(p, plan.g, t, g * p.C + c0, channels, plan.x_channel, x);
       for (int64_t b = 0; b < blocks; ++b) {
         const int64_t block = first_block + b;
-        const A* weights = memory.weights + ((g * plan.k_blocks + block) * plan.passes + pass) * plan.block_elements;
+        const int64_t weights = ((g * plan.k_blocks + block) * plan.passes + pass) * plan.block_elements;
         for (int64_t c = 0; c < channels; c += plan.c_sub) {
-          const A* sub = weights + c * taps_of_kernel * plan.k_block;
+          const A* sub = static_cast<const A*>(packed) + weights + c * taps_of_kernel * plan.k_block;
           if (!plan.prepack) {
             channel_pack<T>(p, plan.k_block, g, block * plan.k_block, c0 + c, min64(plan.c_sub, plan.c_pass - c),
                             own_weights);
@@ -332,14 +331,20 @@ struct ChannelForward {
     return p.K * 2 > kLanes<A> && p.C > 4;
   }
   template <class A>
-  static bool plan(const ConvParams& p, Plan& plan, int64_t& scratch) {
+  static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
     if (!channel_plan<A>(p, plan)) return false;
-    scratch = ChannelScratch<A>(p, plan, nullptr).total;
+    if (plan.prepack)
+      memory.packed = p.G * plan.k_blocks * plan.passes * plan.block_elements * static_cast<int64_t>(sizeof(A));
+    memory.scratch = ChannelScratch<A>(p, plan, nullptr).total;
     return true;
   }
   template <class T>
-  static void run(const ConvParams& p, const Plan& plan, void* scratch) {
-    channel_forward<T>(p, plan, scratch);
+  static void pack(const ConvParams& p, const Plan& plan, void* packed) {
+    if (plan.prepack) channel_pack_all<T>(p, plan, static_cast<Accumulate<T>*>(packed));
+  }
+  template <class T>
+  static void run(const ConvParams& p, const Plan& plan, const void* packed, void* scratch) {
+    channel_forward<T>(p, plan, packed, scratch);
   }
 };
 

@@ -172,9 +172,9 @@ struct ChannelGradWeight {
     return p.K * 2 > kLanes<A>;
   }
   template <class A>
-  static bool plan(const ConvParams& p, Plan& plan, int64_t& scratch) {
+  static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
     if (!channel_grad_plan<A>(p, plan)) return false;
-    scratch = ChannelGradScratch<A>(p, plan, nullptr).total;
+    memory.scratch = ChannelGradScratch<A>(p, plan, nullptr).total;
     return true;
   }
   template <class T>

@@ -140,6 +140,9 @@ inline ConvParams conv_params(const ConvArguments& a, Dtype dtype) {
   p.pad_h = a.before[0];
   p.pad_w = a.before[1];
   p.bias = nullptr;
+  p.residual = nullptr;
+  p.activation = Activation::kNone;
+  p.prepacked = false;
   p.threads = 1;
   return p;
 }

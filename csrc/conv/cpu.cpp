@@ -1,5 +1,6 @@
 // The table of convolution kernels of one instruction set, in the order in which they are asked. Each row is a type
-// with `preferred<A>`, `plan<A>` (A: what is computed in) and `run<T>` (T: what is stored), at the end of its header.
+// with `preferred<A>`, `plan<A>` (A: what is computed in), `pack<T>` and `run<T>` (T: what is stored), at the end of
+// its header.
 #include "conv/channel.h"
 #include "conv/channel_grad.h"
 #include "conv/depthwise.h"
@@ -21,27 +22,45 @@ template <class Kernel>
 bool plan(const ConvParams& p, ConvPlan& out) {
   static_assert(sizeof(typename Kernel::Plan) <= sizeof(out.detail), "make ConvPlan larger");
   typename Kernel::Plan detail;
-  const bool can = p.dtype == Dtype::kFloat64 ? Kernel::template plan<double>(p, detail, out.scratch)
-                                              : Kernel::template plan<float>(p, detail, out.scratch);
+  out.memory = {0, 0};
+  const bool can = p.dtype == Dtype::kFloat64 ? Kernel::template plan<double>(p, detail, out.memory)
+                                              : Kernel::template plan<float>(p, detail, out.memory);
   if (can) __builtin_memcpy(out.detail, &detail, sizeof detail);
   return can;
 }
 
-template <class Kernel>
-void run(const ConvParams& p, const ConvPlan& in, void* scratch) {
+template <class Kernel, class... Memory>
+void run(const ConvParams& p, const ConvPlan& in, Memory... memory) {
   typename Kernel::Plan detail;
   __builtin_memcpy(&detail, in.detail, sizeof detail);
   switch (p.dtype) {
-    case Dtype::kFloat32: return Kernel::template run<float>(p, detail, scratch);
-    case Dtype::kFloat64: return Kernel::template run<double>(p, detail, scratch);
-    case Dtype::kBFloat16: return Kernel::template run<bfloat16>(p, detail, scratch);
-    case Dtype::kFloat16: return Kernel::template run<float16>(p, detail, scratch);
+    case Dtype::kFloat32: return Kernel::template run<float>(p, detail, memory...);
+    case Dtype::kFloat64: return Kernel::template run<double>(p, detail, memory...);
+    case Dtype::kBFloat16: return Kernel::template run<bfloat16>(p, detail, memory...);
+    case Dtype::kFloat16: return Kernel::template run<float16>(p, detail, memory...);
+  }
+}
+
+template <class Kernel>
+void pack(const ConvParams& p, const ConvPlan& in, void* packed) {
+  typename Kernel::Plan detail;
+  __builtin_memcpy(&detail, in.detail, sizeof detail);
+  switch (p.dtype) {
+    case Dtype::kFloat32: return Kernel::template pack<float>(p, detail, packed);
+    case Dtype::kFloat64: return Kernel::template pack<double>(p, detail, packed);
+    case Dtype::kBFloat16: return Kernel::template pack<bfloat16>(p, detail, packed);
+    case Dtype::kFloat16: return Kernel::template pack<float16>(p, detail, packed);
   }
 }
 
 template <class Kernel>
 constexpr ConvKernel row(const char* name) {
-  return {name, preferred<Kernel>, plan<Kernel>, run<Kernel>};
+  return {name, preferred<Kernel>, plan<Kernel>, pack<Kernel>, run<Kernel, const void*, void*>};
+}
+
+template <class Kernel>
+constexpr ConvGradKernel grad_row(const char* name) {
+  return {name, preferred<Kernel>, plan<Kernel>, run<Kernel, void*>};
 }
 
 }  // namespace
@@ -50,8 +69,8 @@ extern const ConvKernels conv_kernels = {
     {row<DepthwiseRows>("depthwise_rows"), row<DepthwisePixels>("depthwise_pixels"), row<DepthwiseForward>("depthwise"),
      row<RowsForward>("rows"), row<ChannelForward>("channel"), row<PixelForward>("pixel"),
      row<GeneralForward>("general")},
-    {row<DepthwiseGradWeight>("depthwise"), row<ChannelGradWeight>("channel"), row<PixelGradWeight>("pixel"),
-     row<GeneralGradWeight>("general")},
+    {grad_row<DepthwiseGradWeight>("depthwise"), grad_row<ChannelGradWeight>("channel"),
+     grad_row<PixelGradWeight>("pixel"), grad_row<GeneralGradWeight>("general")},
 };
 
 }  // namespace fastconv::FASTCONV_ISA

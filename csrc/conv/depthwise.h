@@ -79,15 +79,14 @@ DepthwiseMicro<A> depthwise_micro_of(int pixels, std::integer_sequence<int, I...
 
 template <class A>
 struct DepthwiseScratch {
-  A *weights, *bias;  // [block][tap][L], [block][L]
+  A* sums;  // of the weight gradient, [block][tap][L], each copy
   char* threads;
   int64_t thread_bytes, total;
 
   DepthwiseScratch(const ConvParams& p, const DepthwisePlan& plan, int64_t copies, void* scratch) {
     constexpr int L = kLanes<A>;
     Carver carve(scratch);
-    weights = carve.take<A>(copies * plan.blocks * L * p.R * p.S);
-    bias = carve.take<A>(plan.blocks * L);
+    sums = carve.take<A>(copies * plan.blocks * L * p.R * p.S);
     thread_bytes = round_up((plan.x_elements + plan.acc_elements) * static_cast<int64_t>(sizeof(A)), 64) + 256 +
                    round_up(p.R * p.S * static_cast<int64_t>(sizeof(Tap)), 64);
     threads = carve.take<char>(thread_bytes * p.threads);
@@ -95,20 +94,26 @@ struct DepthwiseScratch {
   }
 };
 
-template <class T>
-void depthwise_forward(const ConvParams& p, const DepthwisePlan& plan, void* scratch) {
-  using A = Accumulate<T>;
+// Weights as [block][tap][L].
+template <class T, class A>
+void depthwise_pack(const ConvParams& p, const DepthwisePlan& plan, A* weights) {
   constexpr int L = kLanes<A>;
-  const DepthwiseScratch<A> memory(p, plan, 1, scratch);
-  const int64_t taps_of_kernel = p.R * p.S;
   for (int64_t b = 0; b < plan.blocks; ++b) {
     const int n = static_cast<int>(min64(L, p.G - b * L));
     for (int64_t r = 0; r < p.R; ++r)
       for (int64_t s = 0; s < p.S; ++s)
-        store(memory.weights + (b * taps_of_kernel + r * p.S + s) * L,
+        store(weights + ((b * p.R + r) * p.S + s) * L,
               load_strided(at<const T>(p.weight, 0, 0, r, s) + b * L * p.weight_g, p.weight_g, n));
-    store(memory.bias + b * L, p.bias ? load_partial(static_cast<const T*>(p.bias) + b * L, n) : Vec<A>{});
   }
+}
+
+template <class T>
+void depthwise_forward(const ConvParams& p, const DepthwisePlan& plan, const void* packed, void* scratch) {
+  using A = Accumulate<T>;
+  constexpr int L = kLanes<A>;
+  const DepthwiseScratch<A> memory(p, plan, 0, scratch);
+  const A* weights = static_cast<const A*>(packed);
+  const int64_t taps_of_kernel = p.R * p.S;
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles;
   parallel_for(p.threads, p.N * plan.blocks * tiles, [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
@@ -120,13 +125,14 @@ void depthwise_forward(const ConvParams& p, const DepthwisePlan& plan, void* scr
     const Tile t = make_tile(p, plan.g, item / plan.blocks / tiles, item / plan.blocks % tiles);
     const int tap_count = live_taps(p, plan.g, t, taps);
     fill_packed<T>(p, plan.g, t, block * L, count, x);
-    const Vec<A> bias = load(memory.bias + block * L);
+    const Vec<A> bias =
+        p.bias ? load_partial(static_cast<const T*>(p.bias) + block * L, static_cast<int>(count)) : Vec<A>{};
     const int64_t chunks = ceil_div(t.columns, kDepthwisePixels);
     for (int64_t row = 0; row < t.rows; ++row)
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         const int64_t q = t.columns * chunk / chunks, end = t.columns * (chunk + 1) / chunks;
         depthwise_micro_of<A>(static_cast<int>(end - q), std::make_integer_sequence<int, kDepthwisePixels>{})(
-            x + (row * plan.g.pitch + q) * L, taps, tap_count, memory.weights + block * taps_of_kernel * L, bias,
+            x + (row * plan.g.pitch + q) * L, taps, tap_count, weights + block * taps_of_kernel * L, bias,
             acc + (row * t.columns + q) * L);
       }
     store_packed<T>(p, t, block * L, count, acc, L);
@@ -184,7 +190,7 @@ void depthwise_grad_weight(const ConvParams& p, const DepthwisePlan& plan, void*
     A* x = carve.take<A>(plan.x_elements);
     A* grad = carve.take<A>(plan.acc_elements);
     const int64_t block = item % plan.blocks, split = item / plan.blocks, count = min64(L, p.G - block * L);
-    A* sums = memory.weights + split * all + block * taps_of_kernel * L;
+    A* sums = memory.sums + split * all + block * taps_of_kernel * L;
     zero(sums, taps_of_kernel * L);
     for (int64_t n = p.N * split / splits; n < p.N * (split + 1) / splits; ++n)
       for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -204,7 +210,7 @@ void depthwise_grad_weight(const ConvParams& p, const DepthwisePlan& plan, void*
     const int n = static_cast<int>(min64(L, p.G - block * L));
     for (int64_t r = 0; r < p.R; ++r)
       for (int64_t s = 0; s < p.S; ++s) {
-        const A* sums = memory.weights + (block * taps_of_kernel + r * p.S + s) * L;
+        const A* sums = memory.sums + (block * taps_of_kernel + r * p.S + s) * L;
         Vec<A> sum = load(sums);
         for (int64_t split = 1; split < splits; ++split) sum += load(sums + split * all);
         store_strided(at<T>(p.weight, 0, 0, r, s) + block * L * p.weight_g, p.weight_g, sum, n);
@@ -223,14 +229,19 @@ struct DepthwiseForward {
     return depthwise_preferred(p);
   }
   template <class A>
-  static bool plan(const ConvParams& p, Plan& plan, int64_t& scratch) {
+  static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
     if (!depthwise_plan<A>(p, plan)) return false;
-    scratch = DepthwiseScratch<A>(p, plan, 1, nullptr).total;
+    memory.packed = plan.blocks * kLanes<A> * p.R * p.S * static_cast<int64_t>(sizeof(A));
+    memory.scratch = DepthwiseScratch<A>(p, plan, 0, nullptr).total;
     return true;
   }
   template <class T>
-  static void run(const ConvParams& p, const Plan& plan, void* scratch) {
-    depthwise_forward<T>(p, plan, scratch);
+  static void pack(const ConvParams& p, const Plan& plan, void* packed) {
+    depthwise_pack<T>(p, plan, static_cast<Accumulate<T>*>(packed));
+  }
+  template <class T>
+  static void run(const ConvParams& p, const Plan& plan, const void* packed, void* scratch) {
+    depthwise_forward<T>(p, plan, packed, scratch);
   }
 };
 
@@ -241,9 +252,9 @@ struct DepthwiseGradWeight {
     return depthwise_preferred(p);
   }
   template <class A>
-  static bool plan(const ConvParams& p, Plan& plan, int64_t& scratch) {
+  static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
     if (!depthwise_plan<A>(p, plan)) return false;
-    scratch = DepthwiseScratch<A>(p, plan, depthwise_splits(p, plan.blocks), nullptr).total;
+    memory.scratch = DepthwiseScratch<A>(p, plan, depthwise_splits(p, plan.blocks), nullptr).total;
     return true;
   }
   template <class T>

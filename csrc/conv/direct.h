@@ -48,7 +48,7 @@ inline Window<T> inside_row(int64_t start, int64_t W) {
 // row or null beyond the last. Square: S = R and dilation = 1 are known to the compiler, which gives 8 %.
 template <class T, int R, int Stride, int NV, bool Square>
 void rows_micro(const T* const* rows, int64_t S, int64_t dilation, const Window<T>* windows, const Accumulate<T>* w,
-                Accumulate<T> bias, T* const* out, int64_t columns) {
+                Accumulate<T> bias, T* const* out, int64_t columns, const Finish<T>& finish) {
   using A = Accumulate<T>;
   constexpr int L = kLanes<A>, RB = row_block(R);
   Vec<A> sum[RB][NV];
@@ -90,18 +90,18 @@ void rows_micro(const T* const* rows, int64_t S, int64_t dilation, const Window<
   for (int i = 0; i < RB; ++i) {
     if (!out[i]) continue;
 #pragma GCC unroll 4
-    for (int j = 0; j < NV - 1; ++j) store(out[i] + j * L, sum[i][j]);
+    for (int j = 0; j < NV - 1; ++j) finish.store(out[i] + j * L, sum[i][j]);
     const int64_t rest = columns - (NV - 1) * L;
     if (rest >= L)
-      store(out[i] + (NV - 1) * L, sum[i][NV - 1]);
+      finish.store(out[i] + (NV - 1) * L, sum[i][NV - 1]);
     else
-      store_partial(out[i] + (NV - 1) * L, sum[i][NV - 1], static_cast<int>(rest));
+      finish.store_partial(out[i] + (NV - 1) * L, sum[i][NV - 1], static_cast<int>(rest));
   }
 }
 
 template <class T>
 using RowsMicro = void (*)(const T* const*, int64_t, int64_t, const Window<T>*, const Accumulate<T>*, Accumulate<T>,
-                           T* const*, int64_t);
+                           T* const*, int64_t, const Finish<T>&);
 
 template <class T, int R, int Stride, bool Square>
 RowsMicro<T> rows_micro_of(int64_t vectors) {
@@ -128,11 +128,11 @@ RowsMicro<T> rows_micro_of(const ConvParams& p, int64_t vectors) {
 }
 
 template <class T>
-void depthwise_rows(const ConvParams& p, void* scratch) {
+void depthwise_rows(const ConvParams& p, const void* packed) {
   using A = Accumulate<T>;
   constexpr int L = kLanes<A>, kMostRows = 4, kMostInputs = 3 * 2 + 7;
-  A* weights = static_cast<A*>(scratch);
-  direct_weights<T>(p, true, weights);
+  const A* weights = static_cast<const A*>(packed);
+  const Finish<T> finish(p);
   const int64_t block = row_block(static_cast<int>(p.R)), stride = p.stride_w;
   const int64_t vectors = ceil_div(p.Q, L), chunks = ceil_div(vectors, kRowVectors);
   parallel_ranges(p.threads, p.N * p.G, [&](int64_t item, int) {
@@ -157,7 +157,7 @@ void depthwise_rows(const ConvParams& p, void* scratch) {
         const T* ahead = at<const T>(p.input, n, g, p0 * stride + kRowsAhead, 0);
         for (int64_t i = 0; i < block * stride * p.input.h; i += 64 / static_cast<int64_t>(sizeof(T)))
           __builtin_prefetch(ahead + i);
-        micro(rows, p.S, p.dilation_w, windows, weights + g * p.R * p.S, bias, out, p.Q - q);
+        micro(rows, p.S, p.dilation_w, windows, weights + g * p.R * p.S, bias, out, p.Q - q, finish);
       }
     }
   });
@@ -170,14 +170,18 @@ struct DepthwiseRows {
     return true;
   }
   template <class A>
-  static bool plan(const ConvParams& p, Plan&, int64_t& scratch) {
-    scratch = p.G * p.R * p.S * static_cast<int64_t>(sizeof(A));
+  static bool plan(const ConvParams& p, Plan&, ConvMemory& memory) {
+    memory.packed = p.G * p.R * p.S * static_cast<int64_t>(sizeof(A));
     return p.C == 1 && p.K == 1 && p.input.w == 1 && p.output.w == 1 && p.stride_h == p.stride_w && p.stride_w <= 2 &&
            p.S <= kRowTaps && (p.dilation_h == 1 || p.R == 1) && (p.R == 1 || p.R == 3 || p.R == 5 || p.R == 7);
   }
   template <class T>
-  static void run(const ConvParams& p, const Plan&, void* scratch) {
-    depthwise_rows<T>(p, scratch);
+  static void pack(const ConvParams& p, const Plan&, void* packed) {
+    direct_weights<T>(p, true, static_cast<Accumulate<T>*>(packed));
+  }
+  template <class T>
+  static void run(const ConvParams& p, const Plan&, const void* packed, void*) {
+    depthwise_rows<T>(p, packed);
   }
 };
 
@@ -211,7 +215,8 @@ inline int64_t direct_taps(const ConvParams& p, int64_t row, int64_t q, int64_t 
 // PX pixels of up to L channels.
 template <class T, int PX>
 void pixels_micro(const T* x, int64_t step, const DirectTap* taps, int64_t tap_count, const Accumulate<T>* w,
-                  int64_t w_step, Vec<Accumulate<T>> bias, T* out, int64_t out_step, int channels) {
+                  int64_t w_step, Vec<Accumulate<T>> bias, T* out, int64_t out_step, int channels,
+                  const Finish<T>& finish) {
   using A = Accumulate<T>;
   constexpr int L = kLanes<A>;
   Vec<A> sum[PX];
@@ -225,7 +230,7 @@ void pixels_micro(const T* x, int64_t step, const DirectTap* taps, int64_t tap_c
       for (int i = 0; i < PX; ++i) sum[i] += load(from + i * step) * weight;
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < PX; ++i) store(out + i * out_step, sum[i]);
+    for (int i = 0; i < PX; ++i) finish.store(out + i * out_step, sum[i]);
   } else {
     for (int64_t t = 0; t < tap_count; ++t) {
       const T* from = x + taps[t].offset;
@@ -234,16 +239,16 @@ void pixels_micro(const T* x, int64_t step, const DirectTap* taps, int64_t tap_c
       for (int i = 0; i < PX; ++i) sum[i] += load_partial(from + i * step, channels) * weight;
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < PX; ++i) store_partial(out + i * out_step, sum[i], channels);
+    for (int i = 0; i < PX; ++i) finish.store_partial(out + i * out_step, sum[i], channels);
   }
 }
 
 template <class T>
-void depthwise_pixels(const ConvParams& p, void* scratch) {
+void depthwise_pixels(const ConvParams& p, const void* packed) {
   using A = Accumulate<T>;
   constexpr int L = kLanes<A>;
-  A* weights = static_cast<A*>(scratch);
-  direct_weights<T>(p, false, weights);
+  const A* weights = static_cast<const A*>(packed);
+  const Finish<T> finish(p);
   const int64_t strips = ceil_div(p.P, kDirectRows);
   parallel_ranges(p.threads, p.N * strips, [&](int64_t item, int) {
     const int64_t n = item / strips, p0 = item % strips * kDirectRows, rows = min64(kDirectRows, p.P - p0);
@@ -268,7 +273,7 @@ void depthwise_pixels(const ConvParams& p, void* scratch) {
         for (int64_t g = 0; g < p.G; g += L) {
           const int channels = static_cast<int>(min64(L, p.G - g));
           const Vec<A> bias = p.bias ? load_partial(static_cast<const T*>(p.bias) + g, channels) : Vec<A>{};
-          micro(x + g, step, taps, count, weights + g, p.G, bias, out + g, p.output.w, channels);
+          micro(x + g, step, taps, count, weights + g, p.G, bias, out + g, p.output.w, channels, finish);
         }
       }
       q += whole ? kDirectPixels : 1;
@@ -283,13 +288,17 @@ struct DepthwisePixels {
     return p.G >= 4;
   }
   template <class A>
-  static bool plan(const ConvParams& p, Plan&, int64_t& scratch) {
-    scratch = p.G * p.R * p.S * static_cast<int64_t>(sizeof(A));
+  static bool plan(const ConvParams& p, Plan&, ConvMemory& memory) {
+    memory.packed = p.G * p.R * p.S * static_cast<int64_t>(sizeof(A));
     return p.C == 1 && p.K == 1 && is_channels_last(p.input) && is_channels_last(p.output) && p.R * p.S <= kDirectTaps;
   }
   template <class T>
-  static void run(const ConvParams& p, const Plan&, void* scratch) {
-    depthwise_pixels<T>(p, scratch);
+  static void pack(const ConvParams& p, const Plan&, void* packed) {
+    direct_weights<T>(p, false, static_cast<Accumulate<T>*>(packed));
+  }
+  template <class T>
+  static void run(const ConvParams& p, const Plan&, const void* packed, void*) {
+    depthwise_pixels<T>(p, packed);
   }
 };
 

@@ -21,6 +21,7 @@ inline Range clip(int64_t q0, int64_t q1, int64_t stride, int64_t shift, int64_t
 template <class T>
 void general_forward(const ConvParams& p) {
   using A = Accumulate<T>;
+  const Finish<T> finish(p);
   constexpr int L = kLanes<A>;
   constexpr int64_t kRow = 512;
   parallel_for(p.threads, p.N * p.G * p.K * p.P, [&](int64_t item, int) {
@@ -53,7 +54,7 @@ void general_forward(const ConvParams& p) {
       T* to = at<T>(p.output, n, g * p.K + k, row, q0);
       for (int64_t i = 0; i < q1 - q0; i += L) {
         const int count = static_cast<int>(min64(L, q1 - q0 - i));
-        store_strided(to + i * p.output.w, p.output.w, load_partial(acc + i, count), count);
+        finish.store_strided(to + i * p.output.w, p.output.w, load_partial(acc + i, count), count);
       }
     }
   });
@@ -94,12 +95,13 @@ struct GeneralForward {
     return true;
   }
   template <class A>
-  static bool plan(const ConvParams&, Plan&, int64_t& scratch) {
-    scratch = 0;
+  static bool plan(const ConvParams&, Plan&, ConvMemory&) {
     return true;
   }
   template <class T>
-  static void run(const ConvParams& p, const Plan&, void*) {
+  static void pack(const ConvParams&, const Plan&, void*) {}
+  template <class T>
+  static void run(const ConvParams& p, const Plan&, const void*, void*) {
     general_forward<T>(p);
   }
 };
@@ -111,8 +113,7 @@ struct GeneralGradWeight {
     return true;
   }
   template <class A>
-  static bool plan(const ConvParams&, Plan&, int64_t& scratch) {
-    scratch = 0;
+  static bool plan(const ConvParams&, Plan&, ConvMemory&) {
     return true;
   }
   template <class T>

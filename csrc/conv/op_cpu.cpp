@@ -18,26 +18,47 @@ int threads_for(const ConvParams& p) {
   return macs < kSmallMacs ? 1 : static_cast<int>(torch::stable::get_num_threads());
 }
 
-// Runs the first kernel of the table that wants and can, or the forced one.
-template <size_t Count>
-void run(const char* op, const ConvKernel (&table)[Count], ConvParams p) {
-  join_rows(p);
+// The first kernel of the table that wants and can, or the forced one.
+template <class Kernel, size_t Count>
+const Kernel& choose(const char* op, const Kernel (&table)[Count], const ConvParams& p, ConvPlan& plan) {
   // A sum of nothing is the general kernel's, the last; the others count on at least one channel and one tap.
   const char* only = p.C * p.R * p.S == 0 ? table[Count - 1].name : forced.load(std::memory_order_relaxed);
-  ConvPlan plan;
-  for (const ConvKernel& kernel : table) {
+  for (const Kernel& kernel : table) {
     if (only ? std::strcmp(only, kernel.name) != 0 : !kernel.preferred(p)) continue;
-    if (!kernel.plan(p, plan)) continue;
-    Tensor scratch;
-    void* memory = nullptr;
-    if (plan.scratch > 0) {
-      const int64_t size = plan.scratch;
-      scratch = torch::stable::empty(IntHeaderOnlyArrayRef(&size, 1), ScalarType::Byte);
-      memory = scratch.mutable_data_ptr();
-    }
-    return kernel.run(p, plan, memory);
+    if (kernel.plan(p, plan)) return kernel;
   }
   check(false, op, ": kernel must be able to serve these arguments (got ", only, ")");
+  return table[Count - 1];
+}
+
+// Memory for a kernel, as long as this lives.
+class Memory {
+ public:
+  explicit Memory(int64_t bytes) {
+    if (bytes > 0) tensor_ = torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
+  }
+  char* get() { return tensor_.defined() ? static_cast<char*>(tensor_.mutable_data_ptr()) : nullptr; }
+
+ private:
+  Tensor tensor_;
+};
+
+void forward(const char* op, ConvParams p) {
+  join_rows(p);
+  ConvPlan plan;
+  const ConvKernel& kernel = choose(op, FASTCONV_KERNELS(conv_kernels).forward, p, plan);
+  const int64_t packed = (plan.memory.packed + 63) / 64 * 64;
+  Memory memory(packed + plan.memory.scratch);
+  kernel.pack(p, plan, memory.get());
+  kernel.run(p, plan, memory.get(), memory.get() + packed);
+}
+
+void grad_weight(const char* op, ConvParams p) {
+  join_rows(p);
+  ConvPlan plan;
+  const ConvGradKernel& kernel = choose(op, FASTCONV_KERNELS(conv_kernels).grad_weight, p, plan);
+  Memory memory(plan.memory.scratch);
+  kernel.run(p, plan, memory.get());
 }
 
 Tensor conv(Tensor input, Tensor weight, std::optional<Tensor> bias, Sizes stride, Sizes padding, Sizes dilation,
@@ -60,7 +81,7 @@ Tensor conv(Tensor input, Tensor weight, std::optional<Tensor> bias, Sizes strid
   if (bias) p.bias = bias->const_data_ptr();
   p.output = readable(output);
   p.threads = threads_for(p);
-  run(a.op, FASTCONV_KERNELS(conv_kernels).forward, p);
+  forward(a.op, p);
   return output;
 }
 
@@ -86,8 +107,7 @@ Tensor conv_grad_input(Tensor grad_output, Tensor weight, Sizes input_size, Size
   p.input = readable(grad_input);
   p.threads = threads_for(p);
   for (int64_t h = 0; h < p.stride_h && h < p.H; ++h)
-    for (int64_t w = 0; w < p.stride_w && w < p.W; ++w)
-      run(a.op, FASTCONV_KERNELS(conv_kernels).forward, grad_input_params(p, h, w));
+    for (int64_t w = 0; w < p.stride_w && w < p.W; ++w) forward(a.op, grad_input_params(p, h, w));
   return grad_input;
 }
 
@@ -97,17 +117,17 @@ Tensor conv_grad_weight(Tensor grad_output, Tensor input, Sizes weight_size, Siz
   const Dtype dtype = dtype_of(a.op, input);
   check_same(a.op, "grad_output", grad_output, input);
   check_grad(a, grad_output);
-  Tensor grad_weight = empty_as(input, weight_size, MemoryFormat::Contiguous);
-  if (grad_weight.numel() == 0) return grad_weight;
-  if (input.numel() == 0 || grad_output.numel() == 0) return torch::stable::zero_(grad_weight);
+  Tensor result = empty_as(input, weight_size, MemoryFormat::Contiguous);
+  if (result.numel() == 0) return result;
+  if (input.numel() == 0 || grad_output.numel() == 0) return torch::stable::zero_(result);
   ConvParams p = conv_params(a, dtype);
   p.input = readable(input);
   p.output = readable(grad_output);
-  p.weight = view_of(grad_weight, grad_weight.mutable_data_ptr());
+  p.weight = view_of(result, result.mutable_data_ptr());
   p.weight_g = p.K * p.weight.n;
   p.threads = threads_for(p);
-  run(a.op, FASTCONV_KERNELS(conv_kernels).grad_weight, p);
-  return grad_weight;
+  grad_weight(a.op, p);
+  return result;
 }
 
 }  // namespace

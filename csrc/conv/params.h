@@ -7,9 +7,12 @@
 
 namespace fastconv {
 
+enum class Activation : int32_t { kNone, kRelu, kRelu6, kSilu, kHardswish };
+
 // One grouped convolution,
-//   output[n, g*K + k, p, q] = bias[g*K + k] + sum over c, r, s of weight[g][k, c, r, s] *
-//     input[n, g*C + c, p * stride_h + r * dilation_h - pad_h, q * stride_w + s * dilation_w - pad_w],
+//   output[n, g*K + k, p, q] = activation(residual[n, g*K + k, p, q] + bias[g*K + k] +
+//     sum over c, r, s of weight[g][k, c, r, s] *
+//       input[n, g*C + c, p * stride_h + r * dilation_h - pad_h, q * stride_w + s * dilation_w - pad_w]),
 // where input is zero outside [0, H) x [0, W). Every direction comes down to it: the input gradient is one such
 // convolution of grad_output per residue of the position modulo the stride, with weights read backwards and C and K
 // exchanged (strides may be negative, padding may be negative, output may be a lattice of a larger tensor). For the
@@ -26,21 +29,36 @@ struct ConvParams {
   int64_t weight_g;      // elements from one group's weights to the next
   const void* bias;      // [G*K] or null
   View4 output;          // [N, G*K, P, Q]
+  const void* residual;  // like output, with the same strides, or null
+  Activation activation;
+  bool prepacked;  // the weights were packed by an earlier call, so the plan may not pack them anew where they are used
   int threads;
 
   int64_t element_size() const { return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2; }
 };
 
-// What a kernel decided for some params: how much memory it needs beside its arguments (bytes for all threads together,
-// 64-byte aligned), and whatever else it wants to find again.
+// What a kernel decided for some params: how much memory it needs beside its arguments (bytes, 64-byte aligned), and
+// whatever else it wants to find again.
+struct ConvMemory {
+  int64_t packed;   // for the weights in the order in which the kernel reads them
+  int64_t scratch;  // for all threads together
+};
 struct ConvPlan {
-  int64_t scratch;
+  ConvMemory memory;
   alignas(16) unsigned char detail[496];
 };
 
 // One implementation. The first of the table that is preferred and can plan is run. `preferred` says whether it should
-// serve these params; `plan` whether it can.
+// serve these params; `plan` whether it can. What `pack` wrote serves every `run` with the same plan.
 struct ConvKernel {
+  const char* name;
+  bool (*preferred)(const ConvParams&);
+  bool (*plan)(const ConvParams&, ConvPlan&);
+  void (*pack)(const ConvParams&, const ConvPlan&, void* packed);
+  void (*run)(const ConvParams&, const ConvPlan&, const void* packed, void* scratch);
+};
+
+struct ConvGradKernel {
   const char* name;
   bool (*preferred)(const ConvParams&);
   bool (*plan)(const ConvParams&, ConvPlan&);
@@ -49,7 +67,7 @@ struct ConvKernel {
 
 struct ConvKernels {
   ConvKernel forward[7];  // also the input gradient
-  ConvKernel grad_weight[4];
+  ConvGradKernel grad_weight[4];
 };
 FASTCONV_DECLARE_KERNELS(ConvKernels, conv_kernels)
 

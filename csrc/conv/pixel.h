@@ -170,9 +170,9 @@ void pixel_run(const ConvParams& p, const PixelPlan& plan, const A* x, const Tap
   }
 }
 
-// weights[g][k / KB][c][tap][k % KB] and bias[g][k], padded with zeros.
+// weights[g][k / KB][c][tap][k % KB], padded with zeros.
 template <class T, class A>
-void pixel_pack(const ConvParams& p, const PixelPlan& plan, A* weights, A* bias) {
+void pixel_pack(const ConvParams& p, const PixelPlan& plan, A* weights) {
   const int64_t taps = p.R * p.S;
   parallel_for(p.G * plan.k_padded * p.C * taps > 65536 ? p.threads : 1, p.G, [&](int64_t g, int) {
     A* to = weights + g * plan.k_padded * p.C * taps;
@@ -182,20 +182,22 @@ void pixel_pack(const ConvParams& p, const PixelPlan& plan, A* weights, A* bias)
           for (int64_t s = 0; s < p.S; ++s)
             for (int64_t k = k0; k < k0 + plan.kb; ++k)
               *to++ = k < p.K ? get(at<const T>(p.weight, k, c, r, s) + g * p.weight_g) : A(0);
-    for (int64_t k = 0; k < plan.k_padded; ++k)
-      bias[g * plan.k_padded + k] = p.bias && k < p.K ? get(static_cast<const T*>(p.bias) + g * p.K + k) : A(0);
   });
 }
 
 template <class A>
+int64_t pixel_packed_bytes(const ConvParams& p, const PixelPlan& plan) {
+  return p.G * plan.k_padded * p.C * p.R * p.S * static_cast<int64_t>(sizeof(A));
+}
+
+template <class A>
 struct PixelScratch {
-  A *weights, *bias;
+  A* bias;
   char* threads;  // x, acc and taps of each
   int64_t thread_bytes, total;
 
   PixelScratch(const ConvParams& p, const PixelPlan& plan, void* scratch) {
     Carver carve(scratch);
-    weights = carve.take<A>(p.G * plan.k_padded * p.C * p.R * p.S);
     bias = carve.take<A>(p.G * plan.k_padded);
     thread_bytes = round_up(pixel_thread_bytes<A>(p, plan), 64) + 128 +
                    round_up(p.C * p.R * p.S * static_cast<int64_t>(sizeof(Tap)), 64);
@@ -217,11 +219,11 @@ inline int64_t pixel_terms(const ConvParams& p, const PixelPlan& plan, const Til
 }
 
 template <class T>
-void pixel_forward(const ConvParams& p, const PixelPlan& plan, void* scratch) {
+void pixel_forward(const ConvParams& p, const PixelPlan& plan, const void* packed, void* scratch) {
   using A = Accumulate<T>;
   constexpr int64_t L = kLanes<A>;
   const PixelScratch<A> memory(p, plan, scratch);
-  pixel_pack<T>(p, plan, memory.weights, memory.bias);
+  padded_bias<T>(p, plan.k_padded, memory.bias);
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles;
   parallel_for(p.threads, p.N * plan.group_items * tiles, [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
@@ -236,7 +238,7 @@ void pixel_forward(const ConvParams& p, const PixelPlan& plan, void* scratch) {
     for (int64_t g = 0; g < groups; ++g) {
       const A* xg = x + g * p.C * plan.x_channel;
       A* accg = acc + g * p.K * plan.acc_channel;  // the padding of one group is overwritten by the next
-      const A* weights = memory.weights + (g0 + g) * plan.k_padded * p.C * p.R * p.S;
+      const A* weights = static_cast<const A*>(packed) + (g0 + g) * plan.k_padded * p.C * p.R * p.S;
       const A* bias = memory.bias + (g0 + g) * plan.k_padded;
       const int64_t pitch = plan.g.pitch;
       const auto run = [&](int64_t i, int64_t vectors, int64_t step) {
@@ -406,14 +408,19 @@ struct PixelForward {
     return true;
   }
   template <class A>
-  static bool plan(const ConvParams& p, Plan& plan, int64_t& scratch) {
+  static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
     if (!pixel_plan<A>(p, plan)) return false;
-    scratch = PixelScratch<A>(p, plan, nullptr).total;
+    memory.packed = pixel_packed_bytes<A>(p, plan);
+    memory.scratch = PixelScratch<A>(p, plan, nullptr).total;
     return true;
   }
   template <class T>
-  static void run(const ConvParams& p, const Plan& plan, void* scratch) {
-    pixel_forward<T>(p, plan, scratch);
+  static void pack(const ConvParams& p, const Plan& plan, void* packed) {
+    pixel_pack<T>(p, plan, static_cast<Accumulate<T>*>(packed));
+  }
+  template <class T>
+  static void run(const ConvParams& p, const Plan& plan, const void* packed, void* scratch) {
+    pixel_forward<T>(p, plan, packed, scratch);
   }
 };
 
@@ -424,9 +431,9 @@ struct PixelGradWeight {
     return true;
   }
   template <class A>
-  static bool plan(const ConvParams& p, Plan& plan, int64_t& scratch) {
+  static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
     if (!pixel_grad_plan<A>(p, plan)) return false;
-    scratch = round_up(pixel_grad_bytes<A>(p, plan), 64) * p.threads;
+    memory.scratch = round_up(pixel_grad_bytes<A>(p, plan), 64) * p.threads;
     return true;
   }
   template <class T>

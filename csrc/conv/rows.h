@@ -31,7 +31,7 @@ struct RowTerm {
 template <class T, int KB, int NV, int Stride, Masks M>
 void row_tile_micro(const T* x, int64_t step, const RowTerm* terms, int64_t count, const Window<T>* windows,
                     const Accumulate<T>* w, const Accumulate<T>* bias, T* out, int64_t out_channel, int64_t out_step,
-                    int channels, int last) {
+                    int channels, int last, const Finish<T>& finish) {
   using A = Accumulate<T>;
   constexpr int L = kLanes<A>;
   Vec<A> sum[KB][NV];
@@ -69,16 +69,16 @@ void row_tile_micro(const T* x, int64_t step, const RowTerm* terms, int64_t coun
       // Rows are all as wide as the last vector; of one row only the last is narrow.
       T* to = out + k * out_channel + j * out_step;
       if (last == L || (out_step == L && j < NV - 1))
-        store(to, sum[k][j]);
+        finish.store(to, sum[k][j]);
       else
-        store_partial(to, sum[k][j], last);
+        finish.store_partial(to, sum[k][j], last);
     }
   }
 }
 
 template <class T>
 using RowTileMicro = void (*)(const T*, int64_t, const RowTerm*, int64_t, const Window<T>*, const Accumulate<T>*,
-                              const Accumulate<T>*, T*, int64_t, int64_t, int, int);
+                              const Accumulate<T>*, T*, int64_t, int64_t, int, int, const Finish<T>&);
 
 // At most 5 vectors: a row of 80 pixels. More would serve only the few groups of one or two channels.
 constexpr int kRowTileVectors = 5;
@@ -126,13 +126,12 @@ struct RowsPlan {
 
 template <class T, class A>
 struct RowsScratch {
-  A *weights, *bias;
+  A* bias;
   char* threads;
   int64_t total;
 
   RowsScratch(const ConvParams& p, const RowsPlan& plan, void* scratch) {
     Carver carve(scratch);
-    weights = carve.take<A>(p.G * plan.pack.k_padded * plan.terms);
     bias = carve.take<A>(p.G * plan.pack.k_padded);
     threads = carve.take<char>(plan.thread_bytes * p.threads);
     total = carve.used();
@@ -155,11 +154,13 @@ inline int64_t row_tile_terms(const ConvParams& p, int64_t kb, int64_t window_st
 }
 
 template <class T>
-void rows_forward(const ConvParams& p, const RowsPlan& plan, void* scratch) {
+void rows_forward(const ConvParams& p, const RowsPlan& plan, const void* packed, void* scratch) {
   using A = Accumulate<T>;
   constexpr int64_t L = kLanes<A>;
   const RowsScratch<T, A> memory(p, plan, scratch);
-  pixel_pack<T>(p, plan.pack, memory.weights, memory.bias);
+  const A* weights = static_cast<const A*>(packed);
+  const Finish<T> finish(p);
+  padded_bias<T>(p, plan.pack.k_padded, memory.bias);
   const int64_t kb = plan.pack.kb, stride = p.stride_w, window_step = kRowTileVectors * stride;
   // The rows of which no tap reads padding.
   const int64_t inside = min64(p.P, ceil_div(max64(p.pad_h, 0), p.stride_h));
@@ -199,11 +200,11 @@ void rows_forward(const ConvParams& p, const RowsPlan& plan, void* scratch) {
         if (count == 0)
           for (int c = 0; c < channels; ++c)
             for (int64_t i = 0; i < columns; i += L)
-              store_partial(out + c * p.output.c + i, splat(bias[c]), static_cast<int>(min64(L, columns - i)));
+              finish.store_partial(out + c * p.output.c + i, splat(bias[c]), static_cast<int>(min64(L, columns - i)));
         else
           micro(x, plan.rows > 1 ? p.stride_h * p.input.h : stride * L, terms, count, windows,
-                memory.weights + (g * plan.pack.k_padded + k) * plan.terms, bias, out, p.output.c,
-                plan.rows > 1 ? p.output.h : L, channels, last);
+                weights + (g * plan.pack.k_padded + k) * plan.terms, bias, out, p.output.c,
+                plan.rows > 1 ? p.output.h : L, channels, last, finish);
       }
       row += rows;
     }
@@ -219,7 +220,7 @@ struct RowsForward {
     return small_groups || large_pointwise;
   }
   template <class A>
-  static bool plan(const ConvParams& p, Plan& plan, int64_t& scratch) {
+  static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
     constexpr int64_t L = kLanes<A>;
     plan.pack = PixelPlan();
     plan.pack.kb = pixel_block(p.K);
@@ -230,12 +231,17 @@ struct RowsForward {
     plan.terms = p.C * p.R * p.S;
     plan.thread_bytes = round_up(2 * plan.terms * static_cast<int64_t>(sizeof(RowTerm)), 64) + 192 +
                         round_up(p.S * kRowTileVectors * p.stride_w * static_cast<int64_t>(sizeof(Window<A>)), 64);
-    scratch = RowsScratch<A, A>(p, plan, nullptr).total;
+    memory.packed = pixel_packed_bytes<A>(p, plan.pack);
+    memory.scratch = RowsScratch<A, A>(p, plan, nullptr).total;
     return p.input.w == 1 && p.output.w == 1 && p.stride_w <= 2 && plan.thread_bytes <= (1 << 20);
   }
   template <class T>
-  static void run(const ConvParams& p, const Plan& plan, void* scratch) {
-    rows_forward<T>(p, plan, scratch);
+  static void pack(const ConvParams& p, const Plan& plan, void* packed) {
+    pixel_pack<T>(p, plan.pack, static_cast<Accumulate<T>*>(packed));
+  }
+  template <class T>
+  static void run(const ConvParams& p, const Plan& plan, const void* packed, void* scratch) {
+    rows_forward<T>(p, plan, packed, scratch);
   }
 };
 

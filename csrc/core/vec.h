@@ -146,6 +146,30 @@ inline void store_partial(T* p, Vec<Accumulate<T>> v, int n) {
   for (int i = 0; i < n; ++i) p[i] = lanes[i];
 }
 #if defined(__AVX512F__)
+template <class T>
+inline Vec<float> load_half_partial(const T* p, int n) {
+  return widen(bits_as<Halves>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p)), T{});
+}
+template <class T>
+inline void store_half_partial(T* p, Vec<float> v, int n) {
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << n) - 1), bits_as<__m256i>(narrow(v, T{})));
+}
+template <>
+inline Vec<float> load_partial(const bfloat16* p, int n) {
+  return load_half_partial(p, n);
+}
+template <>
+inline Vec<float> load_partial(const float16* p, int n) {
+  return load_half_partial(p, n);
+}
+template <>
+inline void store_partial(bfloat16* p, Vec<float> v, int n) {
+  store_half_partial(p, v, n);
+}
+template <>
+inline void store_partial(float16* p, Vec<float> v, int n) {
+  store_half_partial(p, v, n);
+}
 template <>
 inline Vec<float> load_partial(const float* p, int n) {
   return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
@@ -209,6 +233,22 @@ inline void put(double* p, double v) { *p = v; }
 template <class T>
 inline void put(T* p, float v) {
   store_partial(p, splat(v), 1);
+}
+
+// e to the power of v, to 1e-7 relative: a power of two by the exponent's bits, times a polynomial (Taylor's) on what
+// is left, of magnitude ln(2) / 2 at most.
+inline Vec<float> exp(Vec<float> v) {
+  const Vec<float> bounded = v > 89.f ? splat(89.f) : v < -88.f ? splat(-88.f) : v;
+  const Vec<float> shifted = bounded * 1.44269504f + 12582912.f;  // 1.5 * 2^23: rounds to an integer in the last bits
+  const Vec<float> n = shifted - 12582912.f;
+  const Vec<float> r = bounded - n * 0.693359375f + n * 2.12194440e-4f;
+  const Vec<float> p =
+      1.f + r * (1.f + r * (0.5f + r * (1.f / 6 + r * (1.f / 24 + r * (1.f / 120 + r * (1.f / 720))))));
+  return p * bits_as<Vec<float>>((bits_as<Words>(shifted) + 127) << 23);
+}
+inline Vec<double> exp(Vec<double> v) {
+  for (int i = 0; i < kLanes<double>; ++i) v[i] = __builtin_exp(v[i]);
+  return v;
 }
 
 template <class T>
