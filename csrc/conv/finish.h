@@ -38,21 +38,27 @@ struct Finish {
         add(p.residual),
         activation(p.activation) {}
 
-  const T* beside(const T* to) const {
-    return reinterpret_cast<const T*>(reinterpret_cast<const char*>(to) + residual);
-  }
-
   void store(T* to, Vec<A> v) const {
-    if (!plain) v = activate<A>(activation, add ? v + load(beside(to)) : v);
+    if (!plain) v = apply(to, 1, v, kLanes<A>);
     fastconv::store(to, v);
   }
   void store_partial(T* to, Vec<A> v, int n) const {
-    if (!plain) v = activate<A>(activation, add ? v + load_partial(beside(to), n) : v);
+    if (!plain) v = apply(to, 1, v, n);
     fastconv::store_partial(to, v, n);
   }
   void store_strided(T* to, int64_t step, Vec<A> v, int n) const {
-    if (!plain) v = activate<A>(activation, add ? v + load_strided(beside(to), step, n) : v);
+    if (!plain) v = apply(to, step, v, n);
     fastconv::store_strided(to, step, v, n);
+  }
+
+ private:
+  // Not inlined: it would stand in every one of hundreds of register tiles.
+  [[gnu::noinline]] Vec<A> apply(const T* to, int64_t step, Vec<A> v, int n) const {
+    if (add) {
+      const T* from = reinterpret_cast<const T*>(reinterpret_cast<const char*>(to) + residual);
+      v += load_strided(from, step, n);
+    }
+    return activate<A>(activation, v);
   }
 };
 
