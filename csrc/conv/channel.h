@@ -3,7 +3,15 @@
 // weights are packed so that their vectors are contiguous. Scratch is packed whatever the layout of the input: the L
 // channels of a pixel are one cache line, where planar scratch touches L lines for the same broadcasts. Transposing a
 // contiguous input on its way there is worth it (6 % of a 3x3 layer of 64 channels at 56x56) unless every pixel is used
-// only once, by a 1x1 kernel: that reads a contiguous input where it lies.
+// only once, by a 1x1 kernel: that reads the input where it lies, in either layout.
+//
+// Sums stay in registers over all taps and channels of a pass; weights stream from the second-level cache, fetched
+// 1 KB ahead. (Blocks of weights that fit the first level, with sums in memory between them, gave 165 GFLOP/s where
+// this gives 217, on one core for 256 channels at 14x14.)
+//
+// Live taps. Kernel rows that read only padding are left out for each output row. Where the dilation is large, a row of
+// outputs is also cut into segments at the columns where a tap begins or ceases to read the image. Then no tap reads
+// padding, scratch holds none of it, and the half of all taps of an ASPP layer that fall outside cost nothing.
 #pragma once
 #include "conv/tile.h"
 #include "core/parallel.h"
@@ -11,51 +19,158 @@
 namespace fastconv {
 namespace {
 
-constexpr int64_t kWeightBlockBytes = 20 << 10;  // of weights that stay in the first-level cache while pixels pass
-constexpr int64_t kPrepackBytes = 16 << 20;  // weights larger than this are packed block by block where they are used
+constexpr int64_t kOwnWeightBytes = 64 << 10;    // of weights that are packed just before they are used
+constexpr int64_t kPassWeightBytes = 640 << 10;  // of weights that stay in the second-level cache while pixels pass
+constexpr int kWeightsAhead = 1024;              // bytes
+constexpr int64_t kSegmentDilation = 4;          // the smallest for which rows are cut into segments
+constexpr int64_t kMostSegments = 16;
+constexpr int64_t kPrepackBytes = 16 << 20;  // a thread; larger weights are packed block by block where they are used
 
 // Pixels of a register tile of `kv` vectors: accumulators, weights and two broadcasts must fit.
 constexpr int channel_pixels(int kv) { return min64((kVecRegisters - 2 - kv) / kv, 14); }
 
+// How the channels and pixels that a register tile reads lie in memory.
+enum class Source : int32_t {
+  kPacked,  // scratch: L channels of a pixel side by side, then the next pixel
+  kPlanes,  // scratch or a contiguous input: pixels of a channel side by side
+  kPixels   // a channels_last input: all channels of a pixel side by side
+};
+
 struct ChannelPlan {
   Geometry g;
-  bool packed;
-  bool in_place;  // the input serves as it is, without a copy: one tap, no padding, channel by channel
+  Source source;
+  bool in_place;   // the input serves as it is: one tap, no padding
+  bool out_place;  // sums are kept in the output itself
+  bool segments;   // rows are cut where the set of live taps changes, and scratch has no padding
   int kv;
   int64_t k_block, k_blocks;  // output channels of a register tile, tiles of a group
   int64_t k_splits, k_range;  // work items that share a tile of pixels, k_blocks of each
   int64_t c_pass, passes;     // input channels that are in scratch at a time
-  int64_t c_sub;              // input channels whose weights stay in the first-level cache
+  int64_t c_sub;              // input channels whose weights are packed at a time, where that is done on the way
   int64_t x_channel;
   int64_t block_elements;  // packed weights of one k_block and one pass
   bool prepack;
   int64_t x_elements, acc_elements, weight_elements;  // of one thread
 };
 
+// The taps of one axis that reach the image from outputs [first, first + count); at least one, which then reads zeros.
+inline Range live_axis(int64_t first, int64_t count, int64_t taps, int64_t stride, int64_t dilation, int64_t pad,
+                       int64_t size) {
+  const int64_t low = first * stride - pad, high = (first + count - 1) * stride - pad;
+  const int64_t begin = max64(0, min64(ceil_div(max64(-high, 0), dilation), taps - 1));
+  const int64_t end = low >= size ? 0 : min64(taps, (size - 1 - low) / dilation + 1);
+  return {begin, max64(begin + 1, end)};
+}
+inline Range live_rows(const ConvParams& p, int64_t row) {
+  return live_axis(row, 1, p.R, p.stride_h, p.dilation_h, p.pad_h, p.H);
+}
+
+// Columns of a tile with the kernel columns that they need.
+struct Segment {
+  Range columns, taps;
+};
+
+inline Range live_columns(const ConvParams& p, int64_t begin, int64_t end) {
+  return live_axis(begin, end - begin, p.S, p.stride_w, p.dilation_w, p.pad_w, p.W);
+}
+
+inline int64_t tap_segments(const ConvParams& p, Segment* segments) {
+  int64_t count = 0, begin = 0;
+  for (int64_t end = 1; end <= p.Q; ++end) {
+    const Range here = live_columns(p, begin, begin + 1);
+    if (end < p.Q) {
+      const Range next = live_columns(p, end, end + 1);
+      if (here.begin == next.begin && here.end == next.end) continue;
+    }
+    if (count == kMostSegments) return 0;
+    segments[count++] = {{begin, end}, here};
+    begin = end;
+  }
+  return count;
+}
+
+// Every output must have a live tap: register tiles have no way around their loops.
+inline bool reaches_image(int64_t outputs, int64_t taps, int64_t dilation, int64_t pad, int64_t size) {
+  for (int64_t i = 0; i < outputs; ++i) {
+    const Range live = live_axis(i, 1, taps, 1, dilation, pad, size);
+    const int64_t at = i - pad + live.begin * dilation;
+    if (at < 0 || at >= size) return false;
+  }
+  return true;
+}
+
+inline bool can_segment(const ConvParams& p) {
+  Segment segments[kMostSegments];
+  return p.stride_h == 1 && p.stride_w == 1 && p.dilation_w >= kSegmentDilation && p.S > 1 && p.Q <= kMaxTileColumns &&
+         reaches_image(p.P, p.R, p.dilation_h, p.pad_h, p.H) && reaches_image(p.Q, p.S, p.dilation_w, p.pad_w, p.W) &&
+         tap_segments(p, segments) > 0;
+}
+
+// Scratch is a copy of the rows of the image that a tile reads.
+inline Geometry segment_geometry(const ConvParams& p, Geometry g) {
+  g.h.period = g.w.period = g.h.planes = g.w.planes = 1;
+  g.h.step = p.dilation_h;
+  g.w.step = p.dilation_w;
+  g.h.span = min64(p.H, g.h.tile + (p.R - 1) * p.dilation_h);
+  g.w.span = g.pitch = p.W;
+  g.channel = g.h.span * g.pitch;
+  return g;
+}
+
+// Fills it, and says where in it the input of output (0, 0) of the tile would begin, if there were padding.
+template <class T, class A>
+int64_t fill_segments(const ConvParams& p, const Geometry& g, const Tile& t, int64_t c0, int64_t count, A* x) {
+  const int64_t first = t.p0 - p.pad_h, end = min64(p.H, first + t.rows + (p.R - 1) * p.dilation_h);
+  ConvParams whole = p;
+  whole.pad_h = whole.pad_w = 0;
+  Geometry rows = g;
+  rows.h.tile = rows.h.span;
+  rows.w.tile = rows.w.span;
+  const int64_t h0 = max64(0, first);
+  fill_packed<T>(whole, rows, {t.n, h0, 0, end - h0, p.W}, c0, count, x);
+  return (first - h0) * g.pitch - p.pad_w;
+}
+
+// Vectors of output channels in a register tile: as few lanes wasted as possible, then two.
+template <class A>
+int channel_vectors(const ConvParams& p) {
+  constexpr int L = kLanes<A>;
+  int best = 1;
+  for (int kv : {1, 3, 2})
+    if (channel_pixels(kv) >= 4 && round_up(p.K, kv * L) <= round_up(p.K, best * L)) best = kv;
+  return best;
+}
+
 template <class A>
 ChannelPlan channel_plan_for(const ConvParams& p, int64_t rows, int64_t k_splits, int64_t c_pass) {
   constexpr int L = kLanes<A>;
   ChannelPlan plan;
   plan.g = make_geometry(p, rows);
-  plan.packed = is_channels_last(p.input) || (p.R * p.S > 1 && p.C >= L);
-  plan.in_place = !plan.packed && p.R == 1 && p.S == 1 && p.stride_w == 1 && p.pad_h == 0 && p.pad_w == 0 &&
-                  p.P <= p.H && p.Q <= p.W && p.stride_h == 1 && static_cast<int64_t>(sizeof(A)) == p.element_size();
-  plan.kv = p.K <= L ? 1 : 2;
+  const bool same_type = static_cast<int64_t>(sizeof(A)) == p.element_size(), last = is_channels_last(p.input);
+  const bool one_tap = p.R == 1 && p.S == 1 && p.pad_h == 0 && p.pad_w == 0 && p.P <= p.H && p.Q <= p.W && same_type;
+  plan.in_place = one_tap && (last || (p.stride_w == 1 && p.stride_h == 1));
+  plan.source = plan.in_place                         ? (last ? Source::kPixels : Source::kPlanes)
+                : last || (p.R * p.S > 1 && p.C >= L) ? Source::kPacked
+                                                      : Source::kPlanes;
+  plan.segments = plan.source == Source::kPacked && can_segment(p);
+  if (plan.segments) plan.g = segment_geometry(p, plan.g);
+  plan.kv = channel_vectors<A>(p);
   plan.k_block = plan.kv * L;
+  plan.out_place = same_type && p.output.c == 1 && p.K % plan.k_block == 0;
   plan.k_blocks = ceil_div(p.K, plan.k_block);
   plan.k_range = ceil_div(plan.k_blocks, k_splits);
   plan.k_splits = ceil_div(plan.k_blocks, plan.k_range);
   plan.c_pass = min64(round_up(c_pass, L), round_up(p.C, L));
   plan.passes = ceil_div(p.C, plan.c_pass);
-  const int64_t sub = kWeightBlockBytes / (p.R * p.S * plan.k_block * static_cast<int64_t>(sizeof(A)));
+  const int64_t sub = kOwnWeightBytes / (p.R * p.S * plan.k_block * static_cast<int64_t>(sizeof(A)));
   plan.c_sub = min64(max64(sub / L * L, L), plan.c_pass);
   // An odd number of cache lines, so that the same pixel of many channels does not fall into the same cache set.
-  plan.x_channel = plan.packed ? plan.g.channel : (round_up(plan.g.channel, L) / L | 1) * L;
+  plan.x_channel = plan.source == Source::kPacked ? plan.g.channel : (round_up(plan.g.channel, L) / L | 1) * L;
   plan.block_elements = plan.c_pass * p.R * p.S * plan.k_block;
   const int64_t all = p.G * plan.k_blocks * plan.passes * plan.block_elements * static_cast<int64_t>(sizeof(A));
-  plan.prepack = p.prepacked || (all <= kPrepackBytes && p.N * plan.g.h.tiles * plan.g.w.tiles >= 4);
+  plan.prepack = p.prepacked || (all <= kPrepackBytes * p.threads && p.N * plan.g.h.tiles * plan.g.w.tiles >= 4);
   plan.x_elements = plan.in_place ? 0 : plan.c_pass * plan.x_channel + 16 * L;
-  plan.acc_elements = rows * plan.g.w.tile * plan.k_range * plan.k_block;
+  plan.acc_elements = plan.out_place ? 0 : rows * plan.g.w.tile * plan.k_range * plan.k_block;
   plan.weight_elements = plan.prepack ? 0 : plan.c_sub * p.R * p.S * plan.k_block;
   return plan;
 }
@@ -80,8 +195,9 @@ double channel_cost(const ConvParams& p, const ChannelPlan& plan) {
   // A register tile of fewer pixels is bound by its loads.
   const double step = max64(ceil_div(plan.g.w.tile, ceil_div(plan.g.w.tile, px)) * plan.kv, 6) / 2.0;
   const double macs = steps * static_cast<double>(ceil_div(plan.g.w.tile, px)) * step;
-  const double fill = plan.in_place ? 0 : static_cast<double>(p.C) * plan.g.channel * (plan.packed ? 0.12 : 0.2);
-  const double out = plan.g.h.tile * columns * plan.k_range * plan.k_block * 0.3;
+  const double fill =
+      plan.in_place ? 0 : static_cast<double>(p.C) * plan.g.channel * (plan.source == Source::kPacked ? 0.12 : 0.2);
+  const double out = plan.out_place ? 0 : plan.g.h.tile * columns * plan.k_range * plan.k_block * 0.3;
   // An item reads all its weights once: from the second-level cache, from beyond it, or packing them on the way.
   const double weights = static_cast<double>(plan.k_range * plan.passes * plan.block_elements);
   const double all = static_cast<double>(p.G * plan.k_blocks * plan.passes * plan.block_elements);
@@ -94,10 +210,12 @@ double channel_cost(const ConvParams& p, const ChannelPlan& plan) {
 template <class A>
 bool channel_plan(const ConvParams& p, ChannelPlan& best) {
   double best_total = 0;
-  for (int64_t limit : {256 << 10, 6 << 20}) {
-    // Several passes over the input channels only where one does not fit; several work items to a tile of pixels only
-    // where there are too few tiles.
-    for (int64_t c_pass = p.C; best_total == 0; c_pass = ceil_div(c_pass, 2)) {
+  const int64_t pass_bytes = p.R * p.S * channel_vectors<A>(p) * kLanes<A> * static_cast<int64_t>(sizeof(A));
+  for (int64_t limit : {384 << 10, 6 << 20}) {
+    // Several passes over the input channels only where one does not fit, or its weights do not; several work items to
+    // a tile of pixels only where there are too few tiles.
+    for (int64_t c_pass = ceil_div(p.C, ceil_div(p.C * pass_bytes, kPassWeightBytes)); best_total == 0;
+         c_pass = ceil_div(c_pass, 2)) {
       for (int64_t k_splits = 1; k_splits <= 2 * p.threads; k_splits *= 2) {
         const auto plan_of = [&](int64_t r) { return channel_plan_for<A>(p, r, k_splits, c_pass); };
         const int64_t rows = choose_rows(
@@ -124,71 +242,101 @@ bool channel_plan(const ConvParams& p, ChannelPlan& best) {
   return false;
 }
 
+// The taps of one register tile: `rows` kernel rows of `columns` taps each, the first at `first`; `pitch` taps from one
+// kernel row to the next.
+struct TapGrid {
+  const Tap* first;
+  int64_t rows, columns, pitch;
+};
+
 // One register tile: PX consecutive pixels by KV vectors of output channels, over `channels` input channels. Starts
 // from bias where it is given, else from what acc holds. w[c / L][tap][c % L][KV * L]; at least one channel and one
-// tap.
-template <class A, int KV, int PX, bool Packed>
-void channel_micro(const A* x, int64_t x_channel, int64_t channels, const Tap* taps, int tap_count, const A* w,
-                   int64_t w_block, const A* bias, A* acc, int64_t acc_stride) {
+// tap. Where `finish` is given, acc is the output.
+template <class A, int KV, int PX, Source From>
+void channel_micro(const A* x, int64_t x_channel, int64_t x_pixel, int64_t channels, TapGrid taps, const A* w,
+                   int64_t w_block, const A* bias, A* acc, int64_t acc_stride, const Finish<A>* finish) {
   constexpr int L = kLanes<A>;
-  constexpr int kPixel = Packed ? L : 1;
+  const int64_t pixel = From == Source::kPacked ? L : From == Source::kPlanes ? 1 : x_pixel;
+  const int64_t channel = From == Source::kPlanes ? x_channel : 1;
   const A* start = bias ? bias : acc;
   const int64_t start_stride = bias ? 0 : acc_stride;
   Vec<A> sum[PX][KV];
 #pragma GCC unroll 16
   for (int i = 0; i < PX; ++i)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < KV; ++v) sum[i][v] = load(start + i * start_stride + v * L);
   // Loops that run at least once: with a way around them the compiler keeps the sums in memory at their end.
   const int64_t last = channels - 1;
   int64_t c0 = 0;
   do {
     const int64_t n = min64(L, channels - c0);
-    const Tap* tap = taps;
+    const Tap* tap = taps.first;
+    const Tap* const end = tap + taps.rows * taps.pitch;
     do {
-      const A* from = x + static_cast<int64_t>(tap->offset) * kPixel;
-      const A* weight = w + static_cast<int64_t>(tap->index) * (L * KV * L);
-      const A* weight_end = weight + n * KV * L;
+      const Tap* const row_end = tap + taps.columns;
       do {
-        Vec<A> b[KV];
-#pragma GCC unroll 2
-        for (int v = 0; v < KV; ++v) b[v] = load(weight + v * L);
+        const A* from = x + static_cast<int64_t>(tap->offset) * pixel;
+        const A* weight = w + static_cast<int64_t>(tap->index) * (L * KV * L);
+        const A* weight_end = weight + n * KV * L;
+        do {
+          Vec<A> b[KV];
+#pragma GCC unroll 4
+          for (int v = 0; v < KV; ++v) {
+            b[v] = load(weight + v * L);
+            __builtin_prefetch(reinterpret_cast<const char*>(weight + v * L) + kWeightsAhead);
+          }
 #pragma GCC unroll 16
-        for (int i = 0; i < PX; ++i) {
-          const Vec<A> value = splat(from[i * kPixel]);
-#pragma GCC unroll 2
-          for (int v = 0; v < KV; ++v) sum[i][v] += value * b[v];
-        }
-        from += Packed ? 1 : x_channel;
-        weight += KV * L;
-      } while (weight != weight_end);
-    } while (++tap != taps + tap_count);
+          for (int i = 0; i < PX; ++i) {
+            const Vec<A> value = splat(from[i * pixel]);
+#pragma GCC unroll 4
+            for (int v = 0; v < KV; ++v) sum[i][v] += value * b[v];
+          }
+          from += channel;
+          weight += KV * L;
+        } while (weight != weight_end);
+      } while (++tap != row_end);
+      tap += taps.pitch - taps.columns;
+    } while (tap != end);
     x += L * x_channel;
     w += w_block;
     c0 += L;
   } while (c0 <= last);
+  if (finish) {
+#pragma GCC unroll 16
+    for (int i = 0; i < PX; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < KV; ++v) finish->store(acc + i * acc_stride + v * L, sum[i][v]);
+    return;
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < PX; ++i)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < KV; ++v) store(acc + i * acc_stride + v * L, sum[i][v]);
 }
 
 template <class A>
-using ChannelMicro = void (*)(const A*, int64_t, int64_t, const Tap*, int, const A*, int64_t, const A*, A*, int64_t);
+using ChannelMicro = void (*)(const A*, int64_t, int64_t, int64_t, TapGrid, const A*, int64_t, const A*, A*, int64_t,
+                              const Finish<A>*);
 
-template <class A, int KV, bool Packed, int... I>
+template <class A, int KV, Source From, int... I>
 ChannelMicro<A> channel_micro_of(int pixels, std::integer_sequence<int, I...>) {
-  static const ChannelMicro<A> kTable[] = {channel_micro<A, KV, I + 1, Packed>...};
+  static const ChannelMicro<A> kTable[] = {channel_micro<A, KV, I + 1, From>...};
   return kTable[pixels - 1];
 }
 
+template <class A, int KV>
+ChannelMicro<A> channel_micro_of(Source from, int pixels) {
+  using Pixels = std::make_integer_sequence<int, channel_pixels(KV)>;
+  return from == Source::kPacked   ? channel_micro_of<A, KV, Source::kPacked>(pixels, Pixels{})
+         : from == Source::kPlanes ? channel_micro_of<A, KV, Source::kPlanes>(pixels, Pixels{})
+                                   : channel_micro_of<A, KV, Source::kPixels>(pixels, Pixels{});
+}
+
 template <class A>
-ChannelMicro<A> channel_micro_of(int kv, bool packed, int pixels) {
-  using One = std::make_integer_sequence<int, channel_pixels(1)>;
-  using Two = std::make_integer_sequence<int, channel_pixels(2)>;
-  if (kv == 1)
-    return packed ? channel_micro_of<A, 1, true>(pixels, One{}) : channel_micro_of<A, 1, false>(pixels, One{});
-  return packed ? channel_micro_of<A, 2, true>(pixels, Two{}) : channel_micro_of<A, 2, false>(pixels, Two{});
+ChannelMicro<A> channel_micro_of(int kv, Source from, int pixels) {
+  return kv == 1   ? channel_micro_of<A, 1>(from, pixels)
+         : kv == 2 ? channel_micro_of<A, 2>(from, pixels)
+                   : channel_micro_of<A, 3>(from, pixels);
 }
 
 // Weights of output channels [k0, k0 + k_block) and input channels [c0, c0 + c_pass) of group g as
@@ -238,14 +386,15 @@ void channel_pack(const ConvParams& p, int64_t k_block, int64_t g, int64_t k0, i
 template <class A>
 struct ChannelScratch {
   A* bias;
+  Tap* taps;  // [R, S]
   char* threads;
   int64_t thread_bytes, total;
 
   ChannelScratch(const ConvParams& p, const ChannelPlan& plan, void* scratch) {
     Carver carve(scratch);
     bias = carve.take<A>(p.G * plan.k_blocks * plan.k_block);
-    thread_bytes = round_up(channel_thread_elements<A>(plan) * static_cast<int64_t>(sizeof(A)), 64) + 256 +
-                   round_up(p.R * p.S * static_cast<int64_t>(sizeof(Tap)), 64);
+    taps = carve.take<Tap>(p.R * p.S);
+    thread_bytes = round_up(channel_thread_elements<A>(plan) * static_cast<int64_t>(sizeof(A)), 64) + 256;
     threads = carve.take<char>(thread_bytes * p.threads);
     total = carve.used();
   }
@@ -267,58 +416,79 @@ void channel_forward(const ConvParams& p, const ChannelPlan& plan, const void* p
   const ChannelScratch<A> memory(p, plan, scratch);
   const int64_t taps_of_kernel = p.R * p.S, group_k = plan.k_blocks * plan.k_block;
   padded_bias<T>(p, group_k, memory.bias);
+  for (int64_t r = 0; r < p.R; ++r)
+    for (int64_t s = 0; s < p.S; ++s) memory.taps[r * p.S + s] = tap_of(p, plan.g, r, s);
+  const Finish<A> finish(p);  // used only where sums have the type of the output
+  Segment segments[kMostSegments];
+  int64_t segment_count = 1;
+  if (plan.segments) segment_count = tap_segments(p, segments);
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles;
   const int most = channel_pixels(plan.kv);
-  const int64_t pixel = plan.packed ? L : 1;
   parallel_for(p.threads, channel_items<A>(p, plan), [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
-    Tap* taps = carve.take<Tap>(taps_of_kernel);
     A* x = carve.take<A>(plan.x_elements);
-    A* acc = carve.take<A>(plan.acc_elements);
+    A* scratch_acc = carve.take<A>(plan.acc_elements);
     A* own_weights = carve.take<A>(plan.weight_elements);
-    const int64_t first_block = item % plan.k_splits * plan.k_range;
+    const int64_t first_block = item % plan.k_splits * plan.k_range, k0 = first_block * plan.k_block;
     const int64_t blocks = min64(plan.k_range, plan.k_blocks - first_block);
     const Tile t = make_tile(p, plan.g, item / plan.k_splits / tiles / p.G, item / plan.k_splits % tiles);
     const int64_t g = item / plan.k_splits / tiles % p.G;
-    const int tap_count = live_taps(p, plan.g, t, taps);
-    const int64_t acc_stride = blocks * plan.k_block;
-    const int64_t chunks = ceil_div(t.columns, most);
+    A* acc = plan.out_place ? at<A>(p.output, t.n, g * p.K + k0, t.p0, t.q0) : scratch_acc;
+    const int64_t acc_stride = plan.out_place ? p.output.w : blocks * plan.k_block;
+    const int64_t acc_row = plan.out_place ? p.output.h : t.columns * acc_stride;
+    const int64_t pixel = plan.source == Source::kPacked   ? L
+                          : plan.source == Source::kPlanes ? 1
+                                                           : p.stride_w * p.input.w;
     for (int64_t pass = 0; pass < plan.passes; ++pass) {
       const int64_t c0 = pass * plan.c_pass, channels = min64(plan.c_pass, p.C - c0);
       const A* source = x;
-      int64_t x_channel = plan.x_channel, pitch = plan.g.pitch;
+      int64_t x_channel = plan.x_channel, pitch = plan.g.pitch * pixel;
       if (plan.in_place) {
-        source = at<const A>(p.input, t.n, g * p.C + c0, t.p0, t.q0);
+        source = at<const A>(p.input, t.n, g * p.C + c0, t.p0 * p.stride_h, t.q0 * p.stride_w);
         x_channel = p.input.c;
-        pitch = p.input.h;
-      } else if (plan.packed)
+        pitch = p.stride_h * p.input.h;
+      } else if (plan.segments) {
+        source += fill_segments<T>(p, plan.g, t, g * p.C + c0, channels, x) * L;
+      } else if (plan.source == Source::kPacked) {
         fill_packed<T>(p, plan.g, t, g * p.C + c0, channels, x);
-      else
+      } else {
         fill_planar<T>(p, plan.g, t, g * p.C + c0, channels, plan.x_channel, x);
+      }
       for (int64_t b = 0; b < blocks; ++b) {
         const int64_t block = first_block + b;
         const int64_t weights = ((g * plan.k_blocks + block) * plan.passes + pass) * plan.block_elements;
-        for (int64_t c = 0; c < channels; c += plan.c_sub) {
-          const A* sub = static_cast<const A*>(packed) + weights + c * taps_of_kernel * plan.k_block;
+        const int64_t sub_channels = plan.prepack ? plan.c_pass : plan.c_sub;
+        for (int64_t c = 0; c < channels; c += sub_channels) {
+          const A* sub = static_cast<const A*>(packed) + weights;
           if (!plan.prepack) {
             channel_pack<T>(p, plan.k_block, g, block * plan.k_block, c0 + c, min64(plan.c_sub, plan.c_pass - c),
                             own_weights);
             sub = own_weights;
           }
           const A* bias = pass == 0 && c == 0 ? memory.bias + g * group_k + block * plan.k_block : nullptr;
-          for (int64_t row = 0; row < t.rows; ++row)
-            for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-              const int64_t q = t.columns * chunk / chunks, end = t.columns * (chunk + 1) / chunks;
-              channel_micro_of<A>(plan.kv, plan.packed, static_cast<int>(end - q))(
-                  source + c * x_channel + (row * pitch + q) * pixel, x_channel, min64(plan.c_sub, channels - c), taps,
-                  tap_count, sub, taps_of_kernel * L * plan.k_block, bias,
-                  acc + (row * t.columns + q) * acc_stride + b * plan.k_block, acc_stride);
+          const bool ends = pass == plan.passes - 1 && c + sub_channels >= channels;
+          for (int64_t row = 0; row < t.rows; ++row) {
+            const Range rows = live_rows(p, t.p0 + row);
+            for (int64_t i = 0; i < segment_count; ++i) {
+              const Segment segment = plan.segments ? segments[i] : Segment{{0, t.columns}, {0, p.S}};
+              const TapGrid taps = {memory.taps + rows.begin * p.S + segment.taps.begin, rows.end - rows.begin,
+                                    segment.taps.end - segment.taps.begin, p.S};
+              const int64_t columns = segment.columns.end - segment.columns.begin, chunks = ceil_div(columns, most);
+              for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+                const int64_t q = columns * chunk / chunks, end = columns * (chunk + 1) / chunks;
+                const int64_t column = segment.columns.begin + q;
+                channel_micro_of<A>(plan.kv, plan.source, static_cast<int>(end - q))(
+                    source + c * x_channel + row * pitch + column * pixel, x_channel, pixel,
+                    min64(sub_channels, channels - c), taps, sub, taps_of_kernel * L * plan.k_block, bias,
+                    acc + row * acc_row + column * acc_stride + b * plan.k_block, acc_stride,
+                    plan.out_place && ends ? &finish : nullptr);
+              }
             }
+          }
         }
       }
     }
-    const int64_t k0 = first_block * plan.k_block;
-    store_packed<T>(p, t, g * p.K + k0, min64(acc_stride, p.K - k0), acc, acc_stride);
+    if (!plan.out_place) store_packed<T>(p, t, g * p.K + k0, min64(acc_stride, p.K - k0), acc, acc_stride);
   });
 }
 

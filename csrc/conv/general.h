@@ -9,9 +9,6 @@ namespace fastconv {
 namespace {
 
 // The outputs of [q0, q1) for which input column q * stride + shift lies inside [0, W).
-struct Range {
-  int64_t begin, end;
-};
 inline Range clip(int64_t q0, int64_t q1, int64_t stride, int64_t shift, int64_t W) {
   const int64_t begin = shift < 0 ? max64(q0, ceil_div(-shift, stride)) : q0;
   const int64_t end = shift < W ? min64(q1, (W - 1 - shift) / stride + 1) : q0;

@@ -81,6 +81,12 @@ struct Tap {
   int32_t index;   // r * S + s
 };
 
+inline Tap tap_of(const ConvParams& p, const Geometry& g, int64_t r, int64_t s) {
+  const int64_t plane = r % g.h.period * g.w.planes + s % g.w.period;
+  const int64_t row = plane * g.h.span + r / g.h.period * g.h.step;
+  return {static_cast<int32_t>(row * g.pitch + s / g.w.period * g.w.step), static_cast<int32_t>(r * p.S + s)};
+}
+
 inline bool reads_input(int64_t first, int64_t count, int64_t stride, int64_t size) {
   return first < size && first + (count - 1) * stride >= 0;
 }
@@ -95,10 +101,7 @@ inline int live_taps(const ConvParams& p, const Geometry& g, const Tile& t, Tap*
     for (int64_t s = 0; s < p.S; ++s) {
       const bool last = last_row && s == p.S - 1 && count == 0;
       if (!reads_input(t.q0 * p.stride_w + s * p.dilation_w - p.pad_w, t.columns, p.stride_w, p.W) && !last) continue;
-      const int64_t plane = r % g.h.period * g.w.planes + s % g.w.period;
-      const int64_t row = plane * g.h.span + r / g.h.period * g.h.step;
-      taps[count].offset = static_cast<int32_t>(row * g.pitch + s / g.w.period * g.w.step);
-      taps[count++].index = static_cast<int32_t>(r * p.S + s);
+      taps[count++] = tap_of(p, g, r, s);
     }
   }
   return count;
