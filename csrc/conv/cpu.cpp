@@ -9,6 +9,7 @@
 #include "conv/params.h"
 #include "conv/pixel.h"
 #include "conv/rows.h"
+#include "conv/winograd.h"
 
 namespace fastconv::FASTCONV_ISA {
 namespace {
@@ -67,8 +68,8 @@ constexpr ConvGradKernel grad_row(const char* name) {
 
 extern const ConvKernels conv_kernels = {
     {row<DepthwiseRows>("depthwise_rows"), row<DepthwisePixels>("depthwise_pixels"), row<DepthwiseForward>("depthwise"),
-     row<RowsForward>("rows"), row<ChannelForward>("channel"), row<PixelForward>("pixel"),
-     row<GeneralForward>("general")},
+     row<RowsForward>("rows"), row<WinogradForward>("winograd"), row<ChannelForward>("channel"),
+     row<PixelForward>("pixel"), row<GeneralForward>("general")},
     {grad_row<DepthwiseGradWeight>("depthwise"), grad_row<ChannelGradWeight>("channel"),
      grad_row<PixelGradWeight>("pixel"), grad_row<GeneralGradWeight>("general")},
 };
