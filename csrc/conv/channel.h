@@ -496,9 +496,9 @@ struct ChannelForward {
   using Plan = ChannelPlan;
   template <class A>
   static bool preferred(const ConvParams& p) {
-    // With half a vector of output channels or fewer, or with the three of a picture, vectors along the pixels waste
-    // less.
-    return p.K * 2 > kLanes<A> && p.C > 4;
+    // With half a vector of output channels or fewer, or with the three of a contiguous picture, vectors along the
+    // pixels waste less.
+    return p.K * 2 > kLanes<A> && (p.C > 4 || (p.input.c == 1 && p.output.c == 1));
   }
   template <class A>
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {

@@ -17,12 +17,14 @@ namespace {
 
 constexpr int64_t kPatch = 6, kTileSize = 4, kProducts = kPatch * kPatch;
 constexpr int64_t kWinogradBytes = 1 << 20;  // of transformed input and products of a block of tiles
+constexpr int64_t kRoundBytes = 12 << 20;    // of weights that are transformed at a time, where they are not kept
 
 struct WinogradPlan {
   Geometry g;
   int kv;
   int64_t k_block, k_blocks;  // as in channel.h
   int64_t k_splits, k_range;
+  int64_t rounds, round_blocks;  // weights are transformed and used so many k_blocks at a time
   int64_t c_padded;
   int64_t tiles;    // of a block
   int64_t plane;    // elements of one of the 36 matrices of transformed input
@@ -71,9 +73,13 @@ WinogradPlan winograd_plan_for(const ConvParams& p, int64_t rows, int64_t column
   plan.kv = channel_vectors<A>(p);
   plan.k_block = plan.kv * L;
   plan.k_blocks = ceil_div(p.K, plan.k_block);
-  plan.k_range = ceil_div(plan.k_blocks, k_splits);
-  plan.k_splits = ceil_div(plan.k_blocks, plan.k_range);
   plan.c_padded = round_up(p.C, L);
+  const int64_t block_bytes = kProducts * plan.c_padded * plan.k_block * static_cast<int64_t>(sizeof(A));
+  plan.rounds = p.prepacked ? 1 : min64(plan.k_blocks, ceil_div(p.G * plan.k_blocks * block_bytes, kRoundBytes));
+  plan.round_blocks = ceil_div(plan.k_blocks, plan.rounds);
+  plan.rounds = ceil_div(plan.k_blocks, plan.round_blocks);
+  plan.k_range = ceil_div(plan.round_blocks, k_splits);
+  plan.k_splits = ceil_div(plan.round_blocks, plan.k_range);
   plan.tiles = rows * columns;
   // An odd number of cache lines, so that the 36 values of a patch do not fall into the same cache set.
   plan.plane = (plan.tiles * plan.c_padded / L | 1) * L;
@@ -212,15 +218,16 @@ inline void winograd_weights(const WinogradPlan& plan, const float* weights, flo
   }
 }
 
-// Weights as to[k block][product][c][k_block].
+// Weights of a round as to[group][k block][product][c][k_block].
 template <class T>
-void winograd_pack(const ConvParams& p, const WinogradPlan& plan, float* packed) {
+void winograd_pack(const ConvParams& p, const WinogradPlan& plan, int64_t round, float* packed) {
   constexpr int L = kLanes<float>;
-  parallel_for(p.threads, p.G * plan.k_blocks * (plan.c_padded / L), [&](int64_t item, int) {
+  parallel_for(p.threads, p.G * plan.round_blocks * (plan.c_padded / L), [&](int64_t item, int) {
     const int64_t blocks_c = plan.c_padded / L, block = item / blocks_c, c0 = item % blocks_c * L;
-    const int64_t g = block / plan.k_blocks, k0 = block % plan.k_blocks * plan.k_block;
+    const int64_t g = block / plan.round_blocks, k = round * plan.round_blocks + block % plan.round_blocks;
+    if (k >= plan.k_blocks) return;
     alignas(64) float weights[9 * L * 3 * L];
-    channel_pack<T>(p, plan.k_block, g, k0, c0, L, weights);
+    channel_pack<T>(p, plan.k_block, g, k * plan.k_block, c0, L, weights);
     winograd_weights(plan, weights, packed + (block * kProducts * plan.c_padded + c0) * plan.k_block);
   });
 }
@@ -257,9 +264,14 @@ inline void winograd_outputs(const WinogradPlan& plan, const Tile& t, const floa
     }
 }
 
+inline int64_t winograd_weight_elements(const ConvParams& p, const WinogradPlan& plan) {
+  return p.G * plan.round_blocks * plan.k_block * plan.c_padded * kProducts;
+}
+
 struct WinogradScratch {
   float* bias;
   float* zeros;
+  float* weights;  // of a round
   char* threads;
   int64_t thread_bytes, total;
 
@@ -268,6 +280,7 @@ struct WinogradScratch {
     Carver carve(scratch);
     bias = carve.take<float>(p.G * plan.k_blocks * plan.k_block);
     zeros = carve.take<float>(plan.k_block);
+    weights = carve.take<float>(plan.rounds > 1 ? winograd_weight_elements(p, plan) : 0);
     const int64_t elements = plan.g.channel * L + kProducts * (plan.plane + plan.product) + plan.acc_elements + 16 * L;
     thread_bytes = round_up(elements * static_cast<int64_t>(sizeof(float)), 64) + 256;
     threads = carve.take<char>(thread_bytes * p.threads);
@@ -275,13 +288,13 @@ struct WinogradScratch {
   }
 };
 
+// The output channels of one round, `weights` being theirs.
 template <class T>
-void winograd_forward(const ConvParams& p, const WinogradPlan& plan, const void* packed, void* scratch) {
+void winograd_round(const ConvParams& p, const WinogradPlan& plan, int64_t round, const float* weights,
+                    const WinogradScratch& memory) {
   constexpr int L = kLanes<float>;
-  const WinogradScratch memory(p, plan, scratch);
-  const int64_t group_k = plan.k_blocks * plan.k_block;
-  padded_bias<T>(p, group_k, memory.bias);
-  zero(memory.zeros, plan.k_block);
+  const int64_t group_k = plan.k_blocks * plan.k_block, first_of_round = round * plan.round_blocks;
+  const int64_t round_end = min64(plan.k_blocks, first_of_round + plan.round_blocks);
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles, phases = plan.phases_h * plan.phases_w;
   const int most = channel_pixels(plan.kv);
   parallel_for(p.threads, winograd_items<float>(p, plan), [&](int64_t item, int thread) {
@@ -290,8 +303,8 @@ void winograd_forward(const ConvParams& p, const WinogradPlan& plan, const void*
     float* products = carve.take<float>(kProducts * plan.product);
     float* acc = carve.take<float>(plan.acc_elements);
     float* x = carve.take<float>(plan.g.channel * L);
-    const int64_t first_block = item % plan.k_splits * plan.k_range;
-    const int64_t blocks = min64(plan.k_range, plan.k_blocks - first_block);
+    const int64_t first_block = first_of_round + item % plan.k_splits * plan.k_range;
+    const int64_t end_block = min64(first_block + plan.k_range, round_end);
     int64_t rest = item / plan.k_splits;
     const int64_t tile = rest % tiles, g = rest / tiles % p.G, phase = rest / tiles / p.G % phases;
     const int64_t n = rest / tiles / p.G / phases;
@@ -306,15 +319,15 @@ void winograd_forward(const ConvParams& p, const WinogradPlan& plan, const void*
     }
     const Tap tap = {0, 0};
     const int64_t chunks = ceil_div(plan.tiles, most);
-    for (int64_t b = first_block; b < first_block + blocks; ++b) {
-      const float* weights =
-          static_cast<const float*>(packed) + (g * plan.k_blocks + b) * kProducts * plan.c_padded * plan.k_block;
+    for (int64_t b = first_block; b < end_block; ++b) {
+      const float* of_block =
+          weights + (g * plan.round_blocks + b - first_of_round) * kProducts * plan.c_padded * plan.k_block;
       for (int64_t i = 0; i < kProducts; ++i)
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
           const int64_t from = plan.tiles * chunk / chunks, end = plan.tiles * (chunk + 1) / chunks;
           channel_micro_of<float>(plan.kv, Source::kPacked, static_cast<int>(end - from))(
               patches + i * plan.plane + from * L, plan.tiles, L, p.C, {&tap, 1, 1, 1},
-              weights + i * plan.c_padded * plan.k_block, L * plan.k_block, memory.zeros,
+              of_block + i * plan.c_padded * plan.k_block, L * plan.k_block, memory.zeros,
               products + i * plan.product + from * plan.k_block, plan.k_block, nullptr);
         }
       const int64_t k0 = g * p.K + b * plan.k_block;
@@ -336,18 +349,31 @@ void winograd_forward(const ConvParams& p, const WinogradPlan& plan, const void*
   });
 }
 
+template <class T>
+void winograd_forward(const ConvParams& p, const WinogradPlan& plan, const void* packed, void* scratch) {
+  const WinogradScratch memory(p, plan, scratch);
+  const int64_t group_k = plan.k_blocks * plan.k_block;
+  padded_bias<T>(p, group_k, memory.bias);
+  zero(memory.zeros, plan.k_block);
+  for (int64_t round = 0; round < plan.rounds; ++round) {
+    if (plan.rounds > 1) winograd_pack<T>(p, plan, round, memory.weights);
+    winograd_round<T>(p, plan, round, plan.rounds > 1 ? memory.weights : static_cast<const float*>(packed), memory);
+  }
+}
+
 // Whether the transforms, and weights that are four times as large, cost less than the multiplications they save;
 // cycles of one core, after measurements on a few layers.
 inline bool winograd_pays(const ConvParams& p) {
   constexpr double L = kLanes<float>;
-  const int64_t tiles_h = ceil_div(ceil_div(p.P, p.dilation_h), kTileSize) * min64(p.P, p.dilation_h);
-  const int64_t tiles_w = ceil_div(ceil_div(p.Q, p.dilation_w), kTileSize) * min64(p.Q, p.dilation_w);
-  const double tiles = static_cast<double>(p.N * tiles_h * tiles_w), pairs = static_cast<double>(p.C * p.K);
+  const int64_t phases = min64(p.P, p.dilation_h) * min64(p.Q, p.dilation_w);
+  const int64_t tiles_h = ceil_div(ceil_div(p.P, p.dilation_h), kTileSize);
+  const int64_t tiles_w = ceil_div(ceil_div(p.Q, p.dilation_w), kTileSize);
+  const double tiles = static_cast<double>(p.N * phases * tiles_h * tiles_w), pairs = static_cast<double>(p.C * p.K);
   const double weights = kProducts * pairs * sizeof(float);
-  const double block = max64(1, kWinogradBytes / (kProducts * 4 * (p.C + 32)));
-  const double streams =
-      weights > kWinogradBytes / 2 ? ceil_div(static_cast<int64_t>(tiles), static_cast<int64_t>(block)) : 0;
-  const double products = kProducts * tiles * pairs / L * 0.62, streaming = weights * streams / 3.5;
+  const int64_t block = min64(tiles_h * tiles_w, max64(1, kWinogradBytes / (kProducts * 4 * (p.C + 32))));
+  const double streams = weights > kWinogradBytes / 2 ? tiles / static_cast<double>(block) : 0;
+  const double step = block < 4 ? 4.0 / static_cast<double>(block) : 1;  // few tiles are bound by loads of weights
+  const double products = kProducts * tiles * pairs / L * 0.62 * step, streaming = weights * streams / 3.5;
   const double transforms = tiles * 160 * static_cast<double>(p.C + p.K) / L;
   const double pack = p.prepacked ? 0 : kProducts * pairs * 1.4;
   const double direct = static_cast<double>(p.N * p.P * p.Q) * 9 * pairs / L * 0.58;
@@ -358,19 +384,20 @@ struct WinogradForward {
   using Plan = WinogradPlan;
   template <class A>
   static bool preferred(const ConvParams& p) {
-    return p.dtype != Dtype::kFloat64 && p.R == 3 && p.S == 3 && p.C >= 16 && p.K >= 16 && winograd_pays(p);
+    return p.dtype != Dtype::kFloat64 && p.R == 3 && p.S == 3 && p.C >= 16 && p.K >= 16 &&
+           (p.input.c == 1 || p.dilation_w <= 2) && winograd_pays(p);
   }
   template <class A>
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
     if (!winograd_plan<float>(p, plan)) return false;
-    memory.packed =
-        p.G * plan.k_blocks * plan.k_block * plan.c_padded * kProducts * static_cast<int64_t>(sizeof(float));
+    if (plan.rounds == 1) memory.packed = winograd_weight_elements(p, plan) * static_cast<int64_t>(sizeof(float));
     memory.scratch = WinogradScratch(p, plan, nullptr).total;
     return true;
   }
   template <class T>
   static void pack(const ConvParams& p, const Plan& plan, void* packed) {
-    if constexpr (sizeof(Accumulate<T>) == sizeof(float)) winograd_pack<T>(p, plan, static_cast<float*>(packed));
+    if constexpr (sizeof(Accumulate<T>) == sizeof(float))
+      if (plan.rounds == 1) winograd_pack<T>(p, plan, 0, static_cast<float*>(packed));
   }
   template <class T>
   static void run(const ConvParams& p, const Plan& plan, const void* packed, void* scratch) {
