@@ -370,16 +370,35 @@ void channel_pack(const ConvParams& p, int64_t k_block, int64_t g, int64_t k0, i
     }
     return;
   }
+  const bool backwards = p.weight.w == -1 && p.weight.h == -p.S;
+  if (taps > 1 && taps <= L && (backwards || (p.weight.w == 1 && p.weight.h == p.S))) {
+    // The taps of a pair of channels are one run, as in the input gradient: L output channels of it are a square.
+    const T* first = backwards ? from + (p.R - 1) * p.weight.h + (p.S - 1) * p.weight.w : from;
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t k = 0; k < count; k += L) {
+        const int nk = static_cast<int>(min64(L, count - k));
+        Vec<A> v[L];
+        for (int i = 0; i < nk; ++i)
+          v[i] = load_partial(first + (k + i) * p.weight.n + c * p.weight.c, static_cast<int>(taps));
+        for (int i = nk; i < L; ++i) v[i] = Vec<A>{};
+        transpose<A>(v);
+        for (int64_t tap = 0; tap < taps; ++tap)
+          store(to + ((c / L * taps + tap) * L + c % L) * k_block + k, v[backwards ? taps - 1 - tap : tap]);
+      }
+    return;
+  }
   for (int64_t r = 0; r < p.R; ++r)
     for (int64_t s = 0; s < p.S; ++s)
       for (int64_t c = 0; c < channels; c += L) {
         const T* source = from + c * p.weight.c + r * p.weight.h + s * p.weight.w;
         A* target = to + (c / L * taps + r * p.S + s) * L * k_block;
         const int64_t nc = min64(L, channels - c);
-        if (p.weight.n == 1)
-          for (int64_t i = 0; i < nc; ++i) copy_row(target + i * k_block, source + i * p.weight.c, count);
-        else
+        if (p.weight.n == 1 || p.weight.n < p.weight.c) {
+          for (int64_t i = 0; i < nc; ++i)
+            copy_strided(target + i * k_block, source + i * p.weight.c, p.weight.n, count);
+        } else {
           transpose_block(target, k_block, 1, source, p.weight.n, p.weight.c, count, nc);
+        }
       }
 }
 

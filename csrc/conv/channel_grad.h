@@ -82,6 +82,8 @@ template <class A, int KV, int CB>
 void channel_grad_micro(const A* x, int64_t pitch, const A* grad, int64_t grad_block, int64_t rows, int64_t columns,
                         A* sums) {
   constexpr int L = kLanes<A>;
+  // The sums of the next tap.
+  for (int i = 0; i < CB * KV * L; i += 64 / static_cast<int>(sizeof(A))) __builtin_prefetch(sums + L * KV * L + i);
   Vec<A> sum[CB][KV];
 #pragma GCC unroll 8
   for (int c = 0; c < CB; ++c)
@@ -112,6 +114,33 @@ auto channel_grad_micro_of(int kv, int cb) {
   if (kv == 1)
     return cb == 2 ? channel_grad_micro<A, 1, 2> : cb == 4 ? channel_grad_micro<A, 1, 4> : channel_grad_micro<A, 1, 8>;
   return cb == 2 ? channel_grad_micro<A, 2, 2> : cb == 4 ? channel_grad_micro<A, 2, 4> : channel_grad_micro<A, 2, 8>;
+}
+
+// Sums of `count` output channels to where they belong. Gradients of weights are contiguous: (c, tap) is one run of
+// each output channel, written in squares of registers. (One tap at a time every line was written nine times, in
+// parts.)
+template <class T, class A>
+void channel_unpack(const ConvParams& p, T* to, const A* sums, int64_t k_block, int64_t count) {
+  constexpr int L = kLanes<A>;
+  const int64_t taps = p.R * p.S;
+  for (int64_t k = 0; k < count; k += L) {
+    const int nk = static_cast<int>(min64(L, count - k));
+    for (int64_t j = 0; j < p.C * taps; j += L) {
+      const int nj = static_cast<int>(min64(L, p.C * taps - j));
+      Vec<A> v[L];
+      int64_t c = j / taps, tap = j % taps;
+      for (int i = 0; i < nj; ++i) {
+        v[i] = load(sums + ((c / L * taps + tap) * L + c % L) * k_block + k);
+        if (++tap == taps) {
+          tap = 0;
+          ++c;
+        }
+      }
+      for (int i = nj; i < L; ++i) v[i] = Vec<A>{};
+      transpose<A>(v);
+      for (int i = 0; i < nk; ++i) store_strided(to + (k + i) * p.weight.n + j, 1, v[i], nj);
+    }
+  }
 }
 
 template <class T>
@@ -155,13 +184,7 @@ void channel_grad_weight(const ConvParams& p, const ChannelGradPlan& plan, void*
     for (int64_t split = 1; split < plan.n_splits; ++split)
       for (int64_t i = 0; i < plan.block_elements; i += L)
         store(sums + i, load(sums + i) + load(sums + split * all + i));
-    const int64_t count = min64(plan.k_block, p.K - k0);
-    for (int64_t r = 0; r < p.R; ++r)
-      for (int64_t s = 0; s < p.S; ++s)
-        for (int64_t c = 0; c < p.C; c += L)
-          transpose_block(at<T>(p.weight, k0, c, r, s) + g * p.weight_g, p.weight.n, p.weight.c,
-                          sums + (c / L * taps_of_kernel + r * p.S + s) * L * plan.k_block, plan.k_block, 1,
-                          min64(L, p.C - c), count);
+    channel_unpack(p, at<T>(p.weight, k0, 0, 0, 0) + g * p.weight_g, sums, plan.k_block, min64(plan.k_block, p.K - k0));
   });
 }
 
