@@ -132,15 +132,16 @@ inline void store(T* p, Vec<float> v) {
   __builtin_memcpy(p, &h, sizeof h);
 }
 
-// The first n lanes (0 <= n <= lanes); the others are zero, and nothing beyond is touched.
+// The first n lanes (0 <= n <= lanes); the others are zero, and nothing beyond is touched. Without masks these are
+// loops, and not inlined: they would stand in every register tile, and made the object files three times as large.
 template <class T>
-inline Vec<Accumulate<T>> load_partial(const T* p, int n) {
+[[gnu::noinline]] Vec<Accumulate<T>> load_partial(const T* p, int n) {
   T lanes[kLanes<Accumulate<T>>] = {};
   for (int i = 0; i < n; ++i) lanes[i] = p[i];
   return load(lanes);
 }
 template <class T>
-inline void store_partial(T* p, Vec<Accumulate<T>> v, int n) {
+[[gnu::noinline]] void store_partial(T* p, Vec<Accumulate<T>> v, int n) {
   T lanes[kLanes<Accumulate<T>>];
   store(lanes, v);
   for (int i = 0; i < n; ++i) p[i] = lanes[i];
@@ -215,11 +216,14 @@ inline Vec<float> load(const T* p, Window<T> w) {
 }
 #else
 template <class T>
-inline Vec<Accumulate<T>> load(const T* p, Window<T> w) {
-  if (w.begin == 0 && w.end == Window<T>::L) return load(p);
+[[gnu::noinline]] Vec<Accumulate<T>> load_window(const T* p, Window<T> w) {
   T lanes[Window<T>::L] = {};
   for (int i = w.begin; i < w.end; ++i) lanes[i] = p[i];
   return load(lanes);
+}
+template <class T>
+inline Vec<Accumulate<T>> load(const T* p, Window<T> w) {
+  return w.begin == 0 && w.end == Window<T>::L ? load(p) : load_window(p, w);
 }
 #endif
 
