@@ -1,0 +1,141 @@
+"""Rows as tables for the terminal: by family, by class, and the one line that no reader should miss."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from fastconv._console import coloured
+
+from .cases import FAMILIES, FLOOR, TARGETS, target
+from .measure import LAYOUTS, Row, Run, means, smallest
+
+LEGEND = (
+    "Ratio: the faster of PyTorch's two layouts over fastconv; above 1 fastconv is faster. Means are geometric.\n"
+    "Spread: between the quartiles of fastconv's times. GFLOP/s: of fastconv, by the definition. "
+    "GB/s: of input, weight and output, each once.\n"
+    "Limit: what bounds the layer, and the share of it that fastconv reaches; of two shares, the second leaves out "
+    "products with padding."
+)
+
+
+def run_name(run: Run) -> str:
+    direction, dtype, threads = run
+    what = {"fwd": "Forward", "bwd": "Backward", "train": "Forward and backward"}[direction]
+    return f"{what}, {dtype}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def new_table(title: str, *headings: str) -> Table:
+    table = Table(box=box.SIMPLE, title=title, title_justify="left", title_style="bold")
+    # A narrow terminal breaks the case's name, not the numbers.
+    table.add_column("case")
+    table.add_column("layout", no_wrap=True, min_width=13)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
+    return table
+
+
+def run_table(run: Run, rows: Sequence[Row]) -> Table:
+    """The rows of one run, grouped by family, each closed by the geometric mean of its ratios."""
+    table = new_table(
+        f"{run_name(run)}, median milliseconds",
+        *("PyTorch", "fastconv", "spread", "GFLOP/s", "GB/s", "limit", "ratio"),
+    )
+    of_family = {mean["family"]: mean for mean in means(rows, "family")}
+    for family in FAMILIES:
+        for row in rows:
+            if row["family"] == family:
+                add_row(table, row)
+        if family in of_family:
+            mean = of_family[family]
+            for name, layout in titled(f"{family}, mean of {mean['cases']}", mean["mean"]):
+                table.add_row(name, layout, *[""] * 6, coloured(mean["mean"][layout]), style="bold")
+        table.add_section()
+    return table
+
+
+def add_row(table: Table, row: Row) -> None:
+    title = f"{row['id']} {row['text']}"
+    if row["status"] != "timed":
+        style = "dim" if row["status"] == "skipped" else "red"
+        table.add_row(title, f"[{style}]{row['status']}[/]")
+        return
+    for name, layout in titled(title, row["ratio"]):
+        pytorch, ours = (row["seconds"][f"{library} {layout}"] for library in ("PyTorch", "fastconv"))
+        table.add_row(
+            name,
+            layout,
+            f"{1e3 * pytorch['median']:.3f}",
+            f"{1e3 * ours['median']:.3f}",
+            f"{(ours['high'] - ours['low']) / ours['median']:.0%}",
+            f"{row['gflops'][layout]:.0f}",
+            f"{row['gbps'][layout]:.1f}",
+            limit_text(row["bound"], *row["limit"][layout]),
+            coloured(row["ratio"][layout]),
+        )
+
+
+def titled(title: str, layouts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Each layout with the title, which stands beside the first alone."""
+    return [(title if place == 0 else "", layout) for place, layout in enumerate(layouts)]
+
+
+def limit_text(bound: str, whole: float, live: float) -> str:
+    """
+    >>> limit_text("compute", 0.9, 0.5), limit_text("memory", 0.71, 0.71)
+    ('compute 90/50%', 'memory 71%')
+    """
+    both = dict.fromkeys(f"{share:.0%}".removesuffix("%") for share in (whole, live))
+    return f"{bound} {'/'.join(both)}%"
+
+
+def class_table(rows: Sequence[Row]) -> Table:
+    """Geometric means by class, for every run, against what is aimed at."""
+    table = Table(box=box.SIMPLE, title="Means by class", title_justify="left", title_style="bold")
+    table.add_column("class", no_wrap=True)
+    for heading in ("cases", *LAYOUTS, "least", "target"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    found = means(rows, "class")
+    for run in dict.fromkeys((mean["direction"], mean["dtype"], mean["threads"]) for mean in found):
+        table.add_row(run_name(run), style="bold")
+        for name in TARGETS:
+            for mean in found:
+                if (mean["direction"], mean["dtype"], mean["threads"], mean["class"]) != (*run, name):
+                    continue
+                aim = target(name, *run[:2])
+                ratios = [
+                    coloured(mean["mean"][layout], aim or FLOOR) if layout in mean["mean"] else "" for layout in LAYOUTS
+                ]
+                least = coloured(mean["least"], FLOOR)
+                table.add_row(f"  {name}", str(mean["cases"]), *ratios, least, f"{aim:.2f}" if aim else "")
+        table.add_section()
+    return table
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """The smallest ratio, how many are below the floor, and what is not in the numbers."""
+    lines = []
+    least = smallest(rows)
+    if least is not None:
+        ratio, row, layout = least
+        run = run_name((row["direction"], row["dtype"], row["threads"]))
+        all_ratios = [each for row in rows for each in row.get("ratio", {}).values()]
+        below = sum(each < FLOOR for each in all_ratios)
+        lines.append(
+            f"Smallest ratio: {coloured(ratio, FLOOR)} ({row['id']} {escape(row['text'])}, {layout}; {run}). "
+            f"Below {FLOOR}: {below} of {len(all_ratios)}."
+        )
+    part = [row for row in rows if row.get("checked", 1) < 1]
+    if part:
+        smallest_share = min(row["checked"] for row in part)
+        lines.append(
+            f"{len(part)} of {len(rows)} rows were compared with float64 in a share of their channels, "
+            f"spread over all; the smallest share is {smallest_share:.1%}."
+        )
+    for row in rows:
+        if row["status"] != "timed":
+            run = run_name((row["direction"], row["dtype"], row["threads"]))
+            lines.append(f"{row['id']}, {run}: {row['status']}, {escape(row['reason'])}")
+    return "\n".join(lines)
