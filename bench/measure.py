@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import groupby
 from types import ModuleType
 from typing import Any
 
@@ -55,7 +54,9 @@ def tensors(case: ConvCase, batch: int, dtype: str) -> dict[str, Data]:
     [N, C, W] where contiguous and [N, C, 1, W] in channels_last, which PyTorch has no other way to express."""
     generator = torch.Generator().manual_seed(0)
     shapes = (case.input_shape(batch), case.weight_shape, case.output_shape(batch))
-    made = [torch.randn(shape, generator=generator).to(getattr(torch, dtype)) for shape in shapes]
+    end = math.sqrt(3)  # of a uniform distribution of variance 1; a normal one takes seconds for the largest layers
+    drawn = (torch.empty(shape).uniform_(-end, end, generator=generator) for shape in shapes)
+    made = [each.to(getattr(torch, dtype)) for each in drawn]
     fan_in = case.C // case.groups * case.R * case.S / (math.prod(case.stride) if case.transposed else 1)
     made[1] /= math.sqrt(fan_in)
     data = {}
@@ -373,19 +374,19 @@ def means(rows: Iterable[Row], by: str) -> list[Row]:
     """Geometric means of the ratios, by "family" or "class", of each run and layout."""
     found = []
     for (direction, dtype, threads), members in by_run(row for row in rows if row["status"] == "timed").items():
-        ordered = sorted(members, key=lambda row: row[by])
-        for name, group in groupby(ordered, key=lambda row: row[by]):
-            ratios = [row["ratio"] for row in group]
-            mean = {layout: statistics.geometric_mean(each[layout] for each in ratios) for layout in ratios[0]}
+        ratios: dict[str, list[dict[str, float]]] = {}
+        for row in members:
+            ratios.setdefault(row[by], []).append(row["ratio"])
+        for name, each in ratios.items():
             found.append(
                 {
                     "direction": direction,
                     "dtype": dtype,
                     "threads": threads,
                     by: name,
-                    "cases": len(ratios),
-                    "mean": mean,
-                    "least": min(min(each.values()) for each in ratios),
+                    "cases": len(each),
+                    "mean": {layout: statistics.geometric_mean(ratio[layout] for ratio in each) for layout in each[0]},
+                    "least": min(min(ratio.values()) for ratio in each),
                 }
             )
     return found

@@ -9,9 +9,11 @@ from rich.table import Table
 
 from fastconv._console import coloured
 
-from .cases import FAMILIES, FLOOR, TARGETS, target
-from .measure import LAYOUTS, Row, Run, means, smallest
+from .cases import FAMILIES, FLOOR, target
+from .measure import LAYOUTS, Row, Run, by_run, means, smallest
 
+#: Spread of the times from which on the reader is warned.
+BUSY = 0.3
 LEGEND = (
     "Ratio: the faster of PyTorch's two layouts over fastconv; above 1 fastconv is faster. Means are geometric.\n"
     "Spread: between the quartiles of fastconv's times. GFLOP/s: of fastconv, by the definition. "
@@ -69,12 +71,17 @@ def add_row(table: Table, row: Row) -> None:
             layout,
             f"{1e3 * pytorch['median']:.3f}",
             f"{1e3 * ours['median']:.3f}",
-            f"{(ours['high'] - ours['low']) / ours['median']:.0%}",
+            f"{spread(ours):.0%}",
             f"{row['gflops'][layout]:.0f}",
             f"{row['gbps'][layout]:.1f}",
             limit_text(row["bound"], *row["limit"][layout]),
             coloured(row["ratio"][layout]),
         )
+
+
+def spread(timing: dict[str, Any]) -> float:
+    """Between the quartiles, in medians."""
+    return (timing["high"] - timing["low"]) / timing["median"]
 
 
 def titled(title: str, layouts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -97,19 +104,18 @@ def class_table(rows: Sequence[Row]) -> Table:
     table.add_column("class", no_wrap=True)
     for heading in ("cases", *LAYOUTS, "least", "target"):
         table.add_column(heading, justify="right", no_wrap=True)
-    found = means(rows, "class")
-    for run in dict.fromkeys((mean["direction"], mean["dtype"], mean["threads"]) for mean in found):
+    for run, members in by_run(rows).items():
         table.add_row(run_name(run), style="bold")
-        for name in TARGETS:
-            for mean in found:
-                if (mean["direction"], mean["dtype"], mean["threads"], mean["class"]) != (*run, name):
-                    continue
-                aim = target(name, *run[:2])
-                ratios = [
-                    coloured(mean["mean"][layout], aim or FLOOR) if layout in mean["mean"] else "" for layout in LAYOUTS
-                ]
-                least = coloured(mean["least"], FLOOR)
-                table.add_row(f"  {name}", str(mean["cases"]), *ratios, least, f"{aim:.2f}" if aim else "")
+        for mean in means(members, "class"):
+            aim = target(mean["class"], *run[:2])
+            reached = {layout: coloured(ratio, aim or FLOOR) for layout, ratio in mean["mean"].items()}
+            table.add_row(
+                f"  {mean['class']}",
+                str(mean["cases"]),
+                *(reached.get(layout, "") for layout in LAYOUTS),
+                coloured(mean["least"], FLOOR),
+                f"{aim:.2f}" if aim else "",
+            )
         table.add_section()
     return table
 
@@ -126,6 +132,13 @@ def verdict(rows: Sequence[Row]) -> str:
         lines.append(
             f"Smallest ratio: {coloured(ratio, FLOOR)} ({row['id']} {escape(row['text'])}, {layout}; {run}). "
             f"Below {FLOOR}: {below} of {len(all_ratios)}."
+        )
+    timed = [row for row in rows if row["status"] == "timed"]
+    busy = sum(max(map(spread, row["seconds"].values())) > BUSY for row in timed)
+    if busy:
+        lines.append(
+            f"Times of {busy} of {len(timed)} rows vary by over {BUSY:.0%} between quartiles: the machine was busy. "
+            "Better run this again."
         )
     part = [row for row in rows if row.get("checked", 1) < 1]
     if part:

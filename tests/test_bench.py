@@ -315,9 +315,11 @@ def test_smallest():
 def test_verdict_hides_nothing():
     rows = judged_rows()
     rows[1]["checked"] = 0.5
+    rows[2]["seconds"]["PyTorch contiguous"]["high"] = 1.3
     said = tables.verdict(rows)
     assert re.search(r"Smallest ratio: \S*0\.25\S* \(G01 3x3 128@56 g32, channels_last; Forward", said)
     assert f"Below {FLOOR}: 2 of 8." in said
+    assert "Times of 1 of 4 rows vary by over 30%" in said
     assert "1 of 5 rows were compared with float64 in a share" in said
     assert "W19, Forward, float32, 1 thread: wrong, differs" in said
 
@@ -461,7 +463,7 @@ def test_the_command(bench, tmp_path):
             assert len(samples) >= 3
             assert times[f"fastconv {layout}"] == pytest.approx(summarise(samples).median, rel=1e-3)
         assert f"{row['id']} {row['text']}" in result.stdout
-    assert [mean["family"] for mean in found["families"]] == ["depthwise", "grouped"] * 4
+    assert [mean["family"] for mean in found["families"]] == ["grouped", "depthwise"] * 4
     assert {mean["class"] for mean in found["classes"]} == {"depthwise 3x3 and 5x5", "grouped, over 32 a group"}
     for expected in ("Forward, float32, 1 thread", "Forward and backward, float32, 2 threads", "depthwise, mean of 1"):
         assert expected in result.stdout
