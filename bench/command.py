@@ -141,7 +141,7 @@ def bench(
 
     console.print(roofline.text(bandwidth, peak), highlight=False, soft_wrap=True)
     for run, members in by_run(rows).items():
-        console.print(run_table(run, members))
+        console.print(run_table(run, members, console.width))
     console.print(class_table(rows))
     console.print(verdict(rows), highlight=False, soft_wrap=True)
     console.print(LEGEND, style="dim", highlight=False, soft_wrap=True)

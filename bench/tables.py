@@ -12,6 +12,9 @@ from fastconv._console import coloured
 from .cases import FAMILIES, FLOOR, target
 from .measure import LAYOUTS, Row, Run, by_run, means, smallest
 
+COLUMNS = ("layout", "PyTorch", "fastconv", "spread", "GFLOP/s", "GB/s", "limit", "ratio")
+#: What a terminal narrower than WIDE leaves out.
+LEFT_OUT, WIDE = ("spread", "GFLOP/s", "GB/s"), 112
 #: Spread of the times from which on the reader is warned.
 BUSY = 0.3
 LEGEND = (
@@ -29,54 +32,55 @@ def run_name(run: Run) -> str:
     return f"{what}, {dtype}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def new_table(title: str, *headings: str) -> Table:
+def new_table(title: str, first: str, headings: Sequence[str]) -> Table:
+    """With numbers in all but the first column, of which alone a narrow terminal breaks the lines."""
     table = Table(box=box.SIMPLE, title=title, title_justify="left", title_style="bold")
-    # A narrow terminal breaks the case's name, not the numbers.
-    table.add_column("case")
-    table.add_column("layout", no_wrap=True, min_width=13)
+    table.add_column(first, min_width=12)
     for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
+        justify = "left" if heading == "layout" else "right"
+        width = len("channels_last") if heading == "layout" else len(heading)
+        table.add_column(heading, justify=justify, no_wrap=True, min_width=width)  # type: ignore[arg-type]
     return table
 
 
-def run_table(run: Run, rows: Sequence[Row]) -> Table:
+def run_table(run: Run, rows: Sequence[Row], width: int) -> Table:
     """The rows of one run, grouped by family, each closed by the geometric mean of its ratios."""
-    table = new_table(
-        f"{run_name(run)}, median milliseconds",
-        *("PyTorch", "fastconv", "spread", "GFLOP/s", "GB/s", "limit", "ratio"),
-    )
+    columns = [name for name in COLUMNS if width >= WIDE or name not in LEFT_OUT]
+    table = new_table(f"{run_name(run)}, median milliseconds", "case", columns)
     of_family = {mean["family"]: mean for mean in means(rows, "family")}
     for family in FAMILIES:
         for row in rows:
-            if row["family"] == family:
-                add_row(table, row)
+            if row["family"] != family:
+                continue
+            title = f"{row['id']} {row['text']}"
+            if row["status"] != "timed":
+                table.add_row(title, f"[{'dim' if row['status'] == 'skipped' else 'red'}]{row['status']}[/]")
+                continue
+            for name, layout in titled(title, row["ratio"]):
+                found = cells(row, layout)
+                table.add_row(name, *(found[column] for column in columns))
         if family in of_family:
             mean = of_family[family]
             for name, layout in titled(f"{family}, mean of {mean['cases']}", mean["mean"]):
-                table.add_row(name, layout, *[""] * 6, coloured(mean["mean"][layout]), style="bold")
+                found = {"layout": layout, "ratio": coloured(mean["mean"][layout])}
+                table.add_row(name, *(found.get(column, "") for column in columns), style="bold")
         table.add_section()
     return table
 
 
-def add_row(table: Table, row: Row) -> None:
-    title = f"{row['id']} {row['text']}"
-    if row["status"] != "timed":
-        style = "dim" if row["status"] == "skipped" else "red"
-        table.add_row(title, f"[{style}]{row['status']}[/]")
-        return
-    for name, layout in titled(title, row["ratio"]):
-        pytorch, ours = (row["seconds"][f"{library} {layout}"] for library in ("PyTorch", "fastconv"))
-        table.add_row(
-            name,
-            layout,
-            f"{1e3 * pytorch['median']:.3f}",
-            f"{1e3 * ours['median']:.3f}",
-            f"{spread(ours):.0%}",
-            f"{row['gflops'][layout]:.0f}",
-            f"{row['gbps'][layout]:.1f}",
-            limit_text(row["bound"], *row["limit"][layout]),
-            coloured(row["ratio"][layout]),
-        )
+def cells(row: Row, layout: str) -> dict[str, str]:
+    """What stands in each of COLUMNS."""
+    pytorch, ours = (row["seconds"][f"{library} {layout}"] for library in ("PyTorch", "fastconv"))
+    return {
+        "layout": layout,
+        "PyTorch": f"{1e3 * pytorch['median']:.3f}",
+        "fastconv": f"{1e3 * ours['median']:.3f}",
+        "spread": f"{spread(ours):.0%}",
+        "GFLOP/s": f"{row['gflops'][layout]:.0f}",
+        "GB/s": f"{row['gbps'][layout]:.1f}",
+        "limit": limit_text(row["bound"], *row["limit"][layout]),
+        "ratio": coloured(row["ratio"][layout]),
+    }
 
 
 def spread(timing: dict[str, Any]) -> float:
@@ -100,10 +104,7 @@ def limit_text(bound: str, whole: float, live: float) -> str:
 
 def class_table(rows: Sequence[Row]) -> Table:
     """Geometric means by class, for every run, against what is aimed at."""
-    table = Table(box=box.SIMPLE, title="Means by class", title_justify="left", title_style="bold")
-    table.add_column("class", no_wrap=True)
-    for heading in ("cases", *LAYOUTS, "least", "target"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = new_table("Means by class", "class", ("cases", *LAYOUTS, "least", "target"))
     for run, members in by_run(rows).items():
         table.add_row(run_name(run), style="bold")
         for mean in means(members, "class"):

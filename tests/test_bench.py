@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import io
 import json
 import math
 import re
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
+from rich.console import Console
 
 import fastconv
 from fastconv import cli
@@ -322,6 +324,20 @@ def test_verdict_hides_nothing():
     assert "Times of 1 of 4 rows vary by over 30%" in said
     assert "1 of 5 rows were compared with float64 in a share" in said
     assert "W19, Forward, float32, 1 thread: wrong, differs" in said
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_fit(width):
+    """Every number is whole; a narrow terminal leaves columns out."""
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(tables.run_table(("fwd", "float32", 1), judged_rows()[:3], width))
+    console.print(tables.class_table(judged_rows()))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    for number in ("2000.000", "500.000", "compute 160/80%", "2.00", "0.25", "3.00"):
+        assert number in text
+    assert ("GFLOP/s" in text) == (" 20%" in text) == (width == 120)
 
 
 def test_roofline_is_measured(monkeypatch):
