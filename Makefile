@@ -19,7 +19,7 @@ CPP := $(shell find csrc $(wildcard tests/emulator) -name '*.h' -o -name '*.cpp'
 help:
 	@echo 'make demo       a photograph through whole networks, PyTorch against fastconv, with a picture'
 	@echo 'make test       the test suite'
-	@echo 'make bench      layers of published networks against PyTorch (ARGS="--case all --json out.json")'
+	@echo 'make bench      layers of published networks against PyTorch (ARGS="--full --json out.json")'
 	@echo 'make lint       ruff, mypy and clang-format; make format applies what they can'
 	@echo 'make wheel      source archive and wheel in dist/'
 	@echo 'make gpu-check  the checks that need a GPU, with the system Python'
@@ -29,13 +29,13 @@ help:
 demo: $(VENV)/.with-demo
 	$(BIN)/fastconv demo $(ARGS)
 
-test: $(VENV)/.with-test $(VENV)/.with-demo
+test: $(VENV)/.with-test $(VENV)/.with-demo $(VENV)/.with-bench
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(VENV)/.with-demo
-	$(BIN)/python bench/conv.py $(ARGS)
+bench: $(VENV)/.with-bench
+	$(BIN)/fastconv bench $(ARGS)
 
-lint: $(VENV)/.with-lint $(VENV)/.with-demo
+lint: $(VENV)/.with-lint $(VENV)/.with-demo $(VENV)/.with-bench
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -54,7 +54,7 @@ gpu-check:
 	$(PYTHON) tools/gpu_check.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache fastconv/*.so fastconv-demo.png
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache fastconv/*.so fastconv-demo.png fastconv-bench.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # fastconv in place, with one of its extras. PyTorch is there before it, and it is built against that one: an isolated

@@ -1,6 +1,7 @@
 """What a measurement was taken on: a time without this is worth nothing, so every file of bench/ has it."""
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,19 @@ def describe() -> dict[str, Any]:
 
 
 def commit() -> str | None:
+    """None in an installed package, a source archive, or on a machine without git."""
+    if not (ROOT / "csrc").is_dir():
+        return None  # what git would describe here is whatever repository the environment lies in
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return None  # a source archive, or a machine without git
+        return None
 
 
-def headline(machine: dict[str, Any]) -> str:
-    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+def headline(machine: dict[str, Any], threads: Sequence[int]) -> str:
+    counts = " and ".join(map(str, threads))
     return (
         f"fastconv {machine['fastconv']} ({machine['commit'] or 'no commit'}, {machine['isa']}) against "
-        f"PyTorch {machine['pytorch']}, {threads}, {machine['cpu']}"
+        f"PyTorch {machine['pytorch']}, {counts} thread{'s' if counts != '1' else ''}, {machine['cpu']}"
     )

@@ -29,6 +29,7 @@ def alternate(
     repeats: int = 20,
     seconds: float = 0.5,
     limit: int = 1000,
+    least: int = 5,
     budget: float = math.inf,
     on_round: Callable[[int, int], None] | None = None,
 ) -> dict[str, list[float]]:
@@ -39,7 +40,8 @@ def alternate(
         repeats: fewest samples of each.
         seconds: shortest time spent in each, not counting warm-up.
         limit: most samples of each, however short they are.
-        budget: seconds for all of them together, after which five samples of each have to do.
+        least: samples of each that have to do after ``budget``.
+        budget: seconds for all of them together.
         on_round: called after each round with the rounds done and an estimate of how many there will be.
 
     Returns:
@@ -75,7 +77,7 @@ def alternate(
             if warming >= 0.2 * seconds:
                 break
         done, total = 0, repeats
-        while done < total and (done < 5 or sum(spent.values()) < budget):
+        while done < total and (done < least or sum(spent.values()) < budget):
             run_round(record=True)
             done += 1
             slowest_to_fill = seconds / max(min(spent.values()) / done, 1e-9)

@@ -11,11 +11,12 @@ import click
 import torch
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fastconv import __version__
+from fastconv._console import coloured, progress_bar, require_folder
 from fastconv._info import facts
+from fastconv.bench.command import bench
 
 __all__ = ["main"]
 
@@ -27,6 +28,9 @@ BUSY = 0.3
 @click.version_option(__version__, prog_name="fastconv")
 def main() -> None:
     """Fast convolution, pooling and region operators for PyTorch."""
+
+
+main.add_command(bench)
 
 
 @main.command()
@@ -94,12 +98,12 @@ def demo(output: Path, json_file: Path | None, threads: int | None, quick: bool,
     except ModuleNotFoundError as error:
         raise click.ClickException(f"demo: {error.name} is missing: pip install 'fastconv[demo]'") from None
     # Before minutes of work, not after them.
-    require_folder("--output", output)
+    require_folder("demo", "--output", output)
     if output.suffix not in supported_suffixes():
         suffixes = ", ".join(supported_suffixes())
         raise click.ClickException(f"demo: --output must end in {suffixes} (got {output.name!r})")
     if json_file is not None:
-        require_folder("--json", json_file)
+        require_folder("demo", "--json", json_file)
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -143,12 +147,6 @@ def demo(output: Path, json_file: Path | None, threads: int | None, quick: bool,
         click.echo(f"Wrote {written}")
 
 
-def progress_bar(screen: Console) -> Progress:
-    """A bar that is drawn only when it is told to: a thread of its own would disturb the measurement."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=screen, transient=True, auto_refresh=False, disable=not screen.is_terminal)
-
-
 def run_networks(photo: Any, settings: dict[str, Any]) -> list[Any]:
     """Runs every network, with a bar on a terminal and a line a network elsewhere; both on stderr."""
     from fastconv.demo.networks import NETWORKS
@@ -185,22 +183,16 @@ def results_table(results: list[Any]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
         for layout in LAYOUTS:
-            ratio = result.ratio(layout)
             table.add_row(
                 result.name if layout == "NCHW" else "",
                 layout,
                 f"{1e3 * result.median('PyTorch', layout):.2f}",
                 f"{1e3 * result.median('fastconv', layout):.2f}",
-                f"[{'green' if ratio >= 1 else 'red'}]{ratio:.2f}",
+                coloured(result.ratio(layout)),
                 f"{result.difference[layout]:.0e}",
             )
         table.add_section()
     return table
-
-
-def require_folder(option: str, path: Path) -> None:
-    if not path.absolute().parent.is_dir():
-        raise click.ClickException(f"demo: {option} must lie in a folder that exists (got {str(path)!r})")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 import fastconv
+import fastconv.bench
 
 ROOT = Path(__file__).resolve().parent.parent
+# fastconv.bench lies beside the package in a source tree.
+PLACES = ((fastconv.__path__, "fastconv."), (fastconv.bench.__path__, "fastconv.bench."))
 MODULES = sorted(
-    name for _, name, _ in pkgutil.walk_packages(fastconv.__path__, "fastconv.") if not name.startswith("fastconv._C")
+    {name for place in PLACES for _, name, _ in pkgutil.walk_packages(*place) if not name.startswith("fastconv._C")}
 )
 
 
@@ -26,7 +29,7 @@ def test_import_is_cheap():
     assert "fastconv.convert" in imported
     packages = {name.partition(".")[0] for name in imported}
     assert packages <= {"fastconv", "torch"} | sys.stdlib_module_names
-    heavy = ("torch._dynamo", "torch._inductor", "torch.export", "fastconv.cli", "fastconv.demo")
+    heavy = ("torch._dynamo", "torch._inductor", "torch.export", "fastconv.cli", "fastconv.demo", "fastconv.bench")
     assert [name for name in imported if name.startswith(heavy)] == []
 
 
@@ -43,6 +46,14 @@ def test_one_version():
     assert declared is not None
     assert fastconv.__version__ == declared[1]
     assert importlib.metadata.version("fastconv") == declared[1]
+
+
+def test_every_package_is_installed():
+    """They are listed one by one, because fastconv.bench does not lie where its name says."""
+    listed = re.search(r"^packages = \[(.+)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert listed is not None
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "fastconv").rglob("__init__.py")}
+    assert set(re.findall(r'"(.+?)"', listed[1])) == found | {"fastconv.bench"}
 
 
 def test_setup_is_small():
