@@ -2,6 +2,7 @@
 
 from fastconv import nn
 from fastconv.conv import conv1d, conv2d
+from fastconv.conv_transpose import conv_transpose1d, conv_transpose2d
 from fastconv.convert import convert
 from fastconv.rearrange import channel_shuffle, channel_unshuffle
 
@@ -12,6 +13,8 @@ __all__ = [
     "channel_unshuffle",
     "conv1d",
     "conv2d",
+    "conv_transpose1d",
+    "conv_transpose2d",
     "convert",
     "nn",
 ]

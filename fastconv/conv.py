@@ -98,13 +98,7 @@ def _conv(
     dilation: int | Sequence[int],
     groups: int,
 ) -> Tensor:
-    tensors = isinstance(input, Tensor) and isinstance(weight, Tensor)
-    if not (tensors and (bias is None or isinstance(bias, Tensor))):
-        _refuse_type(op, input=input, weight=weight, bias=bias)
-    if type(groups) is not int:
-        groups = _integer(op, "groups", groups, "an integer")
-    if weight.dim() != dims + 2:
-        raise RuntimeError(f"{op}: weight must have {dims + 2} dimensions (got {list(weight.shape)})")
+    groups = _check_types(op, dims, input, weight, bias, groups)
     strides = _each(op, "stride", stride, dims)
     dilations = _each(op, "dilation", dilation, dims)
     if isinstance(padding, str):
@@ -116,10 +110,18 @@ def _conv(
     return output.squeeze(0) if unbatched else output
 
 
-def _refuse_type(op: str, **arguments: Any) -> None:
-    for name, value in arguments.items():
-        if not isinstance(value, Tensor) and not (name == "bias" and value is None):
-            raise TypeError(f"{op}: {name} must be a Tensor (got {value!r})")
+def _check_types(op: str, dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> int:
+    """Refuses what no operator could be called with; returns groups as an integer."""
+    tensors = isinstance(input, Tensor) and isinstance(weight, Tensor)
+    if not (tensors and (bias is None or isinstance(bias, Tensor))):
+        for name, value in (("input", input), ("weight", weight), ("bias", bias)):
+            if not isinstance(value, Tensor) and not (name == "bias" and value is None):
+                raise TypeError(f"{op}: {name} must be a Tensor (got {value!r})")
+    if type(groups) is not int:
+        groups = _integer(op, "groups", groups, "an integer")
+    if weight.dim() != dims + 2:
+        raise RuntimeError(f"{op}: weight must have {dims + 2} dimensions (got {list(weight.shape)})")
+    return groups
 
 
 def _integer(op: str, name: str, value: Any, rule: str) -> int:
@@ -173,6 +175,38 @@ _LARGEST = 2**31 - 1
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+def _check_list(op: str, name: str, values: list[int], count: int, least: int, rule: str) -> None:
+    if len(values) != count:
+        raise RuntimeError(f"{op}: {name} must have {count} elements (got {values})")
+    for value in values:
+        if value < least:
+            raise RuntimeError(f"{op}: {name} must {rule} (got {values})")
+        if value > _LARGEST:
+            raise RuntimeError(f"{op}: {name} must be at most {_LARGEST} (got {values})")
+
+
+def _check_common(
+    op: str, input: Sequence[int], weight: Sequence[int], stride: list[int], dilation: list[int], groups: int
+) -> None:
+    """What convolutions and transposed ones have in common."""
+    if len(weight) not in (3, 4):
+        raise RuntimeError(f"{op}: weight must have 3 or 4 dimensions (got {list(weight)})")
+    dims = len(weight) - 2
+    if len(input) != len(weight):
+        raise RuntimeError(
+            f"{op}: input must have {dims + 2} dimensions, or {dims + 1} without a batch (got {list(input)})"
+        )
+    _check_list(op, "stride", stride, dims, 1, "be positive")
+    _check_list(op, "dilation", dilation, dims, 1, "be positive")
+    if groups < 1:
+        raise RuntimeError(f"{op}: groups must be positive (got {groups})")
+    for size in weight[2:]:
+        if size == 0:
+            raise RuntimeError(f"{op}: weight must not have an empty kernel (got {list(weight)})")
+        if size > _LARGEST:
+            raise RuntimeError(f"{op}: weight must be at most {_LARGEST} in every dimension (got {list(weight)})")
+
+
 def _output_size(
     input: Sequence[int],
     weight: Sequence[int],
@@ -182,29 +216,10 @@ def _output_size(
     groups: int,
 ) -> list[int]:
     """The rules of csrc/conv/check.h, in the same words, for tensors without data."""
+    op = _op(weight)
+    _check_common(op, input, weight, stride, dilation, groups)
     dims = len(weight) - 2
-    op = f"conv{dims}d"
-    if len(input) != len(weight):
-        raise RuntimeError(
-            f"{op}: input must have {dims + 2} dimensions, or {dims + 1} without a batch (got {list(input)})"
-        )
-    for name, values, count in (
-        ("stride", stride, dims),
-        ("dilation", dilation, dims),
-        ("padding", padding, 2 * dims),
-    ):
-        if len(values) != count:
-            raise RuntimeError(f"{op}: {name} must have {count} elements (got {values})")
-    for name, values, low, rule in (
-        ("stride", stride, 1, "be positive"),
-        ("dilation", dilation, 1, "be positive"),
-        ("padding", padding, 0, "not be negative"),
-        ("groups", [groups], 1, "be positive"),
-    ):
-        if any(v < low for v in values):
-            raise RuntimeError(f"{op}: {name} must {rule} (got {groups if name == 'groups' else values})")
-        if name != "groups" and max(values) > _LARGEST:
-            raise RuntimeError(f"{op}: {name} must be at most {_LARGEST} (got {values})")
+    _check_list(op, "padding", padding, 2 * dims, -_LARGEST, "not be negative")
     for name, channels in (("output", weight[0]), ("input", input[1])):
         if channels % groups != 0:
             raise RuntimeError(f"{op}: groups must divide the number of {name} channels {channels} (got {groups})")
@@ -215,10 +230,8 @@ def _output_size(
         )
     output = [input[0], weight[0]]
     for d in range(dims):
-        if weight[2 + d] == 0:
-            raise RuntimeError(f"{op}: weight must not have an empty kernel (got {list(weight)})")
-        if weight[2 + d] > _LARGEST:
-            raise RuntimeError(f"{op}: weight must be at most {_LARGEST} in every dimension (got {list(weight)})")
+        if padding[d] < 0:
+            raise RuntimeError(f"{op}: padding must not be negative (got {padding})")
         extent = dilation[d] * (weight[2 + d] - 1) + 1
         padded = input[2 + d] + padding[d] + padding[d + dims]
         if extent > padded:
@@ -253,15 +266,12 @@ def _check_shape(op: str, name: str, tensor: Tensor, size: Sequence[int]) -> Non
         raise RuntimeError(f"{op}: {name} must have shape {list(size)} (got {list(tensor.shape)})")
 
 
-def _check_rank(weight: Sequence[int]) -> str:
-    op = "conv1d" if len(weight) == 3 else "conv2d"
-    if len(weight) not in (3, 4):
-        raise RuntimeError(f"{op}: weight must have 3 or 4 dimensions (got {list(weight)})")
-    return op
+def _op(weight: Sequence[int]) -> str:
+    return "conv1d" if len(weight) == 3 else "conv2d"
 
 
 def _fake_conv(input, weight, bias, stride, padding, dilation, groups):
-    op = _check_rank(weight.shape)
+    op = _op(weight.shape)
     size = _output_size(input.shape, weight.shape, stride, padding, dilation, groups)
     _check_same(op, input, weight=weight, bias=bias)
     if bias is not None:
@@ -270,7 +280,7 @@ def _fake_conv(input, weight, bias, stride, padding, dilation, groups):
 
 
 def _fake_grad_input(grad_output, weight, input_size, stride, padding, dilation, groups):
-    op = _check_rank(weight.shape)
+    op = _op(weight.shape)
     size = _output_size(input_size, weight.shape, stride, padding, dilation, groups)
     _check_same(op, grad_output, weight=weight)
     _check_shape(op, "grad_output", grad_output, size)
@@ -279,7 +289,7 @@ def _fake_grad_input(grad_output, weight, input_size, stride, padding, dilation,
 
 
 def _fake_grad_weight(grad_output, input, weight_size, stride, padding, dilation, groups):
-    op = _check_rank(weight_size)
+    op = _op(weight_size)
     size = _output_size(input.shape, weight_size, stride, padding, dilation, groups)
     _check_same(op, input, grad_output=grad_output)
     _check_shape(op, "grad_output", grad_output, size)

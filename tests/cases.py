@@ -5,6 +5,7 @@ are rows of at most 512 columns; residues of strided gradients, phase planes and
 own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -74,13 +75,75 @@ class Case:
         names = ("stride", "padding", "dilation", "groups")
         return {name: getattr(self, name) for name in names}
 
+    def output_size(self) -> tuple[int, int, int, int]:
+        geometry = {name: value for name, value in self.geometry.items() if name != "groups"}
+        return reference.output_size(self.input_size, self.weight_size, **geometry)
+
+    def results(self, input: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> list[Tensor]:
+        """Output and gradients of input and weight, by the reference."""
+        return [
+            reference.conv(input, weight, bias, **self.geometry),
+            reference.grad_input(grad, weight, input.shape, **self.geometry),
+            reference.grad_weight(grad, input, weight.shape, **self.geometry),
+        ]
+
+    def function(self, module) -> Callable[..., Tensor]:
+        """fastconv's or torch.nn.functional's."""
+        return module.conv1d if self.dims == 1 else module.conv2d
+
     def without_height(self, tensor: Tensor) -> Tensor:
         return tensor.squeeze(2) if self.H is None else tensor
 
 
-def _row(name, N, C, size, K, kernel, **rest) -> Case:
+@dataclass(frozen=True)
+class TransposedCase(Case):
+    """One transposed convolution."""
+
+    output_padding: int | tuple[int, int] = 0
+
+    @property
+    def weight_size(self) -> tuple[int, int, int, int]:
+        R, S = (1, self.kernel) if self.H is None else _pair(self.kernel)
+        return self.C, self.K // self.groups, R, S
+
+    @cached_property
+    def geometry(self) -> dict:
+        lists = {
+            "stride": _pair(self.stride),
+            "padding": _pair(self.padding),
+            "output_padding": _pair(self.output_padding),
+            "dilation": _pair(self.dilation),
+        }
+        if self.H is None:
+            neutral = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
+            lists = {name: (neutral[name], pair[1]) for name, pair in lists.items()}
+        return {**lists, "groups": self.groups}
+
+    @property
+    def kwargs(self) -> dict:
+        return {**super().kwargs, "output_padding": self.output_padding}
+
+    def output_size(self) -> tuple[int, int, int, int]:
+        return reference.transposed_size(self.input_size, self.weight_size, **self.geometry)
+
+    def results(self, input: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> list[Tensor]:
+        return [
+            reference.conv_transpose(input, weight, bias, **self.geometry),
+            reference.transposed_grad_input(grad, weight, input.shape, **self.geometry),
+            reference.transposed_grad_weight(grad, input, weight.shape, **self.geometry),
+        ]
+
+    def function(self, module) -> Callable[..., Tensor]:
+        return module.conv_transpose1d if self.dims == 1 else module.conv_transpose2d
+
+
+def _row(name, N, C, size, K, kernel, of=Case, **rest) -> Case:
     H, W = size if isinstance(size, tuple) else (None, size)
-    return Case(name, N, C, H, W, K, kernel, **rest)
+    return of(name, N, C, H, W, K, kernel, **rest)
+
+
+def _up(name, *sizes, **rest) -> Case:
+    return _row(name, *sizes, of=TransposedCase, **rest)
 
 
 # Input and output channels, width: beside every vector length.
@@ -178,6 +241,56 @@ CASES = [
     _row("1d_same_even", 1, 4, 15, 6, 4, padding="same", groups=2),
 ]  # fmt: skip
 
+TRANSPOSED_CASES = [
+    # Those of networks: U-Net, DCGAN, ENet, FCN-8s, HiFi-GAN, and their channels.
+    _up("up_2x2", 2, 9, (5, 6), 17, 2, stride=2),
+    _up("up_4x4", 1, 16, (4, 5), 33, 4, stride=2, padding=1),
+    _up("up_4x4_to_3", 1, 34, (6, 17), 3, 4, stride=2, padding=1),
+    _up("up_3x3", 2, 7, (5, 17), 20, 3, stride=2, padding=1, output_padding=1),
+    _up("up_4x4_from_pixel", 3, 20, (1, 1), 33, 4),
+    _up("up_16x16_by_8", 1, 5, (4, 5), 5, 16, stride=8, padding=4),
+    _up("up_1d", 1, 17, 30, 9, 16, stride=8, padding=4),
+    _up("up_1d_by_2", 2, 33, 65, 16, 4, stride=2, padding=1),
+    _up("up_1d_odd", 2, 3, 9, 4, 3, stride=2, padding=1, output_padding=1, groups=1),
+    _up("up_1d_grouped", 1, 8, 21, 12, 5, stride=3, padding=2, output_padding=2, dilation=2, groups=4),
+    # Stride 1: one convolution, weights read backwards.
+    _up("plain", 1, 5, (5, 9), 17, 3, padding=1),
+    _up("plain_full", 2, 3, (3, 33), 4, (3, 5)),
+    _up("plain_kernel_1", 1, 17, (4, 8), 33, 1),
+    _up("plain_dilated", 1, 4, (6, 7), 9, 3, padding=3, dilation=(2, 3)),
+    _up("plain_wide", 1, 2, (2, 600), 3, 3, padding=1),
+    # Output padding beyond padding, beyond the stride, beyond both: outputs that are bias alone.
+    _up("beyond_padding", 1, 3, (4, 5), 5, 3, stride=4, padding=1, output_padding=3),
+    _up("beyond_stride", 1, 3, (4, 5), 5, 3, dilation=4, padding=2, output_padding=3),
+    _up("beyond_stride_and_padding", 2, 2, (3, 4), 9, 2, stride=2, dilation=5, padding=1, output_padding=4),
+    _up("all_but_bias", 1, 2, (1, 2), 3, 1, dilation=60, padding=20, output_padding=50),
+    _up("output_padding_2x1", 1, 4, (4, 5), 6, (3, 2), stride=(3, 2), padding=(1, 0), output_padding=(2, 1)),
+    # Strides and dilations with and without a common factor; positions that no tap reaches.
+    _up("stride_3", 1, 4, (5, 6), 9, 5, stride=3, padding=2),
+    _up("stride_5_kernel_2", 1, 3, (4, 5), 18, 2, stride=5, output_padding=4),
+    _up("stride_3_kernel_1", 2, 9, (4, 5), 4, 1, stride=3),
+    _up("stride_4_dilation_2", 1, 3, (5, 6), 4, 5, stride=4, dilation=2, padding=3),
+    _up("stride_6_dilation_4", 1, 3, (4, 5), 5, 4, stride=6, dilation=4, padding=5, output_padding=5),
+    _up("stride_2_dilation_3", 1, 20, (5, 17), 6, 3, stride=2, dilation=3, padding=3, output_padding=1),
+    _up("stride_2x3", 1, 4, (5, 6), 6, (3, 4), stride=(2, 3), padding=(1, 0)),
+    _up("stride_7_one_pixel", 2, 3, (1, 1), 4, 3, stride=7, padding=1),
+    # Padding that leaves one output, and that leaves whole input rows out.
+    _up("one_output", 1, 5, (5, 5), 9, 3, padding=3),
+    _up("padding_beyond_kernel", 1, 3, (9, 10), 17, 2, stride=2, padding=5),
+    # Groups and depthwise; 6x6 by 2 is four convolutions of 3x3.
+    _up("groups_2", 1, 6, (5, 7), 10, 4, stride=2, padding=1, groups=2),
+    _up("groups_5_to_1", 1, 15, (4, 5), 5, 3, stride=2, groups=5),
+    _up("groups_4_multiplier", 2, 4, (4, 9), 12, 3, stride=2, padding=1, output_padding=1, groups=4),
+    _up("depthwise_4x4", 2, 17, (5, 6), 17, 4, stride=2, padding=1, groups=17),
+    _up("depthwise_6x6", 1, 33, (5, 17), 33, 6, stride=2, padding=2, groups=33),
+    _up("depthwise_3x3", 1, 8, (6, 33), 8, 3, padding=1, groups=8),
+    _up("depthwise_odd", 1, 9, (5, 7), 9, 3, stride=2, padding=1, output_padding=1, groups=9),
+    _up("depthwise_gaps", 2, 16, (3, 5), 16, 2, stride=3, output_padding=2, groups=16),
+    _up("depthwise_1d", 1, 20, 17, 20, 5, stride=2, padding=2, output_padding=1, groups=20),
+    _up("pairs", 1, 16, (6, 33), 16, 6, stride=2, padding=2, groups=8),
+    _up("one_channel", 1, 1, (5, 16), 1, 4, stride=2, padding=1),
+]  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -207,21 +320,11 @@ def values(size, generator: torch.Generator) -> Tensor:
 @lru_cache(maxsize=4)
 def problem(case: Case) -> Problem:
     generator = torch.Generator().manual_seed(len(case.name) + case.C + case.W)
-    geometry = case.geometry
-    tap_geometry = {name: geometry[name] for name in ("stride", "padding", "dilation")}
     input, weight = values(case.input_size, generator), values(case.weight_size, generator)
-    bias = values((case.K,), generator)
-    size = reference.output_size(case.input_size, case.weight_size, **tap_geometry)
-    grad = values(size, generator)
+    bias, grad = values((case.K,), generator), values(case.output_size(), generator)
 
-    def results(input: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> list[Tensor]:
-        found = [
-            reference.conv(input, weight, bias, **geometry),
-            reference.grad_input(grad, weight, input.shape, **geometry),
-            reference.grad_weight(grad, input, weight.shape, **geometry),
-        ]
-        without_height = [case.without_height(t) for t in found]
-        return [*without_height, reference.grad_bias(grad)]
+    def results(*arguments: Tensor) -> list[Tensor]:
+        return [*(case.without_height(t) for t in case.results(*arguments)), reference.grad_bias(arguments[3])]
 
     arguments = (input, weight, bias, grad)
     given = [case.without_height(t) if t.dim() == 4 else t for t in arguments]

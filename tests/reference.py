@@ -72,6 +72,52 @@ def grad_weight(grad_output, input, weight_size, stride, padding, dilation, grou
     return grad
 
 
+def transposed_size(input_size, weight_size, stride, padding, output_padding, dilation, groups) -> tuple:
+    extent = [dilation[d] * (weight_size[2 + d] - 1) + 1 for d in (0, 1)]
+    sizes = [(input_size[2 + d] - 1) * stride[d] + extent[d] + output_padding[d] - 2 * padding[d] for d in (0, 1)]
+    return input_size[0], weight_size[1] * groups, *sizes
+
+
+def _transposed_taps(input_size, weight_size, stride, dilation, groups):
+    """Of every group and tap: channels in, channels out, tap, and the rows and columns of the output, its padding
+    not yet cut off, that the input is added to."""
+    into, out = weight_size[0] // groups, weight_size[1]
+    for k in range(groups):
+        c_range, k_range = slice(k * into, (k + 1) * into), slice(k * out, (k + 1) * out)
+        for r, s, rows, columns in _taps(weight_size, input_size, stride, dilation):
+            yield c_range, k_range, r, s, rows, columns
+
+
+def conv_transpose(input, weight, bias, stride, padding, output_padding, dilation, groups) -> Tensor:
+    """Every element of the input adds the kernel times itself; then padding is cut off."""
+    input, weight = input.double(), weight.double()
+    size = transposed_size(input.shape, weight.shape, stride, padding, output_padding, dilation, groups)
+    whole = input.new_zeros(*size[:2], size[2] + 2 * padding[0], size[3] + 2 * padding[1])
+    for c_range, k_range, r, s, rows, columns in _transposed_taps(input.shape, weight.shape, stride, dilation, groups):
+        term = torch.einsum("nchw,ck->nkhw", input[:, c_range], weight[c_range, :, r, s])
+        whole[:, k_range, rows, columns] += term
+    output = whole[:, :, padding[0] : padding[0] + size[2], padding[1] : padding[1] + size[3]]
+    return output if bias is None else output + bias.double().view(1, -1, 1, 1)
+
+
+def transposed_grad_input(grad_output, weight, input_size, *, stride, padding, dilation, groups, **_) -> Tensor:
+    whole, weight = _pad(grad_output.double(), padding * 2), weight.double()
+    grad = whole.new_zeros(input_size)
+    for c_range, k_range, r, s, rows, columns in _transposed_taps(input_size, weight.shape, stride, dilation, groups):
+        window = whole[:, k_range, rows, columns]
+        grad[:, c_range] += torch.einsum("nkhw,ck->nchw", window, weight[c_range, :, r, s])
+    return grad
+
+
+def transposed_grad_weight(grad_output, input, weight_size, *, stride, padding, dilation, groups, **_) -> Tensor:
+    whole, input = _pad(grad_output.double(), padding * 2), input.double()
+    grad = whole.new_zeros(weight_size)
+    for c_range, k_range, r, s, rows, columns in _transposed_taps(input.shape, weight_size, stride, dilation, groups):
+        window = whole[:, k_range, rows, columns]
+        grad[c_range, :, r, s] = torch.einsum("nkhw,nchw->ck", window, input[:, c_range])
+    return grad
+
+
 def grad_bias(grad_output) -> Tensor:
     return grad_output.double().sum((0, 2, 3))
 

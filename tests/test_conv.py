@@ -63,12 +63,11 @@ def kernels_of(*names: str) -> list[tuple[str, str]]:
     return [(name, kernel) for name in names for kernel in ["", *KERNELS] if serves(kernel, BY_NAME[name])]
 
 
-def meetings() -> list[tuple[Case, str, str, int]]:
-    """Of a case, a kernel ("" for the table's own choice), an instruction set. Depthwise cases meet "their"
-    kernel several times, because they are few."""
+def meetings_of(case: Case) -> list[tuple[str, str, int]]:
+    """With a kernel ("" for the table's own choice) and an instruction set. Depthwise cases meet "their" kernel
+    several times, because they are few."""
     return [
-        (case, kernel, isa, again)
-        for case in CASES
+        (kernel, isa, again)
         for kernel in ["", *KERNELS]
         if not (kernel == "general" and case.name in HEAVY)
         for isa in SUPPORTED
@@ -76,11 +75,7 @@ def meetings() -> list[tuple[Case, str, str, int]]:
     ]
 
 
-MEETINGS = meetings()
-
-
 def run_and_compare(case: Case, choice: Choice) -> None:
-    function = fastconv.conv1d if case.dims == 1 else fastconv.conv2d
     p: Problem = problem(case)
 
     def leaf(tensor: torch.Tensor, layout: str) -> torch.Tensor:
@@ -91,7 +86,7 @@ def run_and_compare(case: Case, choice: Choice) -> None:
     grad_output = LAYOUTS[choice.grad](p.grad_output.to(choice.dtype, copy=True))
     before = [t.detach().clone() for t in (input, weight, grad_output)]
 
-    output = function(input, weight, bias, **case.kwargs)
+    output = case.function(fastconv)(input, weight, bias, **case.kwargs)
     assert output.dtype == choice.dtype
     expected, scale = p.output, p.scale_output
     if bias is None:
@@ -109,7 +104,7 @@ def run_and_compare(case: Case, choice: Choice) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_case(case: Case) -> None:
-    for _, kernel, isa, again in (m for m in MEETINGS if m[0] is case):
+    for kernel, isa, again in meetings_of(case):
         choice = draw(case, kernel, isa, again)
         torch.set_num_threads(choice.threads)
         assert native.isa_select(isa)
@@ -126,7 +121,7 @@ def test_case(case: Case) -> None:
 
 def test_every_value_of_every_axis_meets_every_kernel() -> None:
     met = defaultdict(set)
-    for case, kernel, isa, again in MEETINGS:
+    for case, (kernel, isa, again) in ((c, meeting) for c in CASES for meeting in meetings_of(c)):
         if serves(kernel, case):
             choice = draw(case, kernel, isa, again)
             for axis, value in choice._asdict().items():
@@ -148,9 +143,8 @@ def test_every_value_of_every_axis_meets_every_kernel() -> None:
 def test_reference_agrees_with_pytorch(case: Case) -> None:
     """So that a mistake of the reference's cannot hide one of ours."""
     p = problem(case)
-    function = F.conv1d if case.dims == 1 else F.conv2d
     input, weight, bias = (t.clone().requires_grad_() for t in (p.input, p.weight, p.bias))
-    output = function(input, weight, bias, **case.kwargs)
+    output = case.function(F)(input, weight, bias, **case.kwargs)
     output.backward(p.grad_output)
     assert_close_to_reference("output", output.detach(), p.output, p.scale_output)
     assert_close_to_reference("grad_input", input.grad, p.grad_input, p.scale_grad_input)

@@ -1,6 +1,7 @@
 // What every host operator of the convolution family shares: the rules for its arguments, and the params they come down
 // to. The operators take 1-D ([N, C, W]) and 2-D ([N, C, H, W]) convolutions; a 1-D one is a 2-D one of height 1.
 #pragma once
+#include <algorithm>
 #include <numeric>
 
 #include "conv/params.h"
@@ -12,12 +13,13 @@ namespace fastconv {
 constexpr int64_t kLargest = INT32_MAX;
 
 struct ConvArguments {
-  const char* op;               // "conv1d" or "conv2d", for messages
+  const char* op;               // "conv1d", "conv_transpose2d" and so on, for messages
   int64_t dims;                 // 1 or 2
   std::vector<int64_t> input;   // [N, G*C, H, W]
   std::vector<int64_t> weight;  // [G*K, C, R, S]
   std::vector<int64_t> output;  // [N, G*K, P, Q]
-  int64_t stride[2], before[2], after[2], dilation[2], groups;
+  int64_t stride[2], before[2], dilation[2], groups;
+  int64_t extent[2];  // what the kernel spans, dilation included
 };
 
 // [N, C, W] as [N, C, 1, W].
@@ -27,35 +29,49 @@ inline std::vector<int64_t> as_2d(IntHeaderOnlyArrayRef sizes) {
   return out;
 }
 
+inline void check_list(const char* op, const char* name, IntHeaderOnlyArrayRef values, size_t count, int64_t least,
+                       const char* rule) {
+  check(values.size() == count, op, ": ", name, " must have ", count, " elements (got ", text(values), ")");
+  for (int64_t v : values) {
+    check(v >= least, op, ": ", name, " must ", rule, " (got ", text(values), ")");
+    check(v <= kLargest, op, ": ", name, " must be at most ", kLargest, " (got ", text(values), ")");
+  }
+}
+
+// What convolutions and transposed ones have in common: everything but padding, channels and sizes.
+inline ConvArguments check_common(const char* op, IntHeaderOnlyArrayRef input, IntHeaderOnlyArrayRef weight,
+                                  IntHeaderOnlyArrayRef stride, IntHeaderOnlyArrayRef dilation, int64_t groups) {
+  ConvArguments a;
+  a.op = op;
+  check(weight.size() == 3 || weight.size() == 4, op, ": weight must have 3 or 4 dimensions (got ", text(weight), ")");
+  const size_t dims = weight.size() - 2;
+  check(input.size() == weight.size(), op, ": input must have ", weight.size(), " dimensions, or ", weight.size() - 1,
+        " without a batch (got ", text(input), ")");
+  check_list(op, "stride", stride, dims, 1, "be positive");
+  check_list(op, "dilation", dilation, dims, 1, "be positive");
+  check(groups > 0, op, ": groups must be positive (got ", groups, ")");
+  a.dims = static_cast<int64_t>(dims);
+  a.groups = groups;
+  a.weight = as_2d(weight);
+  for (int64_t d = 0; d < 2; ++d) {
+    const int64_t from = d - (2 - a.dims), taps = a.weight[2 + d];  // 1-D arguments have no height
+    a.stride[d] = from < 0 ? 1 : stride[from];
+    a.dilation[d] = from < 0 ? 1 : dilation[from];
+    a.before[d] = 0;
+    check(taps > 0, op, ": weight must not have an empty kernel (got ", text(weight), ")");
+    check(taps <= kLargest, op, ": weight must be at most ", kLargest, " in every dimension (got ", text(weight), ")");
+    a.extent[d] = a.dilation[d] * (taps - 1) + 1;
+  }
+  return a;
+}
+
+// padding: that before each dimension, then that after. The latter may be negative, which leaves out the end of the
+// input: the gradient of a transposed convolution with output padding is such a convolution.
 inline ConvArguments check_conv(IntHeaderOnlyArrayRef input, IntHeaderOnlyArrayRef weight, IntHeaderOnlyArrayRef stride,
                                 IntHeaderOnlyArrayRef padding, IntHeaderOnlyArrayRef dilation, int64_t groups) {
-  ConvArguments a;
-  a.op = weight.size() == 3 ? "conv1d" : "conv2d";
-  check(weight.size() == 3 || weight.size() == 4, a.op, ": weight must have 3 or 4 dimensions (got ", text(weight),
-        ")");
-  a.dims = static_cast<int64_t>(weight.size()) - 2;
-  const size_t dims = weight.size() - 2;
-  check(input.size() == weight.size(), a.op, ": input must have ", weight.size(), " dimensions, or ", weight.size() - 1,
-        " without a batch (got ", text(input), ")");
-  check(stride.size() == dims, a.op, ": stride must have ", dims, " elements (got ", text(stride), ")");
-  check(dilation.size() == dims, a.op, ": dilation must have ", dims, " elements (got ", text(dilation), ")");
-  check(padding.size() == 2 * dims, a.op, ": padding must have ", 2 * dims, " elements (got ", text(padding), ")");
-  for (int64_t v : stride) {
-    check(v > 0, a.op, ": stride must be positive (got ", text(stride), ")");
-    check(v <= kLargest, a.op, ": stride must be at most ", kLargest, " (got ", text(stride), ")");
-  }
-  for (int64_t v : dilation) {
-    check(v > 0, a.op, ": dilation must be positive (got ", text(dilation), ")");
-    check(v <= kLargest, a.op, ": dilation must be at most ", kLargest, " (got ", text(dilation), ")");
-  }
-  for (int64_t v : padding) {
-    check(v >= 0, a.op, ": padding must not be negative (got ", text(padding), ")");
-    check(v <= kLargest, a.op, ": padding must be at most ", kLargest, " (got ", text(padding), ")");
-  }
-  check(groups > 0, a.op, ": groups must be positive (got ", groups, ")");
-  a.groups = groups;
+  ConvArguments a = check_common(weight.size() == 3 ? "conv1d" : "conv2d", input, weight, stride, dilation, groups);
+  check_list(a.op, "padding", padding, static_cast<size_t>(2 * a.dims), -kLargest, "not be negative");
   a.input = as_2d(input);
-  a.weight = as_2d(weight);
   check(a.weight[0] % groups == 0, a.op, ": groups must divide the number of output channels ", a.weight[0], " (got ",
         groups, ")");
   check(a.input[1] % groups == 0, a.op, ": groups must divide the number of input channels ", a.input[1], " (got ",
@@ -63,20 +79,47 @@ inline ConvArguments check_conv(IntHeaderOnlyArrayRef input, IntHeaderOnlyArrayR
   check(a.input[1] / groups == a.weight[1], a.op, ": weight must have ", a.input[1] / groups,
         " channels, those of the input divided by groups (got ", text(weight), ")");
   a.output = {a.input[0], a.weight[0], 1, 1};
-  for (int d = 0; d < 2; ++d) {
-    const int64_t from = d - (2 - a.dims);  // 1-D arguments have no height
-    a.stride[d] = from < 0 ? 1 : stride[from];
-    a.dilation[d] = from < 0 ? 1 : dilation[from];
-    a.before[d] = from < 0 ? 0 : padding[from];
-    a.after[d] = from < 0 ? 0 : padding[from + a.dims];
-    const int64_t taps = a.weight[2 + d], size = a.input[2 + d];
-    check(taps > 0, a.op, ": weight must not have an empty kernel (got ", text(weight), ")");
-    check(taps <= kLargest, a.op, ": weight must be at most ", kLargest, " in every dimension (got ", text(weight),
-          ")");
-    const int64_t extent = a.dilation[d] * (taps - 1) + 1, padded = size + a.before[d] + a.after[d];
-    check(extent <= padded, a.op, ": weight must not have a kernel larger than the padded input, ", extent, " > ",
-          padded, " in dimension ", d - 2, " (got ", text(weight), ")");
-    a.output[2 + d] = (padded - extent) / a.stride[d] + 1;
+  for (int64_t from = 0; from < a.dims; ++from) {
+    const int64_t d = from + 2 - a.dims;
+    a.before[d] = padding[from];
+    check(a.before[d] >= 0, a.op, ": padding must not be negative (got ", text(padding), ")");
+    const int64_t padded = a.input[2 + d] + a.before[d] + padding[from + a.dims];
+    check(a.extent[d] <= padded, a.op, ": weight must not have a kernel larger than the padded input, ", a.extent[d],
+          " > ", padded, " in dimension ", d - 2, " (got ", text(weight), ")");
+    a.output[2 + d] = (padded - a.extent[d]) / a.stride[d] + 1;
+  }
+  return a;
+}
+
+// The convolution that a transposed one turns round: `given`, [N, G*K, P, Q], is its output, and its input,
+// [N, G*C, H, W], is what comes out. It pads by `padding` before and by `padding - output_padding` after.
+inline ConvArguments check_conv_transpose(IntHeaderOnlyArrayRef given, IntHeaderOnlyArrayRef weight,
+                                          IntHeaderOnlyArrayRef stride, IntHeaderOnlyArrayRef padding,
+                                          IntHeaderOnlyArrayRef output_padding, IntHeaderOnlyArrayRef dilation,
+                                          int64_t groups) {
+  ConvArguments a = check_common(weight.size() == 3 ? "conv_transpose1d" : "conv_transpose2d", given, weight, stride,
+                                 dilation, groups);
+  const size_t dims = weight.size() - 2;
+  check_list(a.op, "padding", padding, dims, 0, "not be negative");
+  check_list(a.op, "output_padding", output_padding, dims, 0, "not be negative");
+  a.output = as_2d(given);
+  check(a.output[1] > 0, a.op, ": input must have channels (got ", text(given), ")");
+  check(a.output[1] == a.weight[0], a.op, ": weight must have ", a.output[1],
+        " channels in its first dimension, those of the input (got ", text(weight), ")");
+  check(a.output[1] % groups == 0, a.op, ": groups must divide the number of input channels ", a.output[1], " (got ",
+        groups, ")");
+  a.input = {a.output[0], a.weight[1] * groups, 1, 1};
+  for (int64_t from = 0; from < a.dims; ++from) {
+    const int64_t d = from + 2 - a.dims, size = a.output[2 + d], more = output_padding[from];
+    a.before[d] = padding[from];
+    check(more < a.stride[d] || more < a.dilation[d], a.op,
+          ": output_padding must be smaller than stride or dilation, ", a.stride[d], " and ", a.dilation[d],
+          " in dimension ", d - 2, " (got ", text(output_padding), ")");
+    check(size > 0, a.op, ": input must not be empty in dimension ", d - 2, " (got ", text(given), ")");
+    check(size <= INT64_MAX / 4 / a.stride[d], a.op, ": output must fit into memory (got input ", text(given), ")");
+    a.input[2 + d] = (size - 1) * a.stride[d] + a.extent[d] + more - 2 * a.before[d];
+    check(a.input[2 + d] > 0, a.op, ": padding must leave at least one output, not ", a.input[2 + d], ", in dimension ",
+          d - 2, " (got ", text(padding), ")");
   }
   return a;
 }
@@ -147,35 +190,35 @@ inline ConvParams conv_params(const ConvArguments& a, Dtype dtype) {
   return p;
 }
 
-// The taps of one axis that reach the input positions of one residue modulo the stride, seen from grad_output: an
-// ordinary convolution of stride 1. Position `residue + stride * u` receives output `u + i * dilation - pad` through
-// tap `first - i * period`, for i in [0, taps).
+// The positions of one axis of the input that have one residue modulo the stride, and the taps that reach them, seen
+// from grad_output: an ordinary convolution of stride 1. Position `begin + stride * u`, u in [0, positions), receives
+// output `u + i * dilation - pad` through tap `first - i * period`, i in [0, taps).
 struct Residue {
-  int64_t positions, taps, first, period, dilation, pad;
+  int64_t begin, positions, taps, first, period, dilation, pad;
 };
 
-inline Residue residue_of(int64_t residue, int64_t size, int64_t taps, int64_t stride, int64_t dilation, int64_t pad) {
-  Residue out = {(size - residue + stride - 1) / stride, 0, 0, stride, 1, 0};
-  for (int64_t r = 0; r < taps && r < stride; ++r) {
-    const int64_t distance = residue + pad - r * dilation;
-    if (distance % stride != 0) continue;
-    // The next tap that reaches this residue.
-    const int64_t period = stride / std::gcd(stride, dilation);
-    out.taps = (taps - r + period - 1) / period;
-    out.first = r + (out.taps - 1) * period;
-    out.period = period;
-    out.dilation = period * dilation / stride;
-    out.pad = (out.taps - 1) * out.dilation - distance / stride;
-    break;
-  }
+// Of so many residues there is one; no tap reaches the others.
+inline int64_t residues(int64_t taps, int64_t stride, int64_t dilation) {
+  return std::min(taps, stride / std::gcd(stride, dilation));
+}
+
+// The residue that tap `lowest` of the kernel reaches, and no tap before it.
+inline Residue residue_of(int64_t lowest, int64_t size, int64_t taps, int64_t stride, int64_t dilation, int64_t pad) {
+  Residue out;
+  const int64_t shift = lowest * dilation - pad;
+  out.begin = (shift % stride + stride) % stride;
+  out.positions = out.begin < size ? (size - out.begin - 1) / stride + 1 : 0;
+  out.period = stride / std::gcd(stride, dilation);
+  out.taps = (taps - lowest + out.period - 1) / out.period;
+  out.first = lowest + (out.taps - 1) * out.period;
+  out.dilation = out.period * dilation / stride;
+  out.pad = (out.taps - 1) * out.dilation - (out.begin - shift) / stride;
   return out;
 }
 
 // The convolution of grad_output that yields the input gradient at the positions of one pair of residues; `p` holds the
-// forward convolution with `output` = grad_output and `input` = grad_input. No taps: those gradients are zero.
-inline ConvParams grad_input_params(const ConvParams& p, int64_t residue_h, int64_t residue_w) {
-  const Residue h = residue_of(residue_h, p.H, p.R, p.stride_h, p.dilation_h, p.pad_h);
-  const Residue w = residue_of(residue_w, p.W, p.S, p.stride_w, p.dilation_w, p.pad_w);
+// forward convolution with `output` = grad_output and `input` = grad_input.
+inline ConvParams grad_input_params(const ConvParams& p, const Residue& h, const Residue& w) {
   ConvParams q = p;
   q.C = p.K;
   q.K = p.C;
@@ -193,7 +236,7 @@ inline ConvParams grad_input_params(const ConvParams& p, int64_t residue_h, int6
   q.input = p.output;
   q.output = p.input;
   const int64_t size = p.element_size();
-  q.output.data = static_cast<char*>(p.input.data) + (residue_h * p.input.h + residue_w * p.input.w) * size;
+  q.output.data = static_cast<char*>(p.input.data) + (h.begin * p.input.h + w.begin * p.input.w) * size;
   q.output.h = p.input.h * p.stride_h;
   q.output.w = p.input.w * p.stride_w;
   q.weight.data = static_cast<char*>(p.weight.data) + (h.first * p.weight.h + w.first * p.weight.w) * size;

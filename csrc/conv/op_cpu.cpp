@@ -61,28 +61,74 @@ void grad_weight(const char* op, ConvParams p) {
   kernel.run(p, plan, memory.get());
 }
 
+const void* bias_of(const char* op, std::optional<Tensor>& bias, int64_t channels, const Tensor& input) {
+  if (!bias) return nullptr;
+  check_same(op, "bias", *bias, input);
+  check(bias->dim() == 1 && bias->size(0) == channels, op, ": bias must have shape [", channels, "] (got ",
+        text(bias->sizes()), ")");
+  bias = torch::stable::contiguous(*bias);
+  return bias->const_data_ptr();
+}
+
 Tensor conv(Tensor input, Tensor weight, std::optional<Tensor> bias, Sizes stride, Sizes padding, Sizes dilation,
             int64_t groups) {
   const ConvArguments a = check_conv(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
-  const Dtype dtype = dtype_of(a.op, input);
+  ConvParams p = conv_params(a, dtype_of(a.op, input));
   check_same(a.op, "weight", weight, input);
-  if (bias) {
-    check_same(a.op, "bias", *bias, input);
-    check(bias->dim() == 1 && bias->size(0) == a.weight[0], a.op, ": bias must have shape [", a.weight[0], "] (got ",
-          text(bias->sizes()), ")");
-    bias = torch::stable::contiguous(*bias);
-  }
+  p.bias = bias_of(a.op, bias, a.weight[0], input);
   Tensor output = empty_as(input, result_sizes(a, a.output), memory_format(input));
   if (output.numel() == 0) return output;
-  ConvParams p = conv_params(a, dtype);
   p.input = readable(input);
   p.weight = view_of(weight, const_cast<void*>(weight.const_data_ptr()));
   p.weight_g = p.K * p.weight.n;
-  if (bias) p.bias = bias->const_data_ptr();
   p.output = readable(output);
   p.threads = threads_for(p);
   forward(a.op, p);
   return output;
+}
+
+// The convolution `p` turned round: the gradient of its input, or with a bias [G*C] a transposed convolution. One
+// convolution for each residue of the position modulo the stride.
+Tensor transposed(const ConvArguments& a, ConvParams p, Tensor grad_output, const Tensor& weight) {
+  Tensor grad_input = empty_as(grad_output, result_sizes(a, a.input), memory_format(grad_output));
+  if (grad_input.numel() == 0) return grad_input;
+  p.output = readable(grad_output);
+  p.weight = view_of(weight, const_cast<void*>(weight.const_data_ptr()));
+  p.weight_g = p.K * p.weight.n;
+  p.input = readable(grad_input);
+  p.threads = threads_for(p);
+  const int64_t rows = residues(p.R, p.stride_h, p.dilation_h), columns = residues(p.S, p.stride_w, p.dilation_w);
+  if (rows < p.stride_h || columns < p.stride_w) {  // there are positions that no tap reaches
+    if (p.bias) {
+      ConvParams nothing = p;
+      nothing.K = p.C;
+      nothing.P = p.H;
+      nothing.Q = p.W;
+      nothing.R = nothing.S = 0;
+      nothing.output = p.input;
+      run(a.op, FASTCONV_KERNELS(conv_kernels).forward, nothing);
+    } else {
+      torch::stable::zero_(grad_input);
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t s = 0; s < columns; ++s) {
+      const Residue h = residue_of(r, p.H, p.R, p.stride_h, p.dilation_h, p.pad_h);
+      const Residue w = residue_of(s, p.W, p.S, p.stride_w, p.dilation_w, p.pad_w);
+      if (h.positions * w.positions == 0) continue;
+      forward(a.op, grad_input_params(p, h, w));
+    }
+  return grad_input;
+}
+
+Tensor conv_transpose(Tensor input, Tensor weight, std::optional<Tensor> bias, Sizes stride, Sizes padding,
+                      Sizes output_padding, Sizes dilation, int64_t groups) {
+  const ConvArguments a =
+      check_conv_transpose(input.sizes(), weight.sizes(), stride, padding, output_padding, dilation, groups);
+  ConvParams p = conv_params(a, dtype_of(a.op, input));
+  check_same(a.op, "weight", weight, input);
+  p.bias = bias_of(a.op, bias, a.input[1], input);
+  return transposed(a, p, input, weight);
 }
 
 void check_grad(const ConvArguments& a, const Tensor& grad_output) {
@@ -95,20 +141,10 @@ void check_grad(const ConvArguments& a, const Tensor& grad_output) {
 Tensor conv_grad_input(Tensor grad_output, Tensor weight, Sizes input_size, Sizes stride, Sizes padding, Sizes dilation,
                        int64_t groups) {
   const ConvArguments a = check_conv(input_size, weight.sizes(), stride, padding, dilation, groups);
-  const Dtype dtype = dtype_of(a.op, grad_output);
+  const ConvParams p = conv_params(a, dtype_of(a.op, grad_output));
   check_same(a.op, "weight", weight, grad_output);
   check_grad(a, grad_output);
-  Tensor grad_input = empty_as(grad_output, input_size, memory_format(grad_output));
-  if (grad_input.numel() == 0) return grad_input;
-  ConvParams p = conv_params(a, dtype);
-  p.output = readable(grad_output);
-  p.weight = view_of(weight, const_cast<void*>(weight.const_data_ptr()));
-  p.weight_g = p.K * p.weight.n;
-  p.input = readable(grad_input);
-  p.threads = threads_for(p);
-  for (int64_t h = 0; h < p.stride_h && h < p.H; ++h)
-    for (int64_t w = 0; w < p.stride_w && w < p.W; ++w) forward(a.op, grad_input_params(p, h, w));
-  return grad_input;
+  return transposed(a, p, grad_output, weight);
 }
 
 Tensor conv_grad_weight(Tensor grad_output, Tensor input, Sizes weight_size, Sizes stride, Sizes padding,
@@ -149,6 +185,7 @@ bool conv_force_kernel(const std::string& name) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   m.impl("conv", TORCH_BOX(&conv));
+  m.impl("conv_transpose", TORCH_BOX(&conv_transpose));
   m.impl("_conv_grad_input", TORCH_BOX(&conv_grad_input));
   m.impl("_conv_grad_weight", TORCH_BOX(&conv_grad_weight));
 }

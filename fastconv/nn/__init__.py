@@ -4,7 +4,7 @@ A module that has a namesake in ``torch.nn`` derives from it, so ``isinstance`` 
 ``torch.nn.Conv2d`` go on working, and a checkpoint loads either way.
 """
 
-from fastconv.nn.conv import Conv1d, Conv2d
+from fastconv.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from fastconv.nn.rearrange import ChannelShuffle, ChannelUnshuffle
 
 __all__ = [
@@ -12,4 +12,6 @@ __all__ = [
     "ChannelUnshuffle",
     "Conv1d",
     "Conv2d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
 ]

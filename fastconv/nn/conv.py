@@ -4,13 +4,16 @@ Everything else (constructor, initialisation, ``state_dict``, ``repr``) is inher
 attribute either: ``fastconv.convert`` relies on that when it turns one into the other.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastconv.conv import conv1d, conv2d
+from fastconv.conv_transpose import conv_transpose1d, conv_transpose2d
 
-__all__ = ["Conv1d", "Conv2d"]
+__all__ = ["Conv1d", "Conv2d", "ConvTranspose1d", "ConvTranspose2d"]
 
 
 class Conv1d(torch.nn.Conv1d):
@@ -47,3 +50,46 @@ class Conv2d(torch.nn.Conv2d):
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0, 0)
         return conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+
+def _conv_transpose(
+    module: torch.nn.ConvTranspose1d | torch.nn.ConvTranspose2d,
+    function: Callable[..., Tensor],
+    input: Tensor,
+    output_size: Sequence[int] | None,
+) -> Tensor:
+    if module.padding_mode != "zeros":
+        raise ValueError(f"{type(module).__name__}: padding_mode must be 'zeros' (got {module.padding_mode!r})")
+    geometry = (module.stride, module.padding, module.kernel_size, len(module.kernel_size), module.dilation)
+    output_padding = module._output_padding(input, output_size, *geometry)  # type: ignore[arg-type]
+    rest = (module.stride, module.padding, output_padding, module.groups, module.dilation)
+    return function(input, module.weight, module.bias, *rest)
+
+
+class ConvTranspose1d(torch.nn.ConvTranspose1d):
+    """1-D transposed convolution, a drop-in for :class:`torch.nn.ConvTranspose1d`.
+
+    Shape:
+        ``Tensor[N, C, L]`` or ``Tensor[C, L]`` to ``Tensor[N, K, Q]`` or ``Tensor[K, Q]``.
+
+    >>> ConvTranspose1d(4, 8, 4, stride=2, padding=1)(torch.zeros(2, 4, 16)).shape
+    torch.Size([2, 8, 32])
+    """
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        return _conv_transpose(self, conv_transpose1d, input, output_size)
+
+
+class ConvTranspose2d(torch.nn.ConvTranspose2d):
+    """2-D transposed convolution, a drop-in for :class:`torch.nn.ConvTranspose2d`.
+
+    Shape:
+        ``Tensor[N, C, H, W]`` or ``Tensor[C, H, W]`` to ``Tensor[N, K, P, Q]`` or ``Tensor[K, P, Q]``.
+        ``output_size`` asks for one of the sizes that a convolution with these strides brings to that of ``input``.
+
+    >>> ConvTranspose2d(4, 8, 3, stride=2, padding=1)(torch.zeros(2, 4, 16, 16), output_size=(32, 31)).shape
+    torch.Size([2, 8, 32, 31])
+    """
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        return _conv_transpose(self, conv_transpose2d, input, output_size)
