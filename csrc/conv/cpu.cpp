@@ -4,6 +4,7 @@
 #include "conv/channel.h"
 #include "conv/channel_grad.h"
 #include "conv/depthwise.h"
+#include "conv/diagonal.h"
 #include "conv/direct.h"
 #include "conv/general.h"
 #include "conv/params.h"
@@ -66,7 +67,8 @@ constexpr ConvGradKernel grad_row(const char* name) {
 }  // namespace
 
 extern const ConvKernels conv_kernels = {
-    {row<DepthwiseRows>("depthwise_rows"), row<DepthwisePixels>("depthwise_pixels"), row<DepthwiseForward>("depthwise"),
+    {row<DiagonalForward>("depthwise_diagonals"), row<DepthwiseRows>("depthwise_rows"),
+     row<DepthwisePixels>("depthwise_pixels"), row<DepthwiseForward>("depthwise"),
      row<RowsForward>("rows"), row<ChannelForward>("channel"), row<PixelForward>("pixel"),
      row<GeneralForward>("general")},
     {grad_row<DepthwiseGradWeight>("depthwise"), grad_row<ChannelGradWeight>("channel"),

@@ -66,7 +66,7 @@ struct ConvGradKernel {
 };
 
 struct ConvKernels {
-  ConvKernel forward[7];  // also the input gradient
+  ConvKernel forward[8];  // also the input gradient
   ConvGradKernel grad_weight[4];
 };
 FASTCONV_DECLARE_KERNELS(ConvKernels, conv_kernels)
