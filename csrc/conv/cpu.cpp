@@ -5,6 +5,7 @@
 #include "conv/channel_grad.h"
 #include "conv/depthwise.h"
 #include "conv/diagonal.h"
+#include "conv/diagonal_grad.h"
 #include "conv/direct.h"
 #include "conv/general.h"
 #include "conv/params.h"
@@ -71,7 +72,7 @@ extern const ConvKernels conv_kernels = {
      row<DepthwisePixels>("depthwise_pixels"), row<DepthwiseForward>("depthwise"),
      row<RowsForward>("rows"), row<ChannelForward>("channel"), row<PixelForward>("pixel"),
      row<GeneralForward>("general")},
-    {grad_row<DepthwiseGradWeight>("depthwise"), grad_row<ChannelGradWeight>("channel"),
+    {grad_row<DiagonalGradWeight>("depthwise_diagonals"), grad_row<DepthwiseGradWeight>("depthwise"), grad_row<ChannelGradWeight>("channel"),
      grad_row<PixelGradWeight>("pixel"), grad_row<GeneralGradWeight>("general")},
 };
 
