@@ -1,7 +1,7 @@
-// Depthwise convolution with vectors of channels. A register tile is two output rows of B columns; B columns of an input
-// row are held in registers as well. One weight of the kernel connects those output and input columns that lie on a
-// diagonal of the square of pairs: loaded once, it serves up to B multiply-adds, and every input vector as many. Nothing
-// needs padding: columns outside the image do not come up.
+// Depthwise convolution with vectors of channels. A register tile is two output rows of B columns; B columns of an
+// input row are held in registers as well. One weight of the kernel connects those output and input columns that lie on
+// a diagonal of the square of pairs: loaded once, it serves up to B multiply-adds, and every input vector as many.
+// Nothing needs padding: columns outside the image do not come up.
 //
 // Channels_last tensors are read and written where they lie; contiguous ones are transposed a vector of channels at a
 // time, which pays where a row would fill a vector badly.
@@ -23,9 +23,9 @@ struct DiagonalLine {
 // What one call computes: output columns [q, q + columns) of up to two rows, from input columns [begin, end).
 struct DiagonalTile {
   const DiagonalLine *lines, *lines_end;
-  int64_t x_step, w_row;           // elements between input columns, between kernel rows
-  int64_t begin, end, first_tap;   // the tap that connects input column `begin` with output column 0 of the tile
-  int64_t taps;                    // S
+  int64_t x_step, w_row;          // elements between input columns, between kernel rows
+  int64_t begin, end, first_tap;  // the tap that connects input column `begin` with output column 0 of the tile
+  int64_t taps;                   // S
   int64_t out_row, out_step;
   int64_t rows, columns, channels;
 };
@@ -267,8 +267,10 @@ struct DiagonalForward {
   static bool preferred(const ConvParams& p) {
     if (p.G < 4) return false;
     if (is_channels_last(p.input) && is_channels_last(p.output)) return p.stride_w == 1 || p.R * p.S > 9;
-    const bool direct = p.R * p.S <= 49 || p.R == 1;  // depthwise_rows, if it can
-    return !direct || p.Q <= 14 || p.R % 2 == 0 || p.dilation_h > 1;
+    // What depthwise_rows can do, and does better where a row fills its vectors.
+    const bool unit = p.input.w == 1 && p.output.w == 1 && p.stride_h == p.stride_w;
+    const bool small = p.R == 1 || (p.R * p.S <= 49 && p.R % 2 == 1 && p.R <= 7 && p.dilation_h == 1);
+    return !unit || !small || p.Q <= 14;
   }
   template <class A>
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {

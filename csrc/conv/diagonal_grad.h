@@ -86,9 +86,11 @@ DiagonalGradMicro<A> diagonal_grad_micro_of(int64_t stride, int64_t taps) {
   return stride == 1 ? diagonal_grad_micro_of<A, 1>(taps, kAll) : diagonal_grad_micro_of<A, 2>(taps, kAll);
 }
 
-// Rows [h, h + rows) of a vector of channels as [h][w][L]; channels beyond `count` are zero.
+// Rows [h, h + rows) of channels [c, c + count) as [block][h][w][L], `block` elements from one vector of channels to
+// the next; channels beyond the last are zero.
 template <class T, class A>
-void pack_channels(const View4& v, int64_t n, int64_t c, int64_t count, int64_t h, int64_t rows, int64_t W, A* to) {
+void pack_channels(const View4& v, int64_t n, int64_t c, int64_t count, int64_t h, int64_t rows, int64_t W,
+                   int64_t block, A* to) {
   constexpr int64_t L = kLanes<A>;
   if (v.h == W * v.w) {  // rows that follow each other without a gap are one
     W *= rows;
@@ -96,19 +98,24 @@ void pack_channels(const View4& v, int64_t n, int64_t c, int64_t count, int64_t 
   }
   for (int64_t i = 0; i < rows; ++i, to += W * L) {
     const T* from = at<const T>(v, n, c, h + i, 0);
-    if (v.c == 1) {
-      for (int64_t w = 0; w < W; ++w)
-        store(to + w * L, count == L ? load(from + w * v.w) : load_partial(from + w * v.w, static_cast<int>(count)));
-    } else {
-      if (count < L) zero(to, W * L);
-      transpose_block(to, L, 1, from, v.c, v.w, count, W);
+    for (int64_t w = 0; v.c == 1 && w < W; ++w)
+      for (int64_t b = 0; b * L < count; ++b) {
+        const T* pixel = from + w * v.w + b * L;
+        const int64_t left = count - b * L;
+        store(to + b * block + w * L, left >= L ? load(pixel) : load_partial(pixel, static_cast<int>(left)));
+      }
+    for (int64_t b = 0; v.c != 1 && b * L < count; ++b) {
+      const int64_t left = min64(L, count - b * L);
+      if (left < L) zero(to + b * block, W * L);
+      transpose_block(to + b * block, L, 1, from + b * L * v.c, v.c, v.w, left, W);
     }
   }
 }
 
 struct DiagonalGradPlan {
-  int64_t blocks, splits, rows;  // vectors of channels, shares of the images, output rows of a strip
-  int64_t x_elements, g_elements;
+  int64_t blocks, splits, rows;    // vectors of channels, shares of the images, output rows of a strip
+  int64_t group, groups;           // vectors of channels of a work item, and how many such items
+  int64_t x_elements, g_elements;  // of a vector of channels
 };
 
 template <class A>
@@ -121,8 +128,8 @@ struct DiagonalGradScratch {
     Carver carve(scratch);
     sums = carve.take<A>(plan.splits * plan.blocks * p.R * p.S * kLanes<A>);
     Carver thread(nullptr);
-    thread.take<A>(plan.x_elements);
-    thread.take<A>(plan.g_elements);
+    thread.take<A>(plan.group * plan.x_elements);
+    thread.take<A>(plan.group * plan.g_elements);
     thread_bytes = thread.used();
     threads = carve.take<char>(thread_bytes * p.threads);
     total = carve.used();
@@ -134,9 +141,13 @@ bool diagonal_grad_plan(const ConvParams& p, DiagonalGradPlan& plan) {
   constexpr int64_t L = kLanes<A>, kWanted = 512 << 10;
   if (p.C != 1 || p.K != 1 || p.stride_w > 2 || p.dilation_w != 1) return false;
   plan.blocks = ceil_div(p.G, L);
-  plan.splits = depthwise_splits(p, plan.blocks);
+  // Vectors of channels that lie side by side in memory are packed together.
+  const bool last = p.input.c == 1 || p.output.c == 1;
+  plan.group = last ? max64(1, min64(4, plan.blocks / (2 * p.threads))) : 1;
+  plan.groups = ceil_div(plan.blocks, plan.group);
+  plan.splits = depthwise_splits(p, plan.groups);
   const auto x = [&](int64_t rows) { return min64(p.H, diagonal_span(p, rows)) * p.W * L; };
-  const auto bytes = [&](int64_t rows) { return (x(rows) + rows * p.Q * L) * static_cast<int64_t>(sizeof(A)); };
+  const auto bytes = [&](int64_t rows) { return (x(rows) + rows * p.Q * L) * kVecBytes / L * plan.group; };
   plan.rows = p.P;
   while (plan.rows > 1 && bytes(plan.rows) > kWanted) plan.rows = ceil_div(plan.rows, 2);
   plan.x_elements = x(plan.rows);
@@ -162,28 +173,24 @@ void diagonal_grad_weight(const ConvParams& p, const DiagonalGradPlan& plan, voi
   constexpr int64_t L = kLanes<A>;
   const DiagonalGradScratch<A> memory(p, plan, scratch);
   const int64_t taps = p.R * p.S;
-  parallel_for(p.threads, plan.blocks * plan.splits, [&](int64_t item, int thread) {
+  parallel_for(p.threads, plan.groups * plan.splits, [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
-    A* x = carve.take<A>(plan.x_elements);
-    A* g = carve.take<A>(plan.g_elements);
-    const int64_t block = item % plan.blocks, split = item / plan.blocks, c = block * L, count = min64(L, p.G - c);
-    A* sums = memory.sums + (split * plan.blocks + block) * taps * L;
-    zero(sums, taps * L);
+    A* x = carve.take<A>(plan.group * plan.x_elements);
+    A* g = carve.take<A>(plan.group * plan.g_elements);
+    const int64_t b0 = item % plan.groups * plan.group, blocks = min64(plan.group, plan.blocks - b0);
+    const int64_t split = item / plan.groups, c = b0 * L, count = min64(blocks * L, p.G - c);
+    A* sums = memory.sums + (split * plan.blocks + b0) * taps * L;
+    zero(sums, blocks * taps * L);
     for (int64_t n = p.N * split / plan.splits; n < p.N * (split + 1) / plan.splits; ++n)
       for (int64_t p0 = 0; p0 < p.P; p0 += plan.rows) {
-        GradTile t = {p0, min64(plan.rows, p.P - p0), p.W * L, L, p.Q * L, L, 0, 0};
+        const GradTile t = {p0, min64(plan.rows, p.P - p0), p.W * L, L, p.Q * L, L, 0, 0};
         const int64_t first = p0 * p.stride_h - p.pad_h, h0 = max64(0, min64(first, p.H));
         const int64_t h1 = max64(h0, min64(p.H, first + diagonal_span(p, t.rows)));
-        if constexpr (sizeof(T) == sizeof(A)) {
-          if (count == L && p.input.c == 1 && p.output.c == 1) {
-            t = {p0, t.rows, p.input.h, p.input.w, p.output.h, p.output.w, 0, 0};
-            diagonal_grad_strip<A>(p, t, at<const A>(p.input, n, c, 0, 0), at<const A>(p.output, n, c, 0, 0), sums);
-            continue;
-          }
-        }
-        pack_channels<T>(p.input, n, c, count, h0, h1 - h0, p.W, x);
-        pack_channels<T>(p.output, n, c, count, p0, t.rows, p.Q, g);
-        diagonal_grad_strip<A>(p, t, x - h0 * p.W * L, g - p0 * p.Q * L, sums);
+        pack_channels<T>(p.input, n, c, count, h0, h1 - h0, p.W, plan.x_elements, x);
+        pack_channels<T>(p.output, n, c, count, p0, t.rows, p.Q, plan.g_elements, g);
+        for (int64_t b = 0; b < blocks; ++b)
+          diagonal_grad_strip<A>(p, t, x + b * plan.x_elements - h0 * p.W * L, g + b * plan.g_elements - p0 * p.Q * L,
+                                 sums + b * taps * L);
       }
   });
   parallel_for(p.G * taps > 65536 ? p.threads : 1, plan.blocks, [&](int64_t block, int) {
@@ -194,8 +201,8 @@ void diagonal_grad_weight(const ConvParams& p, const DiagonalGradPlan& plan, voi
     }
     const bool joined = p.weight.h == p.S * p.weight.w;
     for (int64_t r = 0; r < (joined ? 1 : p.R); ++r)
-      transpose_block(at<T>(p.weight, 0, 0, r, 0) + block * L * p.weight_g, p.weight_g, p.weight.w,
-                      sums + r * p.S * L, L, 1, joined ? taps : p.S, min64(L, p.G - block * L));
+      transpose_block(at<T>(p.weight, 0, 0, r, 0) + block * L * p.weight_g, p.weight_g, p.weight.w, sums + r * p.S * L,
+                      L, 1, joined ? taps : p.S, min64(L, p.G - block * L));
   });
 }
 

@@ -215,7 +215,7 @@ struct Window {
   int begin, end;
   Window(int begin_, int end_) : begin(begin_), end(end_) {}
 #endif
-  Window() : Window(0, 0) {}
+  Window() = default;  // of no meaning: tables of them are filled as far as they are used
 };
 #if defined(__AVX512F__)
 inline Vec<float> load(const float* p, Window<float> w) {
