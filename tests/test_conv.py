@@ -205,9 +205,12 @@ def test_choosy_kernel(kernel: str, isa: str) -> None:
 @pytest.mark.parametrize(
     ("preferred", "size", "weight_size", "groups", "layout", "dilation"),
     [
-        ("depthwise_pixels", (2, 40, 9, 10), (40, 1, 3, 3), 40, "channels_last", 1),
-        ("depthwise", (2, 40, 12, 12), (40, 1, 9, 9), 40, "channels_last", 1),
-        ("depthwise_rows", (2, 40, 9, 10), (40, 1, 3, 3), 40, "contiguous", 1),
+        ("depthwise_diagonals", (2, 40, 9, 10), (40, 1, 3, 3), 40, "channels_last", 1),
+        ("depthwise_diagonals", (2, 40, 9, 10), (40, 1, 5, 5), 40, "contiguous", 1),
+        ("depthwise_diagonals", (2, 40, 20, 20), (40, 1, 9, 9), 40, "contiguous", 1),
+        ("depthwise_pixels", (2, 40, 9, 10), (40, 1, 3, 3), 40, "channels_last", 2),
+        ("depthwise", (2, 40, 20, 20), (40, 1, 9, 9), 40, "channels_last", 2),
+        ("depthwise_rows", (2, 40, 19, 20), (40, 1, 3, 3), 40, "contiguous", 1),
         ("pixel", (2, 40, 9, 10), (40, 1, 3, 3), 40, "contiguous", 2),
         ("rows", (2, 40, 9, 10), (40, 2, 3, 3), 20, "contiguous", 1),
         ("pixel", (2, 40, 9, 10), (40, 2, 3, 3), 20, "channels_last", 1),

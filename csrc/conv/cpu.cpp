@@ -4,6 +4,8 @@
 #include "conv/channel.h"
 #include "conv/channel_grad.h"
 #include "conv/depthwise.h"
+#include "conv/diagonal.h"
+#include "conv/diagonal_grad.h"
 #include "conv/direct.h"
 #include "conv/general.h"
 #include "conv/params.h"
@@ -67,11 +69,12 @@ constexpr ConvGradKernel grad_row(const char* name) {
 }  // namespace
 
 extern const ConvKernels conv_kernels = {
-    {row<DepthwiseRows>("depthwise_rows"), row<DepthwisePixels>("depthwise_pixels"), row<DepthwiseForward>("depthwise"),
-     row<RowsForward>("rows"), row<WinogradForward>("winograd"), row<ChannelForward>("channel"),
-     row<PixelForward>("pixel"), row<GeneralForward>("general")},
-    {grad_row<DepthwiseGradWeight>("depthwise"), grad_row<ChannelGradWeight>("channel"),
-     grad_row<PixelGradWeight>("pixel"), grad_row<GeneralGradWeight>("general")},
+    {row<DiagonalForward>("depthwise_diagonals"), row<DepthwiseRows>("depthwise_rows"),
+     row<DepthwisePixels>("depthwise_pixels"), row<DepthwiseForward>("depthwise"), row<RowsForward>("rows"),
+     row<WinogradForward>("winograd"), row<ChannelForward>("channel"), row<PixelForward>("pixel"), row<GeneralForward>("general")},
+    {grad_row<DiagonalGradWeight>("depthwise_diagonals"), grad_row<DepthwiseGradWeight>("depthwise"),
+     grad_row<ChannelGradWeight>("channel"), grad_row<PixelGradWeight>("pixel"),
+     grad_row<GeneralGradWeight>("general")},
 };
 
 }  // namespace fastconv::FASTCONV_ISA

@@ -30,10 +30,11 @@ void direct_weights(const ConvParams& p, bool by_row, A* to) {
 // ---- contiguous
 // ------------------------------------------------------------------------------------------------------
 
-constexpr int kRowVectors = 4;
+constexpr int kRowVectors = 8;      // the most of a register tile
 constexpr int64_t kRowTaps = 64;    // the widest kernel
 constexpr int64_t kRowsAhead = 10;  // how far ahead input is fetched
 constexpr int row_block(int taps) { return taps == 1 ? 1 : kVecRegisters == 32 ? 4 : 2; }
+constexpr int row_vectors(int taps) { return taps == 1 ? 8 : 4; }
 
 // The lanes of a vector of row elements from `start` on that lie inside [0, W).
 template <class T>
@@ -52,9 +53,9 @@ void rows_micro(const T* const* rows, int64_t S, int64_t dilation, const Window<
   using A = Accumulate<T>;
   constexpr int L = kLanes<A>, RB = row_block(R);
   Vec<A> sum[RB][NV];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int i = 0; i < RB; ++i)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) sum[i][j] = splat(bias);
   if constexpr (Square) {
     S = R;
@@ -64,32 +65,32 @@ void rows_micro(const T* const* rows, int64_t S, int64_t dilation, const Window<
 #pragma GCC unroll 8
   for (int64_t s = 0; s < (Square ? R : S); ++s, w += R, start += dilation) {
     Window<T> window[NV * Stride];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int j = 0; j < NV * Stride; ++j) window[j] = windows[s * (kRowVectors * Stride) + j];
 #pragma GCC unroll 16
     for (int i = 0; i < (RB - 1) * Stride + R; ++i) {
       if (!rows[i]) continue;
       Vec<A> v[NV];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) {
         const T* from = rows[i] + start + j * L * Stride;
         v[j] = load(from, window[j * Stride]);
         if constexpr (Stride == 2) v[j] = even_lanes<A>(v[j], load(from + L, window[j * 2 + 1]));
       }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int o = 0; o < RB; ++o) {
         const int r = i - o * Stride;
         if (r < 0 || r >= R) continue;
         const Vec<A> weight = splat(w[r]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int j = 0; j < NV; ++j) sum[o][j] += weight * v[j];
       }
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int i = 0; i < RB; ++i) {
     if (!out[i]) continue;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < NV - 1; ++j) finish.store(out[i] + j * L, sum[i][j]);
     const int64_t rest = columns - (NV - 1) * L;
     if (rest >= L)
@@ -103,17 +104,17 @@ template <class T>
 using RowsMicro = void (*)(const T* const*, int64_t, int64_t, const Window<T>*, const Accumulate<T>*, Accumulate<T>,
                            T* const*, int64_t, const Finish<T>&);
 
-template <class T, int R, int Stride, bool Square>
-RowsMicro<T> rows_micro_of(int64_t vectors) {
-  static const RowsMicro<T> kTable[] = {rows_micro<T, R, Stride, 1, Square>, rows_micro<T, R, Stride, 2, Square>,
-                                        rows_micro<T, R, Stride, 3, Square>, rows_micro<T, R, Stride, 4, Square>};
+template <class T, int R, int Stride, bool Square, int... I>
+RowsMicro<T> rows_micro_of(int64_t vectors, std::integer_sequence<int, I...>) {
+  static const RowsMicro<T> kTable[] = {rows_micro<T, R, Stride, I + 1, Square>...};
   return kTable[vectors - 1];
 }
 
 template <class T, int R>
 RowsMicro<T> rows_micro_of(int64_t stride, bool square, int64_t vectors) {
-  if (stride == 2) return rows_micro_of<T, R, 2, false>(vectors);
-  return square ? rows_micro_of<T, R, 1, true>(vectors) : rows_micro_of<T, R, 1, false>(vectors);
+  constexpr auto kAll = std::make_integer_sequence<int, row_vectors(R)>{};
+  if (stride == 2) return rows_micro_of<T, R, 2, false>(vectors, kAll);
+  return square ? rows_micro_of<T, R, 1, true>(vectors, kAll) : rows_micro_of<T, R, 1, false>(vectors, kAll);
 }
 
 template <class T>
@@ -134,17 +135,31 @@ void depthwise_rows(const ConvParams& p, const void* packed) {
   const A* weights = static_cast<const A*>(packed);
   const Finish<T> finish(p);
   const int64_t block = row_block(static_cast<int>(p.R)), stride = p.stride_w;
-  const int64_t vectors = ceil_div(p.Q, L), chunks = ceil_div(vectors, kRowVectors);
+  const int64_t vectors = ceil_div(p.Q, L), chunks = ceil_div(vectors, row_vectors(static_cast<int>(p.R)));
+  // The lanes inside the image: of the first chunk, of the last, and of those between, which mostly are all.
+  using Windows = Window<T>[kRowTaps * kRowVectors * 2];
+  const auto chunk_vectors = [&](int64_t chunk) { return vectors * chunk / chunks; };
+  const auto look = [&](int64_t chunk, Windows& windows) {
+    const int64_t w = chunk_vectors(chunk) * L * stride - p.pad_w;
+    const int64_t count = (chunk_vectors(chunk + 1) - chunk_vectors(chunk)) * stride;
+    for (int64_t s = 0; s < p.S; ++s)
+      for (int64_t j = 0; j < count; ++j)
+        windows[s * kRowVectors * stride + j] = inside_row<T>(w + s * p.dilation_w + j * L, p.W);
+  };
+  Windows of_first, of_last, whole;
+  look(0, of_first);
+  look(chunks - 1, of_last);
+  for (int64_t i = 0; i < p.S * kRowVectors * stride; ++i) whole[i] = Window<T>(0, L);
   parallel_ranges(p.threads, p.N * p.G, [&](int64_t item, int) {
     const int64_t n = item / p.G, g = item % p.G;
     const A bias = p.bias ? get(static_cast<const T*>(p.bias) + g) : A(0);
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const int64_t first = vectors * chunk / chunks, count = vectors * (chunk + 1) / chunks - first;
+      const int64_t first = chunk_vectors(chunk), count = chunk_vectors(chunk + 1) - first;
       const int64_t q = first * L, w = q * stride - p.pad_w;
-      Window<T> windows[kRowTaps * kRowVectors * 2];
-      for (int64_t s = 0; s < p.S; ++s)
-        for (int64_t j = 0; j < count * stride; ++j)
-          windows[s * kRowVectors * stride + j] = inside_row<T>(w + s * p.dilation_w + j * L, p.W);
+      const bool inside = w >= 0 && w + (p.S - 1) * p.dilation_w + count * stride * L <= p.W;
+      Windows rare;
+      if (!inside && chunk > 0 && chunk < chunks - 1) look(chunk, rare);
+      const Window<T>* windows = inside ? whole : chunk == 0 ? of_first : chunk == chunks - 1 ? of_last : rare;
       const auto micro = rows_micro_of<T>(p, count);
       for (int64_t p0 = 0; p0 < p.P; p0 += block) {
         const T* rows[kMostInputs];
@@ -154,9 +169,11 @@ void depthwise_rows(const ConvParams& p, const void* packed) {
           rows[i] = h >= 0 && h < p.H ? at<const T>(p.input, n, g, h, w) : nullptr;
         }
         for (int64_t i = 0; i < block; ++i) out[i] = p0 + i < p.P ? at<T>(p.output, n, g, p0 + i, q) : nullptr;
-        const T* ahead = at<const T>(p.input, n, g, p0 * stride + kRowsAhead, 0);
-        for (int64_t i = 0; i < block * stride * p.input.h; i += 64 / static_cast<int64_t>(sizeof(T)))
-          __builtin_prefetch(ahead + i);
+        if (p.P > block) {
+          const T* ahead = at<const T>(p.input, n, g, p0 * stride + kRowsAhead, 0);
+          for (int64_t i = 0; i < block * stride * p.input.h; i += 64 / static_cast<int64_t>(sizeof(T)))
+            __builtin_prefetch(ahead + i);
+        }
         micro(rows, p.S, p.dilation_w, windows, weights + g * p.R * p.S, bias, out, p.Q - q, finish);
       }
     }

@@ -106,7 +106,7 @@ Tensor transposed(const ConvArguments& a, ConvParams p, Tensor grad_output, cons
       nothing.Q = p.W;
       nothing.R = nothing.S = 0;
       nothing.output = p.input;
-      run(a.op, FASTCONV_KERNELS(conv_kernels).forward, nothing);
+      forward(a.op, nothing);
     } else {
       torch::stable::zero_(grad_input);
     }

@@ -97,13 +97,28 @@ inline Halves narrow(Vec<float> v, float16) {
 #endif
 }
 
-inline Vec<float> widen(Halves h, bfloat16) { return bits_as<Vec<float>>(__builtin_convertvector(h, Words) << 16); }
+inline Words words(Halves h) {
+#if defined(__AVX512F__)
+  return bits_as<Words>(_mm512_maskz_cvtepu16_epi32(0xffff, bits_as<__m256i>(h)));
+#else
+  return __builtin_convertvector(h, Words);
+#endif
+}
+inline Halves halves(Words w) {
+#if defined(__AVX512F__)
+  return bits_as<Halves>(_mm512_maskz_cvtepi32_epi16(0xffff, bits_as<__m512i>(w)));
+#else
+  return __builtin_convertvector(w, Halves);
+#endif
+}
+
+inline Vec<float> widen(Halves h, bfloat16) { return bits_as<Vec<float>>(words(h) << 16); }
 
 inline Halves narrow(Vec<float> v, bfloat16) {
   const Words w = bits_as<Words>(v);
   const Words rounded = (w + 0x7fff + ((w >> 16) & 1)) >> 16;
   const Words nan = ((w >> 16) & 0x8000) | 0x7fc0;
-  return __builtin_convertvector((w & 0x7fffffff) > 0x7f800000 ? nan : rounded, Halves);
+  return halves((w & 0x7fffffff) > 0x7f800000 ? nan : rounded);
 }
 
 // Loads and stores a vector of the type that T is computed in; no alignment is asked for.
@@ -201,7 +216,7 @@ struct Window {
   int begin, end;
   Window(int begin_, int end_) : begin(begin_), end(end_) {}
 #endif
-  Window() : Window(0, 0) {}
+  Window() = default;  // of no meaning: tables of them are filled as far as they are used
 };
 #if defined(__AVX512F__)
 inline Vec<float> load(const float* p, Window<float> w) {

@@ -1,0 +1,293 @@
+// Depthwise convolution with vectors of channels. A register tile is two output rows of B columns; B columns of an
+// input row are held in registers as well. One weight of the kernel connects those output and input columns that lie on
+// a diagonal of the square of pairs: loaded once, it serves up to B multiply-adds, and every input vector as many.
+// Nothing needs padding: columns outside the image do not come up.
+//
+// Channels_last tensors are read and written where they lie; contiguous ones are transposed a vector of channels at a
+// time, which pays where a row would fill a vector badly.
+#pragma once
+#include "conv/depthwise.h"
+
+namespace fastconv {
+namespace {
+
+constexpr int kDiagonalColumns = kVecRegisters == 32 ? 7 : 4;
+constexpr int kDiagonalRows = 2;
+
+// An input row, and which row of the kernel connects it with each output row of the tile, -1 for none.
+struct DiagonalLine {
+  int64_t offset;
+  int32_t r[kDiagonalRows];
+};
+
+// What one call computes: output columns [q, q + columns) of up to two rows, from input columns [begin, end).
+struct DiagonalTile {
+  const DiagonalLine *lines, *lines_end;
+  int64_t x_step, w_row;          // elements between input columns, between kernel rows
+  int64_t begin, end, first_tap;  // the tap that connects input column `begin` with output column 0 of the tile
+  int64_t taps;                   // S
+  int64_t out_row, out_step;
+  int64_t rows, columns, channels;
+};
+
+template <class A, int Stride, int First, int Rows>
+[[gnu::always_inline]] inline void diagonals(Vec<A> (&sum)[kDiagonalRows][kDiagonalColumns],
+                                             const Vec<A> (&v)[kDiagonalColumns], const A* w0, const A* w1,
+                                             int64_t first_tap, int64_t taps) {
+  constexpr int B = kDiagonalColumns, L = kLanes<A>;
+#pragma GCC unroll 32
+  for (int d = -(B - 1) * Stride; d < B; ++d) {
+    if (static_cast<uint64_t>(first_tap + d) >= static_cast<uint64_t>(taps)) continue;
+    const Vec<A> a = load((First == 0 ? w0 : w1) + d * L), b = Rows == 2 ? load(w1 + d * L) : a;
+#pragma GCC unroll 8
+    for (int i = 0; i < B; ++i) {
+      const int j = i * Stride + d;
+      if (j < 0 || j >= B) continue;
+      sum[First][i] += a * v[j];
+      if constexpr (Rows == 2) sum[1][i] += b * v[j];
+    }
+  }
+}
+
+template <class T, int Stride, bool Whole>
+void diagonal_micro(const DiagonalTile& t, const T* x, const Accumulate<T>* w, Vec<Accumulate<T>> bias, T* out,
+                    const Finish<T>& finish) {
+  using A = Accumulate<T>;
+  constexpr int B = kDiagonalColumns, L = kLanes<A>;
+  const int channels = static_cast<int>(t.channels);
+  Vec<A> sum[kDiagonalRows][B];
+#pragma GCC unroll 8
+  for (int k = 0; k < kDiagonalRows; ++k)
+#pragma GCC unroll 8
+    for (int i = 0; i < B; ++i) sum[k][i] = bias;
+  for (const DiagonalLine* line = t.lines; line != t.lines_end; ++line) {
+    const T* from = x + line->offset + t.begin * t.x_step;
+    int64_t tap = t.first_tap;
+    for (int64_t column = t.begin; column < t.end; column += B, tap += B, from += B * t.x_step) {
+      Vec<A> v[B];
+#pragma GCC unroll 8
+      for (int j = 0; j < B; ++j)
+        v[j] = column + j >= t.end ? Vec<A>{}
+               : Whole             ? load(from + j * t.x_step)
+                                   : load_partial(from + j * t.x_step, channels);
+      const A* w0 = w + line->r[0] * t.w_row + tap * L;
+      const A* w1 = w + line->r[1] * t.w_row + tap * L;
+      if (line->r[1] < 0)
+        diagonals<A, Stride, 0, 1>(sum, v, w0, w1, tap, t.taps);
+      else if (line->r[0] < 0)
+        diagonals<A, Stride, 1, 1>(sum, v, w0, w1, tap, t.taps);
+      else
+        diagonals<A, Stride, 0, 2>(sum, v, w0, w1, tap, t.taps);
+    }
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < kDiagonalRows; ++k) {
+    if (k >= t.rows) break;
+#pragma GCC unroll 8
+    for (int i = 0; i < B; ++i) {
+      if (i >= t.columns) break;
+      T* to = out + k * t.out_row + i * t.out_step;
+      if constexpr (Whole)
+        finish.store(to, sum[k][i]);
+      else
+        finish.store_partial(to, sum[k][i], channels);
+    }
+  }
+}
+
+template <class T>
+using DiagonalMicro = void (*)(const DiagonalTile&, const T*, const Accumulate<T>*, Vec<Accumulate<T>>, T*,
+                               const Finish<T>&);
+
+template <class T>
+DiagonalMicro<T> diagonal_micro_of(int64_t stride, bool whole) {
+  if (stride == 1) return whole ? diagonal_micro<T, 1, true> : diagonal_micro<T, 1, false>;
+  return whole ? diagonal_micro<T, 2, true> : diagonal_micro<T, 2, false>;
+}
+
+// The input rows of output rows [p0, p0 + rows).
+inline int64_t diagonal_lines(const ConvParams& p, int64_t x_row, int64_t p0, int64_t rows, DiagonalLine* lines) {
+  const int64_t first = p0 * p.stride_h - p.pad_h;
+  const int64_t last = first + (rows - 1) * p.stride_h + (p.R - 1) * p.dilation_h;
+  int64_t found = 0;
+  for (int64_t h = max64(0, first); h <= min64(p.H - 1, last); ++h) {
+    DiagonalLine line = {h * x_row, {-1, -1}};
+    for (int64_t k = 0; k < rows; ++k) {
+      const int64_t r = h - first - k * p.stride_h;
+      if (r >= 0 && r % p.dilation_h == 0 && r / p.dilation_h < p.R) line.r[k] = static_cast<int32_t>(r / p.dilation_h);
+    }
+    if (line.r[0] >= 0 || line.r[1] >= 0) lines[found++] = line;
+  }
+  return found;
+}
+
+inline int64_t diagonal_most_lines(const ConvParams& p) { return kDiagonalRows * p.R; }
+
+struct DiagonalPlan {
+  bool in_place;                  // channels_last
+  int64_t blocks, group, groups;  // vectors of channels, of a work item, and how many such items
+  int64_t rows, strips;           // output rows of a work item, and how many such items
+  int64_t x_elements, acc_elements;
+};
+
+template <class A>
+int64_t diagonal_thread_bytes(const ConvParams& p, const DiagonalPlan& plan) {
+  Carver carve(nullptr);
+  carve.take<DiagonalLine>(diagonal_most_lines(p));
+  carve.take<A>(plan.x_elements);
+  carve.take<A>(plan.acc_elements);
+  return carve.used();
+}
+
+constexpr int64_t kDiagonalWeights = 16 << 10;  // bytes of weights that stay in the first-level cache
+constexpr int64_t kDiagonalScratch = 8 << 20;
+
+// Input rows that `rows` output rows read.
+inline int64_t diagonal_span(const ConvParams& p, int64_t rows) {
+  return (rows - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
+}
+
+template <class A>
+bool diagonal_plan(const ConvParams& p, DiagonalPlan& plan) {
+  constexpr int64_t L = kLanes<A>;
+  if (p.C != 1 || p.K != 1 || p.stride_w > 2 || p.dilation_w != 1) return false;
+  plan.in_place = p.input.c == 1 && p.output.c == 1;
+  plan.blocks = ceil_div(p.G, L);
+  plan.group = plan.in_place ? max64(1, min64(plan.blocks, kDiagonalWeights / (p.R * p.S * kVecBytes))) : 1;
+  plan.groups = ceil_div(plan.blocks, plan.group);
+  // Strips of rows where there is too little else to share out, not so low that transposing their borders tells.
+  const int64_t lowest = plan.in_place ? 8 : max64(16, 4 * p.R);
+  const int64_t wanted = ceil_div(8 * p.threads, p.N * plan.groups);
+  plan.rows = round_up(ceil_div(p.P, min64(wanted, ceil_div(p.P, lowest))), kDiagonalRows);
+  const auto elements = [&](int64_t rows) { return (min64(p.H, diagonal_span(p, rows)) * p.W + rows * p.Q) * L; };
+  if (!plan.in_place)
+    while (plan.rows > kDiagonalRows && elements(plan.rows) * static_cast<int64_t>(sizeof(A)) > kDiagonalScratch)
+      plan.rows = round_up(plan.rows / 2, kDiagonalRows);
+  plan.strips = ceil_div(p.P, plan.rows);
+  plan.acc_elements = plan.in_place ? 0 : plan.rows * p.Q * L;
+  plan.x_elements = plan.in_place ? 0 : elements(plan.rows) - plan.acc_elements;
+  return plan.in_place || elements(plan.rows) * static_cast<int64_t>(sizeof(A)) <= kDiagonalScratch;
+}
+
+// Output rows [p0, p0 + rows) of `blocks` vectors of channels, from channel c0 on. X is T, or A where both tensors were
+// transposed into scratch.
+template <class X>
+void diagonal_rows(const ConvParams& p, const View4& input, const View4& output, int64_t n, int64_t p0, int64_t rows,
+                   int64_t blocks, int64_t c0, int64_t channels, const Accumulate<X>* weights,
+                   const Vec<Accumulate<X>>* bias, DiagonalLine* lines, const Finish<X>& finish) {
+  using A = Accumulate<X>;
+  constexpr int64_t B = kDiagonalColumns, L = kLanes<A>;
+  DiagonalTile t;
+  t.lines = lines;
+  t.x_step = input.w;
+  t.w_row = p.S * L;
+  t.taps = p.S;
+  t.out_row = output.h;
+  t.out_step = output.w;
+  const auto whole = diagonal_micro_of<X>(p.stride_w, true), part = diagonal_micro_of<X>(p.stride_w, false);
+  for (int64_t row = p0; row < p0 + rows; row += kDiagonalRows) {
+    t.rows = min64(kDiagonalRows, p0 + rows - row);
+    t.lines_end = lines + diagonal_lines(p, input.h, row, t.rows, lines);
+    for (int64_t q = 0; q < p.Q; q += B) {
+      t.columns = min64(B, p.Q - q);
+      const int64_t first = q * p.stride_w - p.pad_w;
+      t.begin = max64(0, first);
+      t.end = min64(p.W, first + (t.columns - 1) * p.stride_w + p.S);
+      t.first_tap = t.begin - first;
+      const X* x = at<const X>(input, n, c0, 0, 0);
+      X* out = at<X>(output, n, c0, row, q);
+      for (int64_t b = 0; b < blocks; ++b) {
+        t.channels = min64(L, channels - b * L);
+        (t.channels == L ? whole : part)(t, x + b * L, weights + b * p.R * t.w_row, bias[b], out + b * L, finish);
+      }
+    }
+  }
+}
+
+template <class T>
+void diagonal_forward(const ConvParams& p, const DiagonalPlan& plan, const void* packed, void* scratch) {
+  using A = Accumulate<T>;
+  constexpr int64_t L = kLanes<A>;
+  const A* weights = static_cast<const A*>(packed);
+  const Vec<A>* bias = reinterpret_cast<const Vec<A>*>(weights + plan.blocks * p.R * p.S * L);
+  const Finish<T> finish(p);
+  ConvParams bare = p;
+  bare.residual = nullptr;
+  bare.activation = Activation::kNone;
+  const Finish<A> nothing(bare);
+  const int64_t thread_bytes = diagonal_thread_bytes<A>(p, plan);
+  parallel_ranges(p.threads, p.N * plan.groups * plan.strips, [&](int64_t item, int thread) {
+    Carver carve(static_cast<char*>(scratch) + thread * thread_bytes);
+    DiagonalLine* lines = carve.take<DiagonalLine>(diagonal_most_lines(p));
+    A* x = carve.take<A>(plan.x_elements);
+    A* acc = carve.take<A>(plan.acc_elements);
+    const int64_t n = item / plan.strips / plan.groups, b0 = item % plan.groups * plan.group;
+    const int64_t p0 = item / plan.groups % plan.strips * plan.rows, rows = min64(plan.rows, p.P - p0);
+    const int64_t blocks = min64(plan.group, plan.blocks - b0), c0 = b0 * L, channels = min64(blocks * L, p.G - c0);
+    const A* w = weights + b0 * p.R * p.S * L;
+    if (plan.in_place)
+      return diagonal_rows<T>(p, p.input, p.output, n, p0, rows, blocks, c0, channels, w, bias + b0, lines, finish);
+    const int64_t h0 = max64(0, p0 * p.stride_h - p.pad_h);
+    const int64_t span = min64(p.H, p0 * p.stride_h - p.pad_h + diagonal_span(p, rows)) - h0;
+    // Rows that follow each other without a gap are one.
+    const bool joined_in = p.input.h == p.W * p.input.w, joined_out = p.output.h == p.Q * p.output.w;
+    const View4 packed_in = {x - h0 * p.W * L, 0, 0, p.W * L, L}, packed_out = {acc - p0 * p.Q * L, 0, 0, p.Q * L, L};
+    if (channels < L) zero(x, plan.x_elements);
+    for (int64_t h = 0; h < (joined_in ? min64(1, span) : span); ++h)
+      transpose_block(x + h * p.W * L, L, 1, at<const T>(p.input, n, c0, h0 + h, 0), p.input.c, p.input.w, channels,
+                      joined_in ? span * p.W : p.W);
+    diagonal_rows<A>(p, packed_in, packed_out, 0, p0, rows, 1, 0, L, w, bias + b0, lines, nothing);
+    for (int64_t h = 0; h < (joined_out ? 1 : rows); ++h)
+      transpose_block(at<T>(p.output, n, c0, p0 + h, 0), p.output.c, p.output.w, acc + h * p.Q * L, L, 1,
+                      joined_out ? rows * p.Q : p.Q, channels, finish);
+  });
+}
+
+// Weights as [block][tap][L], then the bias.
+template <class T, class A>
+void diagonal_pack(const ConvParams& p, const DiagonalPlan& plan, A* weights) {
+  constexpr int64_t L = kLanes<A>;
+  const int64_t taps = p.R * p.S;
+  parallel_for(p.G * taps > 65536 ? p.threads : 1, plan.blocks, [&](int64_t b, int) {
+    const int64_t n = min64(L, p.G - b * L);
+    A* to = weights + b * taps * L;
+    const bool joined = p.weight.h == p.S * p.weight.w;
+    if (n < L) zero(to, taps * L);
+    for (int64_t r = 0; r < (joined ? 1 : p.R); ++r)
+      transpose_block(to + r * p.S * L, L, 1, at<const T>(p.weight, 0, 0, r, 0) + b * L * p.weight_g, p.weight_g,
+                      p.weight.w, n, joined ? taps : p.S);
+    store(weights + (plan.blocks * taps + b) * L,
+          p.bias ? load_partial(static_cast<const T*>(p.bias) + b * L, static_cast<int>(n)) : Vec<A>{});
+  });
+}
+
+struct DiagonalForward {
+  using Plan = DiagonalPlan;
+  template <class A>
+  static bool preferred(const ConvParams& p) {
+    if (p.G < 4) return false;
+    if (is_channels_last(p.input) && is_channels_last(p.output)) return p.stride_w == 1 || p.R * p.S > 9;
+    // What depthwise_rows can do, and does better where a row fills its vectors.
+    const bool unit = p.input.w == 1 && p.output.w == 1 && p.stride_h == p.stride_w;
+    const bool small = p.R == 1 || (p.R * p.S <= 49 && p.R % 2 == 1 && p.R <= 7 && p.dilation_h == 1);
+    return !unit || !small || p.Q <= 14;
+  }
+  template <class A>
+  static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
+    if (!diagonal_plan<A>(p, plan)) return false;
+    memory.packed = plan.blocks * (p.R * p.S + 1) * kVecBytes;
+    memory.scratch = diagonal_thread_bytes<A>(p, plan) * p.threads;
+    return true;
+  }
+  template <class T>
+  static void pack(const ConvParams& p, const Plan& plan, void* packed) {
+    diagonal_pack<T>(p, plan, static_cast<Accumulate<T>*>(packed));
+  }
+  template <class T>
+  static void run(const ConvParams& p, const Plan& plan, const void* packed, void* scratch) {
+    diagonal_forward<T>(p, plan, packed, scratch);
+  }
+};
+
+}  // namespace
+}  // namespace fastconv
