@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-ISAS = ("baseline", "avx2", "avx512")
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 _cap = os.environ.get("FASTCONV_CPU_ISA")
 if _cap is not None and _cap not in ISAS:
     raise ImportError(f"fastconv: FASTCONV_CPU_ISA must be one of {', '.join(ISAS)} (got {_cap!r})")

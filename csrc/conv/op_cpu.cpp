@@ -18,18 +18,29 @@ int threads_for(const ConvParams& p) {
   return macs < kSmallMacs ? 1 : static_cast<int>(torch::stable::get_num_threads());
 }
 
-// The first kernel of the table that wants and can, or the forced one.
+// The first kernel of a table that wants and can, or null; with a name, only the kernel of that name may.
 template <class Kernel, size_t Count>
-const Kernel& choose(const char* op, const Kernel (&table)[Count], const ConvParams& p, ConvPlan& plan) {
-  // A sum of nothing is the general kernel's, the last; the others count on at least one channel and one tap.
-  const char* only = p.C * p.R * p.S == 0 ? table[Count - 1].name : forced.load(std::memory_order_relaxed);
+const Kernel* find(const char* only, const Kernel (&table)[Count], const ConvParams& p, ConvPlan& plan) {
   for (const Kernel& kernel : table) {
     if (only ? std::strcmp(only, kernel.name) != 0 : !kernel.preferred(p)) continue;
-    if (kernel.plan(p, plan)) return kernel;
+    if (kernel.plan(p, plan)) return &kernel;
   }
-  check(false, op, ": kernel must be able to serve these arguments (got ", only, ")");
-  return table[Count - 1];
+  return nullptr;
 }
+
+// From a table of the instruction set in use: first what it adds (`extra`, null if nothing), then what every one has.
+template <class Kernel, size_t Extra, size_t Count>
+const Kernel& choose(const char* op, const Kernel (*extra)[Extra], const Kernel (&table)[Count], const ConvParams& p,
+                     ConvPlan& plan) {
+  // A sum of nothing is the general kernel's, the last; the others count on at least one channel and one tap.
+  const char* only = p.C * p.R * p.S == 0 ? table[Count - 1].name : forced.load(std::memory_order_relaxed);
+  const Kernel* kernel = extra ? find(only, *extra, p, plan) : nullptr;
+  if (!kernel) kernel = find(only, table, p, plan);
+  check(kernel, op, ": kernel must be able to serve these arguments (got ", only, ")");
+  return *kernel;
+}
+
+const ConvExtraKernels* extra_kernels() { return FASTCONV_EXTRA_KERNELS(conv_extra_kernels); }
 
 // Memory for a kernel, as long as this lives.
 class Memory {
@@ -46,7 +57,9 @@ class Memory {
 void forward(const char* op, ConvParams p) {
   join_rows(p);
   ConvPlan plan;
-  const ConvKernel& kernel = choose(op, FASTCONV_KERNELS(conv_kernels).forward, p, plan);
+  const ConvExtraKernels* extra = extra_kernels();
+  const ConvKernel& kernel =
+      choose(op, extra ? &extra->forward : nullptr, FASTCONV_KERNELS(conv_kernels).forward, p, plan);
   const int64_t packed = (plan.memory.packed + 63) / 64 * 64;
   Memory memory(packed + plan.memory.scratch);
   kernel.pack(p, plan, memory.get());
@@ -56,7 +69,8 @@ void forward(const char* op, ConvParams p) {
 void grad_weight(const char* op, ConvParams p) {
   join_rows(p);
   ConvPlan plan;
-  const ConvGradKernel& kernel = choose(op, FASTCONV_KERNELS(conv_kernels).grad_weight, p, plan);
+  const ConvGradKernel(*none)[1] = nullptr;
+  const ConvGradKernel& kernel = choose(op, none, FASTCONV_KERNELS(conv_kernels).grad_weight, p, plan);
   Memory memory(plan.memory.scratch);
   kernel.run(p, plan, memory.get());
 }
@@ -170,12 +184,17 @@ Tensor conv_grad_weight(Tensor grad_output, Tensor input, Sizes weight_size, Siz
 
 std::vector<std::string> conv_kernel_names() {
   std::vector<std::string> names;
+  if (const ConvExtraKernels* extra = extra_kernels())
+    for (const ConvKernel& kernel : extra->forward) names.emplace_back(kernel.name);
   for (const ConvKernel& kernel : FASTCONV_KERNELS(conv_kernels).forward) names.emplace_back(kernel.name);
   return names;
 }
 
 bool conv_force_kernel(const std::string& name) {
   const char* found = nullptr;
+  if (const ConvExtraKernels* extra = extra_kernels())
+    for (const ConvKernel& kernel : extra->forward)
+      if (name == kernel.name) found = kernel.name;
   for (const ConvKernel& kernel : FASTCONV_KERNELS(conv_kernels).forward)
     if (name == kernel.name) found = kernel.name;
   if (!found && !name.empty()) return false;

@@ -4,16 +4,41 @@
 #include <cstdlib>
 #include <cstring>
 
+#ifdef FASTCONV_HAS_amx
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace fastconv {
 namespace {
 
-constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
 
 int find(const char* name) {
-  for (int i = 0; i < 3; ++i)
+  for (int i = 0; i < 5; ++i)
     if (std::strcmp(kNames[i], name) == 0) return i;
   return -1;
 }
+
+#ifdef FASTCONV_HAS_amx
+// The tiles' 8 KB of registers are given by Linux on request, once for all threads of the process.
+bool amx_permitted() {
+#ifdef __linux__
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  static const bool permitted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return permitted;
+#else
+  return false;
+#endif
+}
+
+// __builtin_cpu_supports knows the two only from later compilers on.
+bool amx_bf16_in_cpu() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1);
+}
+#endif
 
 // FASTCONV_CPU_ISA caps what is used; Python refuses an unknown name before this library is loaded.
 Isa initial() {
@@ -38,6 +63,10 @@ Isa isa_supported() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
+#ifdef FASTCONV_HAS_amx
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  if (bf16) return amx_bf16_in_cpu() && amx_permitted() ? Isa::kAmx : Isa::kAvx512Bf16;
+#endif
   return avx512 ? Isa::kAvx512 : avx2 ? Isa::kAvx2 : Isa::kBaseline;
 #else
   return Isa::kBaseline;

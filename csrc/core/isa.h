@@ -6,11 +6,12 @@
 
 namespace fastconv {
 
-enum class Isa { kBaseline, kAvx2, kAvx512 };
+// From kAvx512 on every level adds a few kernels of its own, and otherwise runs those of kAvx512.
+enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 Isa isa();                          // the one in use
 Isa isa_supported();                // the best one that this machine has and this build contains
-const char* isa_name(Isa isa);      // "baseline", "avx2", "avx512"
+const char* isa_name(Isa isa);      // "baseline", "avx2", "avx512", "avx512_bf16", "amx"
 bool isa_select(const char* name);  // false where the name is unknown or the machine lacks it
 
 #ifdef FASTCONV_HAS_avx512
@@ -25,7 +26,7 @@ bool isa_select(const char* name);  // false where the name is unknown or the ma
   extern const Table name;                    \
   }
 #define FASTCONV_KERNELS(name)                                              \
-  (::fastconv::isa() == ::fastconv::Isa::kAvx512 ? ::fastconv::avx512::name \
+  (::fastconv::isa() >= ::fastconv::Isa::kAvx512 ? ::fastconv::avx512::name \
    : ::fastconv::isa() == ::fastconv::Isa::kAvx2 ? ::fastconv::avx2::name   \
                                                  : ::fastconv::baseline::name)
 #else
@@ -34,6 +35,24 @@ bool isa_select(const char* name);  // false where the name is unknown or the ma
   extern const Table name;                    \
   }
 #define FASTCONV_KERNELS(name) (::fastconv::baseline::name)
+#endif
+
+// Tables that only the levels beyond kAvx512 have (a family's pairs.cpp): a pointer, null at the other levels.
+#ifdef FASTCONV_HAS_amx
+#define FASTCONV_DECLARE_EXTRA_KERNELS(Table, name) \
+  namespace avx512_bf16 {                           \
+  extern const Table name;                          \
+  }                                                 \
+  namespace amx {                                   \
+  extern const Table name;                          \
+  }
+#define FASTCONV_EXTRA_KERNELS(name)                                                   \
+  (::fastconv::isa() == ::fastconv::Isa::kAmx          ? &::fastconv::amx::name         \
+   : ::fastconv::isa() == ::fastconv::Isa::kAvx512Bf16 ? &::fastconv::avx512_bf16::name \
+                                                       : nullptr)
+#else
+#define FASTCONV_DECLARE_EXTRA_KERNELS(Table, name)
+#define FASTCONV_EXTRA_KERNELS(name) (nullptr)
 #endif
 
 }  // namespace fastconv
