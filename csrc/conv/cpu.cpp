@@ -71,7 +71,8 @@ constexpr ConvGradKernel grad_row(const char* name) {
 extern const ConvKernels conv_kernels = {
     {row<DiagonalForward>("depthwise_diagonals"), row<DepthwiseRows>("depthwise_rows"),
      row<DepthwisePixels>("depthwise_pixels"), row<DepthwiseForward>("depthwise"), row<RowsForward>("rows"),
-     row<WinogradForward>("winograd"), row<ChannelForward>("channel"), row<PixelForward>("pixel"), row<GeneralForward>("general")},
+     row<WinogradForward>("winograd"), row<ChannelForward>("channel"), row<PixelForward>("pixel"),
+     row<GeneralForward>("general")},
     {grad_row<DiagonalGradWeight>("depthwise_diagonals"), grad_row<DepthwiseGradWeight>("depthwise"),
      grad_row<ChannelGradWeight>("channel"), grad_row<PixelGradWeight>("pixel"),
      grad_row<GeneralGradWeight>("general")},

@@ -114,7 +114,9 @@ template <class T, int R>
 RowsMicro<T> rows_micro_of(int64_t stride, bool square, int64_t vectors) {
   constexpr auto kAll = std::make_integer_sequence<int, row_vectors(R)>{};
   if (stride == 2) return rows_micro_of<T, R, 2, false>(vectors, kAll);
-  return square ? rows_micro_of<T, R, 1, true>(vectors, kAll) : rows_micro_of<T, R, 1, false>(vectors, kAll);
+  if constexpr (R == 3)  // larger kernels would be megabytes of code
+    if (square) return rows_micro_of<T, R, 1, true>(vectors, kAll);
+  return rows_micro_of<T, R, 1, false>(vectors, kAll);
 }
 
 template <class T>

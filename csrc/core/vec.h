@@ -230,16 +230,30 @@ inline Vec<float> load(const T* p, Window<T> w) {
   return widen(bits_as<Halves>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(w.mask), p)), T{});
 }
 #else
+// A call, without a way around it for whole vectors: that would stand in register tiles several times over.
 template <class T>
-[[gnu::noinline]] Vec<Accumulate<T>> load_window(const T* p, Window<T> w) {
+[[gnu::noinline]] Vec<Accumulate<T>> load(const T* p, Window<T> w) {
   T lanes[Window<T>::L] = {};
   for (int i = w.begin; i < w.end; ++i) lanes[i] = p[i];
   return load(lanes);
 }
-template <class T>
-inline Vec<Accumulate<T>> load(const T* p, Window<T> w) {
-  return w.begin == 0 && w.end == Window<T>::L ? load(p) : load_window(p, w);
+#if defined(__AVX2__)
+template <class Lane>
+inline __m256i window_mask(int begin, int end) {
+  constexpr int L = kLanes<Lane>;
+  Vec<Lane> lane;
+  for (int i = 0; i < L; ++i) lane[i] = i;
+  return bits_as<__m256i>((lane >= splat<Lane>(begin)) & (lane < splat<Lane>(end)));
 }
+template <>
+inline Vec<float> load(const float* p, Window<float> w) {
+  return _mm256_maskload_ps(p, window_mask<int32_t>(w.begin, w.end));
+}
+template <>
+inline Vec<double> load(const double* p, Window<double> w) {
+  return _mm256_maskload_pd(p, window_mask<int64_t>(w.begin, w.end));
+}
+#endif
 #endif
 
 // One element, to and from the type it is computed in.
