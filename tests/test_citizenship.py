@@ -16,6 +16,10 @@ ops = torch.ops.fastconv
 REST = ([1, 1], [0, 0, 0, 0], [1, 1], 1)
 
 
+#: For weights with as many input channels as output channels, which suit both.
+BOTH = pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+
+
 def randn(*size: int, last: bool = False, grad: bool = False, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     made = torch.randn(size, dtype=dtype)
     return (made.to(memory_format=torch.channels_last) if last else made).requires_grad_(grad)
@@ -50,6 +54,42 @@ CONFIGURATIONS = {
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_opcheck_conv(name: str) -> None:
     torch.library.opcheck(ops.conv.default, CONFIGURATIONS[name](), raise_exception=True)
+
+
+TRANSPOSED_CONFIGURATIONS = {
+    "plain": lambda: (randn(2, 4, 6, 7), randn(4, 6, 3, 3), randn(6), [1, 1], [0, 0], [0, 0], [1, 1], 1),
+    "gradient, strided": lambda: (
+        randn(2, 4, 5, 4, grad=True), randn(4, 3, 4, 4, grad=True), randn(3, grad=True),
+        [2, 2], [1, 1], [0, 0], [1, 1], 1
+    ),
+    "channels_last, output padding": lambda: (
+        randn(2, 4, 5, 4, last=True, grad=True), randn(4, 3, 3, 3, last=True, grad=True), None,
+        [2, 2], [1, 0], [1, 1], [1, 1], 1
+    ),
+    "dilated, grouped": lambda: (
+        randn(2, 4, 5, 4, grad=True), randn(4, 3, 3, 2, grad=True), None, [2, 1], [1, 2], [0, 2], [1, 3], 2
+    ),
+    "depthwise": lambda: (
+        randn(2, 5, 4, 4, last=True, grad=True), randn(5, 1, 3, 3, grad=True), randn(5),
+        [2, 2], [1, 1], [1, 1], [1, 1], 5
+    ),
+    "slice": lambda: (
+        randn(2, 8, 12, 7)[:, 1:5, ::2].requires_grad_(), randn(4, 6, 3, 3), None, [2, 2], [1, 1], [0, 0], [1, 1], 1
+    ),
+    "float16": lambda: (
+        randn(2, 4, 6, 7, dtype=torch.float16), randn(4, 6, 3, 3, dtype=torch.float16), None,
+        [2, 2], [0, 0], [0, 0], [1, 1], 1
+    ),
+    "empty batch": lambda: (randn(0, 4, 6, 7), randn(4, 6, 3, 3), None, [1, 1], [0, 0], [0, 0], [1, 1], 1),
+    "1-D": lambda: (
+        randn(2, 4, 9, grad=True), randn(4, 6, 3, grad=True), randn(6), [3], [1], [2], [1], 1
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRANSPOSED_CONFIGURATIONS)
+def test_opcheck_conv_transpose(name: str) -> None:
+    torch.library.opcheck(ops.conv_transpose.default, TRANSPOSED_CONFIGURATIONS[name](), raise_exception=True)
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -87,28 +127,35 @@ class Net(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weights = torch.nn.ParameterList(
-            [torch.randn(size) / 3 for size in [(8, 4, 3, 3), (8, 1, 3, 3), (6, 4, 2, 2), (5, 6, 3)]]
+            [
+                torch.randn(size) / 3
+                for size in [(8, 4, 3, 3), (8, 1, 3, 3), (6, 4, 2, 2), (6, 3, 4, 3), (5, 6, 3), (5, 4, 3)]
+            ]
         )
         self.bias = torch.nn.Parameter(torch.randn(8))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        stem, depthwise, grouped, line = self.weights
+        stem, depthwise, grouped, up, line, longer = self.weights
         x = fastconv.conv2d(x, stem, self.bias, stride=2, padding=1).relu()
         x = fastconv.channel_shuffle(x, 2)
         x = fastconv.conv2d(x, depthwise, padding="same", groups=8)
         x = fastconv.channel_unshuffle(fastconv.conv2d(x, grouped, padding=(1, 0), groups=2), 3)
-        return fastconv.conv1d(x.flatten(2), line, padding=1, dilation=2)
+        x = fastconv.conv_transpose2d(x, up, self.bias[:6], stride=2, padding=(1, 0), groups=2)
+        x = fastconv.conv1d(x.flatten(2), line, padding=1, dilation=2)
+        return fastconv.conv_transpose1d(x, longer, stride=2, output_padding=1)
 
 
 class TorchNet(Net):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        stem, depthwise, grouped, line = self.weights
+        stem, depthwise, grouped, up, line, longer = self.weights
         x = F.conv2d(x, stem, self.bias, stride=2, padding=1).relu()
         x = F.channel_shuffle(x, 2)
         x = F.conv2d(x, depthwise, padding="same", groups=8)
         x = F.conv2d(x, grouped, padding=(1, 0), groups=2)
         x = x.unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2)
-        return F.conv1d(x.flatten(2), line, padding=1, dilation=2)
+        x = F.conv_transpose2d(x, up, self.bias[:6], stride=2, padding=(1, 0), groups=2)
+        x = F.conv1d(x.flatten(2), line, padding=1, dilation=2)
+        return F.conv_transpose1d(x, longer, stride=2, output_padding=1)
 
 
 def twins() -> tuple[Net, TorchNet]:
@@ -175,7 +222,7 @@ def test_export_with_dynamic_sizes() -> None:
         x = randn(*size)
         assert_close(program.module()(x), theirs(x), rtol=1e-4, atol=1e-4)
     targets = {str(node.target) for node in program.graph.nodes}
-    assert {"fastconv.conv.default", "fastconv.channel_shuffle.default"} <= targets
+    assert {f"fastconv.{name}.default" for name in ("conv", "conv_transpose", "channel_shuffle")} <= targets
     inference = program.run_decompositions()
     assert_close(inference.module()(x), theirs(x), rtol=1e-4, atol=1e-4)
 
@@ -183,17 +230,22 @@ def test_export_with_dynamic_sizes() -> None:
 # ---- autocast ----------------------------------------------------------------------------------------------
 
 
+@BOTH
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("direct", [False, True])
-def test_autocast(dtype: torch.dtype, direct: bool) -> None:
-    """As F.conv2d: computed in autocast's dtype, gradients in each argument's own."""
+def test_autocast(dtype: torch.dtype, direct: bool, name: str) -> None:
+    """As PyTorch's own: computed in autocast's dtype, gradients in each argument's own."""
 
     def conv(x, w, b):
-        return ops.conv(x, w, b, *REST) if direct else fastconv.conv2d(x, w, b)
+        if direct and name == "conv2d":
+            return ops.conv(x, w, b, *REST)
+        if direct:
+            return ops.conv_transpose(x, w, b, [1, 1], [0, 0], [0, 0], [1, 1], 1)
+        return getattr(fastconv, name)(x, w, b)
 
     results = []
-    tensors = randn(2, 4, 6, 7), randn(6, 4, 3, 3), randn(6)
-    for function in (conv, F.conv2d):
+    tensors = randn(2, 4, 6, 7), randn(4, 4, 3, 3), randn(4)
+    for function in (conv, getattr(F, name)):
         x, w, b = (t.clone().requires_grad_() for t in tensors)
         with torch.autocast("cpu", dtype=dtype):
             output = function(x, w, b)
@@ -245,9 +297,14 @@ def test_autocast_does_not_touch_the_shuffle() -> None:
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_grad_modes(mode) -> None:
-    x, w = randn(1, 4, 5, 5, grad=True), randn(6, 4, 3, 3, grad=True)
+    x, w = randn(1, 4, 5, 5, grad=True), randn(4, 4, 3, 3, grad=True)
     with mode():
-        for output in (fastconv.conv2d(x, w), fastconv.channel_shuffle(x, 2), ops.conv(x, w, None, *REST)):
+        for output in (
+            fastconv.conv_transpose2d(x, w),
+            fastconv.channel_shuffle(x, 2),
+            fastconv.conv2d(x, w),
+            ops.conv(x, w, None, *REST),
+        ):
             assert output.requires_grad == (mode is torch.enable_grad)
             assert output.is_inference() == (mode is torch.inference_mode)
     assert_close(output, F.conv2d(x, w), rtol=1e-5, atol=1e-5)
@@ -297,13 +354,15 @@ def test_changed_in_place_before_backward() -> None:
         output.sum().backward()
 
 
+@BOTH
 @pytest.mark.parametrize("last", [False, True])
-def test_meta_tensors(last: bool) -> None:
+def test_meta_tensors(last: bool, name: str) -> None:
     """Shape, strides and dtype of the real result."""
-    tensors = [randn(2, 4, 9, 10, last=last), randn(6, 2, 3, 3), randn(6)]
-    real = fastconv.conv2d(*tensors, 2, 1, groups=2)
+    function = getattr(fastconv, name)
+    tensors = [randn(2, 4, 9, 10, last=last), randn(4, 2, 3, 3), randn(4)]
+    real = function(*tensors, 2, 1, groups=2)
     x, w, b = (t.to("meta").requires_grad_() for t in tensors)
-    meta = fastconv.conv2d(x, w, b, 2, 1, groups=2)
+    meta = function(x, w, b, 2, 1, groups=2)
     assert meta.device.type == "meta"
     assert (meta.shape, meta.stride(), meta.dtype) == (real.shape, real.stride(), real.dtype)
     meta.sum().backward()
@@ -338,14 +397,15 @@ def test_parameter_hooks_and_copies() -> None:
 VMAP_FALLBACK = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 
 
-def test_func_grad_and_vjp() -> None:
-    x, w, b = randn(2, 4, 6, 7), randn(6, 4, 3, 3), randn(6)
+@BOTH
+def test_func_grad_and_vjp(name: str) -> None:
+    x, w, b = randn(2, 4, 6, 7), randn(4, 4, 3, 3), randn(4)
 
-    def loss(conv2d):
-        return lambda *tensors: conv2d(*tensors, stride=2, padding=1).square().sum()
+    def loss(module):
+        return lambda *tensors: getattr(module, name)(*tensors, stride=2, padding=1).square().sum()
 
-    mine = torch.func.grad(loss(fastconv.conv2d), argnums=(0, 1, 2))(x, w, b)
-    theirs = torch.func.grad(loss(F.conv2d), argnums=(0, 1, 2))(x, w, b)
+    mine = torch.func.grad(loss(fastconv), argnums=(0, 1, 2))(x, w, b)
+    theirs = torch.func.grad(loss(F), argnums=(0, 1, 2))(x, w, b)
     for a, c in zip(mine, theirs, strict=True):
         assert_close(a, c, rtol=1e-3, atol=1e-3)
     output, pullback = torch.func.vjp(lambda x: fastconv.channel_shuffle(x, 2), x)
@@ -353,29 +413,33 @@ def test_func_grad_and_vjp() -> None:
 
 
 @VMAP_FALLBACK
-def test_func_grad_of_grad() -> None:
+@BOTH
+def test_func_grad_of_grad(name: str) -> None:
     x, w = randn(1, 2, 4, 4, dtype=torch.float64), randn(2, 2, 3, 3, dtype=torch.float64)
 
-    def penalty(conv2d):
-        return lambda w: torch.func.grad(lambda x: conv2d(x, w).pow(3).sum())(x).square().sum()
+    def penalty(module):
+        conv = getattr(module, name)
+        return lambda w: torch.func.grad(lambda x: conv(x, w).pow(3).sum())(x).square().sum()
 
-    assert_close(torch.func.grad(penalty(fastconv.conv2d))(w), torch.func.grad(penalty(F.conv2d))(w))
+    assert_close(torch.func.grad(penalty(fastconv))(w), torch.func.grad(penalty(F))(w))
 
 
 @VMAP_FALLBACK
-def test_jacobian() -> None:
+@BOTH
+def test_jacobian(name: str) -> None:
     x, w = randn(1, 2, 4, 4, dtype=torch.float64), randn(2, 2, 3, 3, dtype=torch.float64)
-    mine, theirs = (torch.func.jacrev(lambda w, f=f: f(x, w))(w) for f in (fastconv.conv2d, F.conv2d))
+    mine, theirs = (torch.func.jacrev(lambda w, m=m: getattr(m, name)(x, w))(w) for m in (fastconv, F))
     assert_close(mine, theirs)
 
 
 @VMAP_FALLBACK
+@BOTH
 @pytest.mark.parametrize("dims", [(0, None), (None, 0), (0, 0), (1, 0)])
-def test_vmap(dims: tuple) -> None:
+def test_vmap(dims: tuple, name: str) -> None:
     x = randn(3, 3, 4, 5, 5) if dims[0] is not None else randn(3, 4, 5, 5)
-    w = randn(3, 6, 4, 3, 3) if dims[1] is not None else randn(6, 4, 3, 3)
-    mine = torch.vmap(fastconv.conv2d, in_dims=dims)(x, w)
-    assert_close(mine, torch.vmap(F.conv2d, in_dims=dims)(x, w), rtol=1e-4, atol=1e-4)
+    w = randn(3, 4, 4, 3, 3) if dims[1] is not None else randn(4, 4, 3, 3)
+    mine, theirs = (torch.vmap(getattr(module, name), in_dims=dims)(x, w) for module in (fastconv, F))
+    assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
 @VMAP_FALLBACK

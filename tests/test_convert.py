@@ -24,12 +24,13 @@ class Network(nn.Module):
         self.body = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.ChannelShuffle(2), nn.Conv2d(8, 8, 3, groups=8))
         self.again = self.body[3]
         self.heads = nn.ModuleDict({"a": nn.Conv2d(8, 2, 1), "own": Own(8, 2, 1)})
-        self.signal = nn.Conv1d(2, 3, 3)
+        self.up = nn.ConvTranspose2d(2, 2, 4, stride=2, padding=1)
+        self.signal = nn.Sequential(nn.ConvTranspose1d(2, 2, 2, stride=2), nn.Conv1d(2, 3, 3))
         self.by_reference = [self.first]  # not registered
 
     def forward(self, x):
         x = self.again(self.body(self.by_reference[0](x)))
-        return self.signal((self.heads["a"](x) + self.heads["own"](x)).flatten(2))
+        return self.signal(self.up(self.heads["a"](x) + self.heads["own"](x)).flatten(2))
 
 
 def kinds(model):
@@ -56,7 +57,8 @@ def test_layers_are_exchanged_and_values_stay(model, x, inplace):
     assert type(converted.body[2]) is fastconv.nn.ChannelShuffle
     assert type(converted.body[3]) is fastconv.nn.Conv2d
     assert type(converted.heads["a"]) is fastconv.nn.Conv2d
-    assert type(converted.signal) is fastconv.nn.Conv1d
+    assert type(converted.up) is fastconv.nn.ConvTranspose2d
+    assert kinds(converted.signal)[1:] == [fastconv.nn.ConvTranspose1d, fastconv.nn.Conv1d]
     assert type(converted.body[0]) is nn.BatchNorm2d
     assert type(converted.heads["own"]) is Own
     torch.testing.assert_close(converted(x), expected, rtol=1e-4, atol=1e-5)
@@ -168,7 +170,7 @@ def test_what_only_resembles_a_layer_is_left_alone():
     converted = fastconv.convert(nn.Sequential(parametrised))
     assert type(converted[0]) is type(parametrised)
     assert converted[0].parametrizations.weight.original0 is parametrised.parametrizations.weight.original0
-    three = nn.Sequential(nn.Conv3d(2, 2, 3), nn.ConvTranspose2d(2, 2, 3))
+    three = nn.Sequential(nn.Conv3d(2, 2, 3), nn.ConvTranspose3d(2, 2, 3))
     assert kinds(fastconv.convert(three)) == kinds(three)
 
 
@@ -210,7 +212,7 @@ def test_training_the_copy_trains_the_model(model, x):
     expected = alone.state_dict()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-    for name in ("first.weight", "body.0.running_mean", "heads.a.bias", "signal.weight"):
+    for name in ("first.weight", "body.0.running_mean", "heads.a.bias", "up.weight", "signal.0.bias"):
         assert not torch.equal(model.state_dict()[name], before[name])
 
 

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 import fastconv.conv
+import fastconv.conv_transpose
 import fastconv.rearrange
 
 
-@pytest.mark.parametrize("module", [fastconv.conv, fastconv.rearrange], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [fastconv.conv, fastconv.conv_transpose, fastconv.rearrange], ids=lambda m: m.__name__
+)
 def test_examples_of_docstrings(module) -> None:
     examples = {name: getattr(module, name) for name in module.__all__} | {"torch": torch}
     result = doctest.testmod(module, extraglobs=examples)

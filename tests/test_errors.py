@@ -6,7 +6,7 @@ that are valid, or too large for any machine, neither crash nor hang.
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,16 @@ def conv1d(message: str, *, input=(1, 4, 5), weight=(6, 4, 3), error=RuntimeErro
     return Bad("conv1d", lambda: (ones(*input), ones(*weight)), kwargs, error, f"conv1d: {message}")
 
 
+def up2d(message: str, *, weight=(4, 6, 3, 3), **rest) -> Bad:
+    bad = conv2d(message, weight=weight, **rest)
+    return replace(bad, function="conv_transpose2d", message=f"conv_transpose2d: {message}")
+
+
+def up1d(message: str, *, weight=(4, 6, 3), **rest) -> Bad:
+    bad = conv1d(message, weight=weight, **rest)
+    return replace(bad, function="conv_transpose1d", message=f"conv_transpose1d: {message}")
+
+
 def of_dtype(dtype: torch.dtype, *size: int) -> Callable[[], torch.Tensor]:
     return lambda: torch.ones(size, dtype=dtype)
 
@@ -86,6 +96,13 @@ BAD_TYPES = [
     conv2d("groups must be an integer (got True)", groups=True, error=TypeError),
     conv1d("stride must be an integer (got 1.0)", stride=1.0, error=TypeError),
     conv1d("padding must be an integer (got (1.0,))", padding=(1.0,), error=TypeError),
+    up2d("input must be a Tensor (got 1)", input=lambda: 1, error=TypeError),
+    up2d("bias must be a Tensor (got 0)", bias=lambda: 0, error=TypeError),
+    up2d("padding must be an integer or 2 integers (got 'same')", padding="same", error=TypeError),
+    up2d("output_padding must be an integer or 2 integers (got 0.5)", output_padding=0.5, error=TypeError),
+    up2d("output_padding must be an integer or 2 integers (got None)", output_padding=None, error=TypeError),
+    up2d("groups must be an integer (got 1.0)", groups=1.0, error=TypeError),
+    up1d("dilation must be an integer (got (1.5,))", dilation=(1.5,), error=TypeError),
 ]
 
 #: Refused by the public function alone.
@@ -105,10 +122,16 @@ BAD_FORMS = [
     conv2d(f"padding must be at most {BIG} (got [{2**80}, 1])", padding=(2**80, 1)),
     conv2d(f"dilation must be at most {BIG} (got [{2**62}, {2**62}])", dilation=2**62),
     conv2d(f"stride must be at most {BIG} (got [{2**31}, {2**31}])", stride=2**31),
+    up2d("weight must have 4 dimensions (got [4, 3, 3])", weight=(4, 3, 3)),
+    up1d("weight must have 3 dimensions (got [6, 4, 3, 3])", weight=W),
+    up2d("output_padding must have 2 elements (got [0, 0, 0])", output_padding=(0, 0, 0)),
+    up1d("padding must have 1 elements (got [1, 1])", padding=(1, 1)),
+    up2d(f"output_padding must be at most {BIG} (got [{2**40}, 0])", output_padding=(2**40, 0)),
 ]
 
 LARGER = "weight must not have a kernel larger than the padded input"
 CHANNELS = "channels, those of the input divided by groups"
+FIRST = "channels in its first dimension, those of the input"
 
 #: Refused by the operator, whoever calls it: public function, shape rule and C++ in the same words.
 BAD_VALUES = [
@@ -172,6 +195,47 @@ BAD_VALUES = [
         )
         for dtype in (torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64, torch.complex128)
     ),
+    up2d("input must have 4 dimensions, or 3 without a batch (got [5, 5])", input=(5, 5)),
+    up1d("input must have 3 dimensions, or 2 without a batch (got [1, 4, 5, 5])", input=X),
+    up2d("stride must be positive (got [2, 0])", stride=(2, 0)),
+    up2d("dilation must be positive (got [-1, -1])", dilation=-1),
+    up2d("padding must not be negative (got [-1, 0])", padding=(-1, 0)),
+    up2d("output_padding must not be negative (got [-1, -1])", output_padding=-1, stride=2),
+    up2d("groups must be positive (got 0)", groups=0),
+    up2d("groups must divide the number of input channels 4 (got 3)", groups=3),
+    up2d("groups must divide the number of input channels 4 (got 8)", groups=8),
+    up2d(f"weight must have 4 {FIRST} (got [6, 4, 3, 3])", weight=W),
+    up1d(f"weight must have 4 {FIRST} (got [0, 4, 3])", weight=(0, 4, 3)),
+    up2d("weight must not have an empty kernel (got [4, 6, 3, 0])", weight=(4, 6, 3, 0)),
+    up2d("input must have channels (got [1, 0, 5, 5])", input=(1, 0, 5, 5), weight=(0, 6, 3, 3)),
+    up2d("input must not be empty in dimension -2 (got [1, 4, 0, 5])", input=(1, 4, 0, 5)),
+    up1d("input must not be empty in dimension -1 (got [1, 4, 0])", input=(1, 4, 0)),
+    up2d(
+        "output_padding must be smaller than stride or dilation, 1 and 1 in dimension -2 (got [1, 0])",
+        output_padding=(1, 0), stride=(1, 2),
+    ),
+    up2d(
+        "output_padding must be smaller than stride or dilation, 2 and 3 in dimension -1 (got [3, 3])",
+        output_padding=3, stride=(4, 2), dilation=3,
+    ),
+    up1d(
+        "output_padding must be smaller than stride or dilation, 2 and 1 in dimension -1 (got [2])",
+        output_padding=2, stride=2,
+    ),
+    up2d("padding must leave at least one output, not -1, in dimension -2 (got [4, 4])", padding=4),
+    up2d("padding must leave at least one output, not 0, in dimension -1 (got [0, 6])", padding=(0, 6), stride=2,
+         dilation=(1, 1), weight=(4, 6, 3, 4), output_padding=0, input=(1, 4, 5, 5)),
+    up1d(
+        f"padding must leave at least one output, not {7 - 2 * BIG}, in dimension -1 (got [{BIG}])", padding=BIG
+    ),
+    up2d("bias must have shape [12] (got [6])", bias=(6,), groups=2),
+    up2d("bias must have shape [6] (got [6, 1])", bias=(6, 1)),
+    up2d("weight must have the dtype of input, float64 (got float32)", input=of_dtype(torch.float64, *X)),
+    up2d("bias must have the dtype of input, float32 (got float16)", bias=of_dtype(torch.float16, 6)),
+    up2d(
+        "input must be float32, float64, bfloat16 or float16 (got int64)",
+        input=of_dtype(torch.int64, *X), weight=of_dtype(torch.int64, 4, 6, 3, 3),
+    ),
 ]  # fmt: skip
 
 #: A tensor without data beside one that has some: dispatched to the shape rule, which must not pass its
@@ -180,6 +244,13 @@ MIXED_DEVICES = [
     conv2d("weight must be on the device of input, cpu (got meta)", weight=of_device("meta", *W)),
     conv2d("weight must be on the device of input, meta (got cpu)", input=of_device("meta", *X)),
     conv2d("bias must be on the device of input, cpu (got meta)", bias=of_device("meta", 6)),
+    up2d("weight must be on the device of input, cpu (got meta)", weight=of_device("meta", 4, 6, 3, 3)),
+    up2d(
+        "bias must be on the device of input, meta (got cpu)",
+        input=of_device("meta", *X),
+        weight=of_device("meta", 4, 6, 3, 3),
+        bias=(6,),
+    ),
 ]
 
 SHUFFLES = [
@@ -222,7 +293,7 @@ def test_meta_tensors(bad: Bad) -> None:
 @pytest.mark.parametrize("bad", [b for b in BAD_VALUES if "without a batch" not in b.message], ids=str)
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_operator(bad: Bad, device: str) -> None:
-    """``torch.ops.fastconv.conv`` itself, which asks for complete lists."""
+    """``torch.ops.fastconv`` itself, which asks for complete lists."""
     input, weight, *bias = (t if t is None else t.to(device) for t in bad.arguments())
     dims = weight.dim() - 2
 
@@ -230,11 +301,15 @@ def test_operator(bad: Bad, device: str) -> None:
         value = bad.kwargs.get(name, default)
         return [value] * dims if isinstance(value, int) else list(value)
 
+    tensors = input, weight, bias[0] if bias else None
+    stride, padding, dilation = each("stride", 1), each("padding", 0), each("dilation", 1)
+    groups = bad.kwargs.get("groups", 1)
+    if bad.function.startswith("conv_transpose"):
+        operator, lists = ops.conv_transpose, (stride, padding, each("output_padding", 0), dilation)
+    else:
+        operator, lists = ops.conv, (stride, padding * 2, dilation)
     with pytest.raises(RuntimeError) as raised:
-        ops.conv(
-            input, weight, bias[0] if bias else None,
-            each("stride", 1), each("padding", 0) * 2, each("dilation", 1), bad.kwargs.get("groups", 1),
-        )  # fmt: skip
+        operator(*tensors, *lists, groups)
     assert str(raised.value) == bad.message
 
 
@@ -253,6 +328,14 @@ def test_operator(bad: Bad, device: str) -> None:
         ((X, W, [1, 1], [0, 2**31, 0, 0], [1, 1]), f"padding must be at most {BIG} (got [0, {2**31}, 0, 0])"),
         ((X, W, [1, 2**31], [0] * 4, [1, 1]), f"stride must be at most {BIG} (got [1, {2**31}])"),
         ((X, W, [1, 1], [0] * 4, [2**62, 1]), f"dilation must be at most {BIG} (got [{2**62}, 1])"),
+        (
+            (X, W, [1, 1], [0, 0, -BIG, -(2**31)], [1, 1]),
+            f"padding must not be negative (got [0, 0, -{BIG}, -{2**31}])",
+        ),
+        (
+            (X, W, [1, 1], [0, 0, 0, -3], [1, 1]),
+            "weight must not have a kernel larger than the padded input, 3 > 2 in dimension -1 (got [6, 4, 3, 3])",
+        ),
     ],
 )
 def test_operator_lists(arguments: tuple, message: str, device: str) -> None:
@@ -260,6 +343,40 @@ def test_operator_lists(arguments: tuple, message: str, device: str) -> None:
     with pytest.raises(RuntimeError) as raised:
         ops.conv(ones(*input, device=device), ones(*weight, device=device), None, *lists, 1)
     assert str(raised.value) == f"conv2d: {message}"
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((6, 4), [1, 1], [0, 0], [0, 0], [1, 1]), "weight must have 3 or 4 dimensions (got [6, 4])"),
+        ((W, [1], [0, 0], [0, 0], [1, 1]), "stride must have 2 elements (got [1])"),
+        ((W, [1, 1], [0] * 4, [0, 0], [1, 1]), "padding must have 2 elements (got [0, 0, 0, 0])"),
+        ((W, [1, 1], [0, 0], [0], [1, 1]), "output_padding must have 2 elements (got [0])"),
+        ((W, [1, 2**31], [0, 0], [0, 0], [1, 1]), f"stride must be at most {BIG} (got [1, {2**31}])"),
+        ((W, [1, 1], [2**31, 0], [0, 0], [1, 1]), f"padding must be at most {BIG} (got [{2**31}, 0])"),
+        ((W, [2, 2], [0, 0], [0, 2**40], [1, 1]), f"output_padding must be at most {BIG} (got [0, {2**40}])"),
+    ],
+)
+def test_transposed_operator_lists(arguments: tuple, message: str, device: str) -> None:
+    weight, *lists = arguments
+    with pytest.raises(RuntimeError) as raised:
+        ops.conv_transpose(ones(1, 6, 5, 5, device=device), ones(*weight, device=device), None, *lists, 1)
+    assert str(raised.value) == f"conv_transpose2d: {message}"
+
+
+def test_padding_after_may_be_negative_in_the_operator() -> None:
+    """It leaves out the end of the input; gradients are zero there."""
+    x, w = torch.randn(1, 4, 7, 8, requires_grad=True), torch.randn(W, requires_grad=True)
+    grads = []
+    for output in (
+        ops.conv(x, w, None, [2, 1], [1, 1, -3, -2], [1, 1], 1),
+        F.conv2d(x[:, :, :4, :6], w, None, (2, 1), 1),
+    ):
+        output = output[..., :4]
+        grads.append((output, *torch.autograd.grad(output.square().sum(), (x, w))))
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -339,6 +456,9 @@ def test_expanded_tensors_of_absurd_size() -> None:
         fastconv.conv2d(one, one.expand(2**60, 1, 1, 1))
     with pytest.raises(RuntimeError, match="kernel larger than the padded input"):
         fastconv.conv2d(one, one.expand(1, 1, 2**31 - 1, 1), dilation=BIG)
+    for size in (2**31, 2**61):
+        with pytest.raises(RuntimeError, match="must fit into memory"):
+            fastconv.conv_transpose2d(one.expand(1, 1, 1, size), one, stride=BIG)
     output = fastconv.conv2d(one.expand(1, 1, 2**31, 2**31), one, stride=2**30)
     assert torch.equal(output, torch.ones(1, 1, 2, 2))
     output = fastconv.conv2d(one.expand(1, 1, 3, 2**33), one, padding=1, stride=BIG)
@@ -353,8 +473,8 @@ channels = lambda: rng.choice([0, 1, 2, 3, 4, 5, 9, 17])
 size = lambda: rng.choice([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 17])
 kernel = lambda: rng.choice([0] + 3 * [1, 1, 2, 3, 3, 5])
 step = lambda: rng.choice([-1, 0, 2**31 - 1, 2**31, 2**40] + 20 * [1, 1, 2, 3, 5])
-computed = 0
-for i in range(4000):
+computed = {"conv2d": 0, "conv_transpose2d": 0}
+for i in range(6000):
     groups = rng.choice([0, -1] + 5 * [1, 1, 1, 2, 3, 4])
     per_group, C = channels(), max(groups, 1)
     x = torch.randn(rng.choice([0, 1, 2]), C * per_group, size(), size(), dtype=torch.float64)
@@ -363,22 +483,27 @@ for i in range(4000):
     w_channels = per_group if rng.random() < 0.95 else channels()
     w = torch.randn(channels() * C, w_channels, kernel(), kernel(), dtype=torch.float64)
     pads = [rng.choice([-1] + 10 * [0, 0, 1, 2, 7]) for _ in "hw"]
-    arguments = (x, w, None, [step(), step()], pads, [step(), step()], groups)
+    name, arguments = "conv2d", (x, w, None, [step(), step()], pads, [step(), step()], groups)
+    if rng.random() < 0.5:  # no valid step is enormous here, because the output would be
+        w = torch.randn(C * w_channels, channels(), kernel(), kernel(), dtype=torch.float64)
+        strides, dilations = ([rng.choice([0, 2**31] + 20 * [1, 2, 3]) for _ in "hw"] for _ in "sd")
+        more = [rng.choice([-1] + 20 * [0, 0, 1, 2]) for _ in "hw"]
+        name, arguments = "conv_transpose2d", (x, w, None, strides, pads, more, groups, dilations)
     x.requires_grad_(), w.requires_grad_()
     native.conv_force_kernel(rng.choice(["", *native.conv_kernels()]))
     try:
-        y = fastconv.conv2d(*arguments)
+        y = getattr(fastconv, name)(*arguments)
         y.sum().backward()
     except RuntimeError as error:
-        assert str(error).startswith("conv2d: "), error
+        assert str(error).startswith(("conv2d: ", name + ": ", "fastconv: output must fit")), error
         continue
     if min(*y.shape, *x.shape) > 0:
-        z = F.conv2d(*arguments)
+        z = getattr(F, name)(*arguments)
         torch.testing.assert_close(y, z)
         for mine, theirs in zip((x.grad, w.grad), torch.autograd.grad(z.sum(), (x, w))):
             torch.testing.assert_close(mine, theirs)
-        computed += 1
-assert computed > 300, computed
+        computed[name] += 1
+assert min(computed.values()) > 200, computed
 """
 
 

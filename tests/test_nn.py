@@ -29,6 +29,14 @@ CONV1D = [
     dict(kernel_size=4, padding="same"),
     dict(kernel_size=3, padding="valid", groups=8),
 ]
+CONV_TRANSPOSE = [
+    dict(kernel_size=3),
+    dict(kernel_size=4, stride=2, padding=1, bias=False),
+    dict(kernel_size=3, stride=2, padding=1, output_padding=1),
+    dict(kernel_size=2, stride=2, groups=4),
+    dict(kernel_size=3, padding=2, dilation=3, output_padding=2, groups=8),
+    dict(kernel_size=1, stride=3, output_padding=2),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +91,54 @@ def test_conv1d_values(kwargs):
     close(ours(x), theirs(x))
 
 
+@pytest.mark.parametrize("kwargs", CONV_TRANSPOSE, ids=ids)
+@pytest.mark.parametrize("name", ["ConvTranspose1d", "ConvTranspose2d"])
+def test_conv_transpose_values_and_gradients(name, kwargs):
+    theirs, ours = make_pair(name, 8, 16, **kwargs)
+    x = torch.randn(2, 8, 9, 6) if name[-2] == "2" else torch.randn(2, 8, 9)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    expected, actual = theirs(inputs[0]), ours(inputs[1])
+    close(actual, expected)
+    gradient = torch.randn_like(expected)
+    expected.backward(gradient)
+    actual.backward(gradient)
+    close(inputs[1].grad, inputs[0].grad)
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    close(ours(x[0]), theirs(x[0]))
+    assert ours(x[:0]).shape == theirs(x[:0]).shape
+
+
+@pytest.mark.parametrize("unbatched", [False, True])
+def test_output_size(unbatched):
+    theirs, ours = make_pair("ConvTranspose2d", 4, 6, 3, stride=(2, 3), padding=1)
+    x = torch.randn(4, 5, 6) if unbatched else torch.randn(2, 4, 5, 6)
+    for size in [(9, 16), (10, 17), (9, 18)]:
+        for asked in (size, [*x.shape[:-2], *size], torch.Size(size)):
+            actual = ours(x, output_size=asked)
+            assert actual.shape[-2:] == size
+            close(actual, theirs(x, asked))
+    for wrong in ((8, 16), (11, 16), (9, 19), (9,)):
+        with pytest.raises(ValueError, match=r"output.size") as expected:
+            theirs(x, wrong)
+        with pytest.raises(ValueError, match=r"output.size") as actual:
+            ours(x, wrong)
+        assert str(actual.value) == str(expected.value)
+    theirs, ours = make_pair("ConvTranspose1d", 4, 6, 4, stride=2, dilation=3)
+    x = torch.randn(2, 4, 7)
+    close(ours(x, [23]), theirs(x, [23]))
+
+
+def test_transposed_padding_modes_are_refused():
+    for name in ("ConvTranspose1d", "ConvTranspose2d"):
+        with pytest.raises(ValueError, match='Only "zeros"'):
+            getattr(fastconv.nn, name)(2, 2, 3, padding_mode="reflect")
+        module = getattr(fastconv.nn, name)(2, 2, 3)
+        module.padding_mode = "reflect"
+        with pytest.raises(ValueError, match=rf"{name}: padding_mode must be 'zeros' \(got 'reflect'\)"):
+            module(torch.zeros(2, 5, 5)[: int(name[-2]) + 1])
+
+
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
 @pytest.mark.parametrize("padding", [2, "same"])
 def test_padding_modes(padding_mode, padding):
@@ -114,14 +170,24 @@ def test_unbatched_and_empty():
     close(ours(x), theirs(x))
 
 
-@pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
-@pytest.mark.parametrize("name", ["conv1d", "conv2d"])
+@pytest.mark.parametrize(
+    ("name", "padding_mode"),
+    [
+        ("conv1d", "zeros"),
+        ("conv1d", "reflect"),
+        ("conv2d", "zeros"),
+        ("conv2d", "reflect"),
+        ("conv_transpose1d", "zeros"),
+        ("conv_transpose2d", "zeros"),
+    ],
+)
 def test_the_operator_is_fastconvs(monkeypatch, name, padding_mode):
     calls = []
     original = getattr(fastconv.nn.conv, name)
     monkeypatch.setattr(fastconv.nn.conv, name, lambda *args: calls.append(args) or original(*args))
-    module = getattr(fastconv.nn, name.capitalize())(2, 2, 3, padding=1, padding_mode=padding_mode)
-    module(torch.randn(1, 2, *[6] * int(name[4])))
+    kind = "".join(word.capitalize() for word in name.split("_"))
+    module = getattr(fastconv.nn, kind)(2, 2, 3, padding=1, padding_mode=padding_mode)
+    module(torch.randn(1, 2, *[6] * int(name[-2])))
     assert len(calls) == 1
 
 
@@ -134,7 +200,7 @@ def test_initialisation_is_the_namesakes():
     assert torch.equal(ours.bias, theirs.bias)
 
 
-@pytest.mark.parametrize("name", ["Conv1d", "Conv2d"])
+@pytest.mark.parametrize("name", ["Conv1d", "Conv2d", "ConvTranspose1d", "ConvTranspose2d"])
 def test_state_dict_loads_either_way(name):
     theirs, ours = getattr(nn, name)(4, 8, 3), getattr(fastconv.nn, name)(4, 8, 3)
     assert list(ours.state_dict()) == list(theirs.state_dict())
@@ -149,6 +215,8 @@ def test_state_dict_loads_either_way(name):
 def test_repr():
     arguments = dict(stride=2, padding=1, groups=2, bias=False, padding_mode="circular")
     theirs, ours = make_pair("Conv2d", 4, 8, 3, **arguments)
+    assert repr(ours) == repr(theirs)
+    theirs, ours = make_pair("ConvTranspose2d", 4, 8, 3, stride=2, output_padding=1)
     assert repr(ours) == repr(theirs)
     assert repr(fastconv.nn.ChannelShuffle(3)) == repr(nn.ChannelShuffle(3))
     assert repr(fastconv.nn.ChannelUnshuffle(3)) == "ChannelUnshuffle(groups=3)"

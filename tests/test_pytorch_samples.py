@@ -1,6 +1,5 @@
-"""PyTorch's own sample inputs for these operators: what its test suite runs through F.conv1d, F.conv2d and
-F.channel_shuffle must come out the same here, with gradients, and what it knows to be an error must be the
-same error.
+"""PyTorch's own sample inputs for these operators: what its test suite runs through F.conv1d, F.conv_transpose2d
+and so on must come out the same here, with gradients, and what it knows to be an error must be the same error.
 """
 
 import warnings
@@ -15,9 +14,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from torch.testing._internal.common_methods_invocations import op_db
 
-OPERATORS = {op.name.removeprefix("nn.functional."): op for op in op_db if op.name in (
-    "nn.functional.conv1d", "nn.functional.conv2d", "nn.functional.channel_shuffle"
-)}  # fmt: skip
+NAMES = ["conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "channel_shuffle"]
+OPERATORS = {op.name.removeprefix("nn.functional."): op for op in op_db}
 TOLERANCES = {
     torch.float64: {"rtol": 1e-10, "atol": 1e-10},
     torch.float32: {"rtol": 1e-4, "atol": 2e-4},
@@ -27,7 +25,7 @@ TOLERANCES = {
 
 
 def test_pytorch_has_samples() -> None:
-    assert set(OPERATORS) == {"conv1d", "conv2d", "channel_shuffle"}
+    assert set(NAMES) <= set(OPERATORS)
 
 
 def tensors_of(sample) -> list[torch.Tensor]:
@@ -35,16 +33,18 @@ def tensors_of(sample) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
-@pytest.mark.parametrize("name", ["conv1d", "conv2d", "channel_shuffle"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 def test_samples(name: str, dtype: torch.dtype) -> None:
     count = 0
     for sample in OPERATORS[name].sample_inputs("cpu", dtype, requires_grad=True):
-        results = []
+        results, grad_output = [], None
         for module in (fastconv, F):
             output = getattr(module, name)(sample.input, *sample.args, **sample.kwargs)
+            if grad_output is None:
+                grad_output = output.detach().sin()
             wanted = [t for t in tensors_of(sample) if t.requires_grad]
-            grads = torch.autograd.grad(output.sin().sum(), wanted) if output.numel() else ()
+            grads = torch.autograd.grad(output, wanted, grad_output) if output.numel() else ()
             results.append((output, *grads))
         assert results[0][0].stride() == results[1][0].stride() or 1 in results[0][0].shape
         for mine, theirs in zip(*results, strict=True):
@@ -53,7 +53,7 @@ def test_samples(name: str, dtype: torch.dtype) -> None:
     assert count >= 3
 
 
-@pytest.mark.parametrize("name", ["conv1d", "conv2d"])  # PyTorch has none for channel_shuffle
+@pytest.mark.parametrize("name", ["conv1d", "conv2d"])  # PyTorch has none for the others
 def test_errors_have_the_same_type(name: str) -> None:
     count = 0
     for error in OPERATORS[name].error_inputs("cpu"):
