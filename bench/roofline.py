@@ -7,10 +7,14 @@ from typing import NamedTuple
 
 import torch
 
+from fastconv._native import native
+
 #: Sizes of the copies, in bytes read: from what a core's own cache holds to what only memory does.
 COPIES = tuple(1 << power for power in (19, 21, 23, 25, 27))
 #: Sides of the matrices: small enough for the second level of cache, large enough to feed every thread.
 MATRICES = (512, 1024)
+#: Of multiply-adds in registers: some hundred microseconds.
+ROUNDS = 100_000
 SECONDS = 0.2
 
 #: Bytes a second of a copy, by threads, then by the bytes that it reads and writes.
@@ -49,11 +53,10 @@ def measure(dtypes: Iterable[str], threads: Iterable[int]) -> tuple[Bandwidth, P
         for count in threads:
             torch.set_num_threads(count)
             bandwidth[count] = {2 * size: 2 * size / copy_seconds(size) for size in COPIES}
-            single = matrix_peak(torch.float32)
             for dtype in peak:
                 # 16-bit values can always be computed with as float32.
-                own = matrix_peak(getattr(torch, dtype)) if dtype != "float32" else single
-                peak[dtype][count] = own if dtype == "float64" else max(own, single)
+                own = matrix_peak(getattr(torch, dtype))
+                peak[dtype][count] = max(own, register_peak(dtype == "float64", count))
     finally:
         torch.set_num_threads(before)
     return bandwidth, peak
@@ -65,8 +68,14 @@ def copy_seconds(size: int) -> float:
     return best_seconds(lambda: target.copy_(source))
 
 
+def register_peak(wide: bool, threads: int) -> float:
+    """Operations a second of multiply-adds in registers, in float64 if ``wide``, otherwise in float32."""
+    work = native.peak_work(wide, ROUNDS, threads)
+    return work / best_seconds(lambda: native.peak_work(wide, ROUNDS, threads))
+
+
 def matrix_peak(dtype: torch.dtype) -> float:
-    """Operations a second of the best of PyTorch's matrix products."""
+    """Operations a second of the best of PyTorch's matrix products, which use what is made for them alone."""
     peaks = []
     for side in MATRICES:
         a, b = (torch.randn(side, side).to(dtype) for _ in range(2))

@@ -5,6 +5,7 @@
 
 #include "conv/choice.h"
 #include "core/isa.h"
+#include "core/peak.h"
 
 namespace py = pybind11;
 
@@ -15,5 +16,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa_select", &isa_select, "Switches to the named instruction set; False where this machine lacks it.");
   m.def("conv_kernels", &conv_kernel_names, "The convolution kernels, in the order in which they are asked.");
   m.def("conv_force_kernel", &conv_force_kernel, "Runs only the named kernel; '' returns to the table's order.");
+  m.def(
+      "peak_work",
+      [](bool wide, int64_t rounds, int threads) {
+        const PeakKernels& kernels = FASTCONV_KERNELS(peak_kernels);
+        return (wide ? kernels.float64 : kernels.float32)(rounds, threads);
+      },
+      "Multiply-adds in registers, float64 if wide; returns how many operations they were.");
   m.attr("compiler") = __VERSION__;
 }

@@ -18,7 +18,7 @@ from rich.console import Console
 
 import fastconv
 from fastconv import cli
-from fastconv._native import native
+from fastconv._native import ISAS, native
 from fastconv._timing import alternate, summarise
 from fastconv.bench import command, machine, measure, roofline, tables
 from fastconv.bench.cases import FAMILIES, FLOOR, QUICK, SHAPES, TARGETS, ConvCase, read_conv, select, target
@@ -338,6 +338,17 @@ def test_tables_fit(width):
     for number in ("2000.000", "500.000", "compute 160/80%", "2.00", "0.25", "3.00"):
         assert number in text
     assert ("GFLOP/s" in text) == (" 20%" in text) == (width == 120)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_register_peak(isa):
+    """Operations are counted by the width of the vectors, and twice the rounds are twice the work."""
+    if not native.isa_select(isa):
+        pytest.skip(f"no {isa} here")
+    lanes = {"baseline": 4, "avx2": 8}.get(isa, 16)
+    assert native.peak_work(False, 10, 1) % (2 * 10 * lanes) == 0
+    assert native.peak_work(False, 10, 1) == 2 * native.peak_work(True, 10, 1)
+    assert native.peak_work(False, 20, 2) == 4 * native.peak_work(False, 10, 1)
 
 
 def test_roofline_is_measured(monkeypatch):
