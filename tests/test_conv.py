@@ -188,8 +188,10 @@ def test_choosy_kernel(kernel: str, isa: str) -> None:
             input, grad = place(p.input.to(dtype)), place(p.grad_output.to(dtype))
             weight, bias = LAYOUTS[list(LAYOUTS)[(i + case.C) % 6]](p.weight.to(dtype)), p.bias.to(dtype)
             arguments = (grad, weight, list(input.shape), *lists, case.groups)
+            of_weight = (grad, input, list(weight.shape), *lists, case.groups)
             output = served(kernel, lambda a=(input, weight, bias), c=case, f=function: f(*a, **c.kwargs))
             gradient = served(kernel, lambda a=arguments: torch.ops.fastconv._conv_grad_input(*a))
+            weight_gradient = served(kernel, lambda a=of_weight: torch.ops.fastconv._conv_grad_weight(*a))
             if output is not None:
                 assert case.depthwise or not kernel.startswith("depthwise")
                 assert_close_to_reference(f"{case}: output", output, p.output, p.scale_output)
@@ -198,7 +200,10 @@ def test_choosy_kernel(kernel: str, isa: str) -> None:
                 assert case.depthwise or not kernel.startswith("depthwise")
                 assert_close_to_reference(f"{case}: gradient", gradient, p.grad_input, p.scale_grad_input)
                 counts["gradient", dtype] += 1
-    for step in ("output", "gradient"):
+            if weight_gradient is not None:
+                assert_close_to_reference(f"{case}: of weight", weight_gradient, p.grad_weight, p.scale_grad_weight)
+                counts["weight gradient", dtype] += 1
+    for step in ("output", "gradient", *(["weight gradient"] if kernel == "depthwise_diagonals" else [])):
         assert min(counts[step, dtype] for dtype in DTYPES) >= 3, dict(counts)
 
 

@@ -155,6 +155,7 @@ bool diagonal_plan(const ConvParams& p, DiagonalPlan& plan) {
   plan.blocks = ceil_div(p.G, L);
   plan.group = plan.in_place ? max64(1, min64(plan.blocks, kDiagonalWeights / (p.R * p.S * kVecBytes))) : 1;
   plan.groups = ceil_div(plan.blocks, plan.group);
+  plan.group = ceil_div(plan.blocks, plan.groups);
   // Strips of rows where there is too little else to share out, not so low that transposing their borders tells.
   const int64_t lowest = plan.in_place ? 8 : max64(16, 4 * p.R);
   const int64_t wanted = ceil_div(8 * p.threads, p.N * plan.groups);
@@ -177,6 +178,7 @@ void diagonal_rows(const ConvParams& p, const View4& input, const View4& output,
                    const Vec<Accumulate<X>>* bias, DiagonalLine* lines, const Finish<X>& finish) {
   using A = Accumulate<X>;
   constexpr int64_t B = kDiagonalColumns, L = kLanes<A>;
+  const bool in_place = input.data == p.input.data;
   DiagonalTile t;
   t.lines = lines;
   t.x_step = input.w;
@@ -196,8 +198,14 @@ void diagonal_rows(const ConvParams& p, const View4& input, const View4& output,
       t.first_tap = t.begin - first;
       const X* x = at<const X>(input, n, c0, 0, 0);
       X* out = at<X>(output, n, c0, row, q);
+      // The rows that the next two output rows will be the first to read.
+      const int64_t ahead = row * p.stride_h - p.pad_h + diagonal_span(p, kDiagonalRows);
+      const int64_t fetched = in_place ? min64(p.H, ahead + kDiagonalRows * p.stride_h) : ahead;
       for (int64_t b = 0; b < blocks; ++b) {
         t.channels = min64(L, channels - b * L);
+        for (int64_t h = max64(0, ahead); h < fetched; ++h)
+          for (int64_t w = max64(0, first); w < min64(p.W, first + B * p.stride_w); ++w)
+            __builtin_prefetch(x + h * input.h + w * input.w + b * L);
         (t.channels == L ? whole : part)(t, x + b * L, weights + b * p.R * t.w_row, bias[b], out + b * L, finish);
       }
     }
