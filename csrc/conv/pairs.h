@@ -9,6 +9,11 @@
 // a channels_last input where it lies. With few input channels a step takes several columns of the kernel at once
 // ("thin"): scratch is then [row][column][channels], and pixels overlap, each reading from its first column on.
 //
+// AMX multiplies either way round. A 1x1 kernel on a contiguous input ("planar") has output channels in the rows of a
+// tile, by weights as they are, and pixels in its columns: two channels of a pixel are paired by one shuffle where the
+// other way takes a transposition, and results are in the order of the output. (With more taps the pixels of a tile
+// would straddle cache lines, which costs more than the transpositions.)
+//
 // Pixels are computed in pieces, as many as a register tile has rows. Pieces of a row are of one size and may overlap,
 // so nothing beyond the row is read; where rows are short a piece may go on over the gap into the next row of scratch.
 #pragma once
@@ -101,12 +106,13 @@ inline void columns_of(const bfloat16* from, int64_t stride, int64_t step, int64
 
 struct PairsPlan {
   Geometry g;
-  bool thin, in_place, prepack;
+  bool thin, in_place, planar, prepack;
   int64_t width, c_blocks;      // input channels of a step (thin: values), steps of a tap that they make
   int64_t pixel;                // bytes from a position of scratch to the next
   int64_t columns;              // thin: kernel columns of a step, else 1
   int64_t taps;                 // steps of a block: kernel rows times steps of a row
   int64_t block_bytes;          // of a block of channels in scratch
+  int64_t pair_bytes;           // planar: of a pair of channels
   int64_t pass_blocks, passes;  // blocks of channels in scratch at a time
   int64_t k_blocks, k_range, k_splits;
   int64_t pass_weights;  // bytes of packed weights for one block of output channels and one pass
@@ -117,15 +123,19 @@ struct PairsPlan {
 struct Pieces {
   int64_t count, rows;
   explicit Pieces(int64_t length) : count(ceil_div(length, kPieceRows)), rows(ceil_div(length, count)) {}
-  double cost() const { return static_cast<double>(count * (kPiecesAtOnce == 2 ? max64(rows, 10) : rows + 1)); }
+  // Cycles of all with one tile of weights. Half of a tile costs nearly as much as a whole one.
+  double cost() const {
+    return static_cast<double>(count) * (kPiecesAtOnce == 2 ? (rows <= 8 ? 18 : 21 + 0.15 * (rows - 8)) : rows + 1.0);
+  }
 };
 
 // Whether pieces go on from row to row, over the gap between them.
 inline bool joins_rows(const PairsPlan& plan, int64_t rows, int64_t columns) {
-  if (plan.thin || plan.in_place || rows == 1) return false;
-  return Pieces((rows - 1) * plan.g.pitch + columns).cost() < 0.97 * static_cast<double>(rows) * Pieces(columns).cost();
+  if (plan.thin || plan.in_place || plan.planar || rows == 1) return false;
+  return Pieces((rows - 1) * plan.g.pitch + columns).cost() < 0.9 * static_cast<double>(rows) * Pieces(columns).cost();
 }
 inline double piece_cost(const PairsPlan& plan, int64_t rows, int64_t columns) {
+  if (plan.planar) return Pieces(rows * columns).cost();
   return joins_rows(plan, rows, columns) ? Pieces((rows - 1) * plan.g.pitch + columns).cost()
                                          : static_cast<double>(rows) * Pieces(columns).cost();
 }
@@ -154,9 +164,10 @@ inline Tile thin_tile(Tile t, int64_t stride) {
 inline PairsPlan pairs_plan_for(const ConvParams& p, int64_t rows, int64_t k_splits) {
   PairsPlan plan;
   plan.g = make_geometry(p, rows);
-  const int64_t channels = p.C <= 4 ? 4 : p.C <= 8 ? 8 : 16;  // of a position, if thin
-  plan.thin = p.C <= 16 && p.S > 1 && p.dilation_w == 1;
+  const int64_t channels = p.C <= 4 ? 4 : 8;  // of a position, if thin
+  plan.thin = p.C <= 8 && p.S > 1 && p.dilation_w == 1;
   plan.in_place = false;
+  plan.planar = kPiecesAtOnce == 2 && p.R == 1 && p.S == 1 && p.input.c != 1 && p.output.c != 1 && p.output.w == 1;
   plan.columns = 1;
   if (plan.thin) {
     // All values of a kernel row in steps of one size.
@@ -181,7 +192,12 @@ inline PairsPlan pairs_plan_for(const ConvParams& p, int64_t rows, int64_t k_spl
                     (p.P - 1) * p.stride_h < p.H && (p.Q - 1) * p.stride_w < p.W && plan.c_blocks * plan.width == p.C &&
                     p.input.w * p.stride_w * 2 <= kInPlaceBytes;
   }
-  plan.block_bytes = (ceil_div(plan.g.channel * plan.pixel, 64) | 1) * 64;
+  // Room for the columns that are written beyond a row, and an odd number of cache lines.
+  plan.block_bytes = (ceil_div((plan.g.channel + 16) * plan.pixel, 64) | 1) * 64;
+  if (plan.planar) {
+    plan.pair_bytes = (ceil_div((plan.g.channel + 32) * 4, 64) | 1) * 64;
+    plan.block_bytes = plan.width / 2 * plan.pair_bytes;
+  }
   const int64_t block_weights = plan.taps * plan.width * kBlockK * 2;
   plan.passes = ceil_div(plan.c_blocks * block_weights, kPassWeightBytes);
   plan.pass_blocks = ceil_div(plan.c_blocks, plan.passes);
@@ -194,8 +210,9 @@ inline PairsPlan pairs_plan_for(const ConvParams& p, int64_t rows, int64_t k_spl
   plan.pieces = piece_count(plan, rows, plan.g.w.tile);
   // A ragged tile may have other pieces, never many more.
   plan.pieces = max64(plan.pieces, rows * Pieces(plan.g.w.tile).count) + 1;
-  plan.x_bytes = plan.in_place ? 0 : plan.pass_blocks * plan.block_bytes + 2048;
-  plan.sum_bytes = (plan.passes > 1 ? plan.k_range * plan.pieces : kPiecesAtOnce + 1) * kPieceRows * kBlockK * 4;
+  if (plan.planar) plan.pieces = rows * round_up(ceil_div(plan.g.w.tile, 16), 2);
+  plan.x_bytes = plan.in_place ? 0 : plan.pass_blocks * plan.block_bytes;
+  plan.sum_bytes = (plan.passes > 1 ? plan.k_range * plan.pieces + 1 : kPiecesAtOnce + 1) * kPieceRows * kBlockK * 4;
   plan.weight_bytes = plan.prepack ? 0 : plan.pass_weights;
   return plan;
 }
@@ -209,11 +226,13 @@ inline double pairs_cost(const ConvParams& p, const PairsPlan& plan) {
   const int64_t rows = plan.g.h.tile, columns = plan.g.w.tile;
   const double steps = static_cast<double>(plan.c_blocks * plan.taps * plan.k_range);
   const double k_tiles = p.K <= 16 ? 1 : 2;
-  const double step = kPiecesAtOnce == 2 ? k_tiles * 1.1 : static_cast<double>(plan.width) / 2 * k_tiles;
+  const double step = kPiecesAtOnce == 2 ? k_tiles : static_cast<double>(plan.width) / 2 * k_tiles;
   const double macs = steps * step * piece_cost(plan, rows, columns);
-  const double fill =
-      plan.in_place ? 0 : static_cast<double>(plan.c_blocks * plan.g.channel) * (p.input.c == 1 ? 3 : 7);
-  const double out = static_cast<double>(rows * columns * plan.k_range) * (p.output.c == 1 ? 6 : 12);
+  const double fill = plan.in_place ? 0
+                                    : static_cast<double>(plan.c_blocks * plan.g.channel) * (plan.planar      ? 2
+                                                                                             : p.input.c == 1 ? 3
+                                                                                                              : 7);
+  const double out = static_cast<double>(rows * columns * plan.k_range) * (plan.planar || p.output.c == 1 ? 6 : 12);
   const double passes = plan.passes > 1 ? static_cast<double>(plan.passes * plan.k_range * plan.pieces) * 100 : 0;
   const double weights = static_cast<double>(plan.k_range * plan.passes * plan.pass_weights);
   const double all = static_cast<double>(p.G * plan.k_blocks * plan.passes * plan.pass_weights);
@@ -254,6 +273,7 @@ inline bool pairs_plan(const ConvParams& p, PairsPlan& best) {
 inline void pairs_pack(const ConvParams& p, const PairsPlan& plan, int64_t g, int64_t k0, int64_t b0, int64_t blocks,
                        char* to) {
   const int64_t taps = p.R * p.S, tile = plan.width * 32, kn = min64(kBlockK, p.K - k0);
+  const int64_t halves = kn > 16 ? 2 : 1;  // of the output channels; the second may be left out
   const View4& w = p.weight;
   const bfloat16* group = at<const bfloat16>(w, k0, 0, 0, 0) + g * p.weight_g;
   const bool adjoin = taps > 1 && taps <= kMostTaps && (w.w == 1 || w.w == -1) && w.h == p.S * w.w && !plan.thin;
@@ -272,10 +292,21 @@ inline void pairs_pack(const ConvParams& p, const PairsPlan& plan, int64_t g, in
       interleave<16>(v);
       for (int64_t i = 0; i < plan.width / 2; ++i) store_words(out + i * 64, v[i]);
     };
-    if (plan.thin) {
+    if (plan.planar) {
+      // [output channel][input channel]
+      for (int64_t k = 0; k < 16 * halves; k += 16) {
+        if (w.c == 1)
+          for (int64_t i = 0; i < 16; ++i)
+            store_words(buffer[i], k + i < kn ? load_words(from + (k + i) * w.n, first_words(cn)) : Words{});
+        else
+          columns_of<16>(from + k * w.n, w.c, w.n, cn, max64(0, min64(16, kn - k)), buffer);
+        for (int64_t i = 0; i < 16; ++i)
+          store_words(to + (k + i) * plan.width * 2, load_words(buffer[i]), first_words(plan.width));
+      }
+    } else if (plan.thin) {
       const int64_t channels = plan.pixel / 2;
       for (int64_t tap = 0; tap < plan.taps; ++tap)
-        for (int64_t half = 0; half < 2; ++half)
+        for (int64_t half = 0; half < halves; ++half)
           for (int64_t i = 0; i < plan.width; ++i) {
             const int64_t value = tap % plan.columns * plan.width + i, s = value / channels, c = value % channels;
             uint16_t* out = reinterpret_cast<uint16_t*>(to + (tap * 2 + half) * tile + i / 2 * 64) + i % 2;
@@ -286,12 +317,12 @@ inline void pairs_pack(const ConvParams& p, const PairsPlan& plan, int64_t g, in
     } else if (w.c == 1) {
       for (int64_t r = 0; r < p.R; ++r)
         for (int64_t s = 0; s < p.S; ++s)
-          for (int64_t half = 0; half < 2; ++half)
+          for (int64_t half = 0; half < halves; ++half)
             put_rows(from + r * w.h + s * w.w + half * 16 * w.n, w.n * 2, kn - half * 16,
                      to + ((r * p.S + s) * 2 + half) * tile);
     } else if (adjoin && w.n == taps) {
       // Rows of memory are input channels; (k, tap) runs along them.
-      for (int64_t half = 0; half < 2; ++half) {
+      for (int64_t half = 0; half < halves; ++half) {
         const int64_t count = max64(0, min64(16, kn - half * 16)) * taps;
         const bfloat16* run = from + half * 16 * taps - (w.w < 0 ? taps - 1 : 0);
         for (int64_t j = 0; j < count; j += 16) columns_of<16>(run + j, w.c, 1, cn, min64(16, count - j), buffer[j]);
@@ -319,7 +350,7 @@ inline void pairs_pack(const ConvParams& p, const PairsPlan& plan, int64_t g, in
               else
                 for (int64_t k = 0; k < kn; ++k) gathered[i][k] = source[k * w.n].bits;
             }
-            for (int64_t half = 0; half < 2; ++half)
+            for (int64_t half = 0; half < halves; ++half)
               store_words(to + (tap * 2 + half) * tile + (c / 2 + pair) * 64,
                           pair_rows(_mm256_loadu_si256(static_cast<const __m256i*>(two[0]) + half),
                                     _mm256_loadu_si256(static_cast<const __m256i*>(two[1]) + half)));
@@ -336,51 +367,82 @@ inline void pairs_pack(const ConvParams& p, const PairsPlan& plan, int64_t g, in
 inline void pairs_fill(const ConvParams& p, const PairsPlan& plan, const Geometry& g, const Tile& t, int64_t c0,
                        int64_t count, char* x) {
   const int64_t step = p.stride_w * p.input.w, pixel = plan.pixel;
-  const int64_t width = plan.thin ? count : plan.width;
-  for (int64_t c = 0; c < count; c += width, x += plan.block_bytes) {
-    const int64_t n = min64(width, count - c);
-    const uint32_t mask = first_words(n), whole = first_words(pixel / 2);
-    for_each_row(p, g, t, [&](int64_t position, int64_t h, int64_t w, int64_t begin, int64_t end) {
-      char* row = x + position * pixel;
-      const bfloat16* from = begin < end ? at<const bfloat16>(p.input, t.n, c0 + c, h, w) : nullptr;
-      zero(reinterpret_cast<float*>(row), begin * pixel / 4);
-      char* to = row + begin * pixel;
-      if (p.input.c == 1) {
-        if (mask == ~0u)
-          for (int64_t i = begin; i < end; ++i, to += 64, from += step) store_words(to, load_words(from));
-        else
-          for (int64_t i = begin; i < end; ++i, to += pixel, from += step)
-            store_words(to, load_words(from, mask), whole);
-      } else {
-        for (int64_t i = begin; i < end; i += 16, to += 16 * pixel, from += 16 * step) {
-          const int64_t columns = min64(16, end - i);
-          if (pixel == 64)
-            columns_of<16>(from, p.input.c, step, n, columns, to);
-          else if (pixel == 32)
-            columns_of<8>(from, p.input.c, step, n, columns, to);
-          else if (pixel == 16)
-            columns_of<4>(from, p.input.c, step, n, columns, to);
-          else
-            columns_of<2>(from, p.input.c, step, n, columns, to);
+  const int64_t width = plan.thin ? count : plan.width, blocks = ceil_div(count, width);
+  const uint32_t whole = first_words(pixel / 2);
+  for_each_row(p, g, t, [&](int64_t position, int64_t h, int64_t w, int64_t begin, int64_t end) {
+    if (plan.planar) {
+      for (int64_t c = 0; c < round_up(count, width); c += 2) {
+        char* row = x + c / width * plan.block_bytes + c % width / 2 * plan.pair_bytes + position * 4;
+        const bfloat16* first = c < count && begin < end ? at<const bfloat16>(p.input, t.n, c0 + c, h, w) : nullptr;
+        zero(reinterpret_cast<float*>(row), begin);
+        const bfloat16* second = c + 1 < count ? first + p.input.c : nullptr;
+        int64_t i = begin;
+        for (; step == 1 && second && i + 16 <= end; i += 16, first += 16, second += 16)
+          store_words(row + i * 4, pair_rows(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(first)),
+                                             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(second))));
+        for (; i < end; i += 16) {
+          const int64_t n = min64(16, end - i);
+          const __m256i none = _mm256_setzero_si256();
+          store_words(row + i * 4,
+                      pair_rows(first ? load_row(first, step, n) : none, second ? load_row(second, step, n) : none));
+          if (first) first += 16 * step;
+          if (second) second += 16 * step;
         }
+        zero(reinterpret_cast<float*>(row) + end, g.pitch - end);
+      }
+      return;
+    }
+    char* row = x + position * pixel;
+    const bfloat16* from = begin < end ? at<const bfloat16>(p.input, t.n, c0, h, w) : nullptr;
+    if (p.input.c == 1) {
+      // All channels of a pixel at a time, as they lie in memory.
+      char* to = row + begin * pixel;
+      const uint32_t mask = first_words(count);
+      for (int64_t i = begin; i < end; ++i, to += pixel, from += step) {
+        if (blocks == 1)
+          store_words(to, load_words(from, mask), whole);
+        else if (width == 32 && count % 32 == 0)
+          for (int64_t b = 0; b < blocks; ++b) store_words(to + b * plan.block_bytes, load_words(from + b * 32));
+        else
+          for (int64_t b = 0; b < blocks; ++b)
+            store_words(to + b * plan.block_bytes,
+                        load_words(from + b * width, first_words(min64(width, count - b * width))), whole);
+      }
+    }
+    for (int64_t b = 0; b < blocks; ++b, row += plan.block_bytes) {
+      zero(reinterpret_cast<float*>(row), begin * pixel / 4);
+      const int64_t n = min64(width, count - b * width);
+      for (int64_t i = begin; p.input.c != 1 && i < end; i += 16) {
+        const bfloat16* source = from + b * width * p.input.c + (i - begin) * step;
+        char* to = row + i * pixel;
+        const int64_t columns = min64(16, end - i);
+        if (pixel == 64)
+          columns_of<16>(source, p.input.c, step, n, columns, to);
+        else if (pixel == 32)
+          columns_of<8>(source, p.input.c, step, n, columns, to);
+        else if (pixel == 16)
+          columns_of<4>(source, p.input.c, step, n, columns, to);
+        else
+          columns_of<2>(source, p.input.c, step, n, columns, to);
       }
       zero(reinterpret_cast<float*>(row + end * pixel), (g.pitch - end) * pixel / 4);
-    });
-  }
+    }
+  });
 }
 
 // ---- register tiles
 // ------------------------------------------------------------------------------------------------------
 
 struct Step {
-  int32_t x, w;  // bytes
+  int32_t a, b;  // bytes
 };
 
-// Sums of `kPiecesAtOnce` pieces: sum[piece][row][32], `rows` rows each.
+// What a register tile sums up: products of matrices a, `rows` rows of pairs, and b, pairs of 16 columns, over the
+// steps of a block and the blocks. Distances in bytes.
 struct PairsBlock {
-  int64_t rows;                             // of a piece
-  int64_t pairs;                            // of a step
-  int64_t x_row, x_block, w_tile, w_block;  // bytes
+  int64_t rows;   // of one tile of a
+  int64_t pairs;  // of a step
+  int64_t a_row, a_block, b_row, b_block;
   const Step* steps;
   int64_t step_count, blocks;
 };
@@ -393,7 +455,7 @@ struct TileConfig {
   uint8_t rows[16] = {};
 };
 
-// Tiles 0 to 3 are sums, 4 and 5 input, 6 and 7 weights. Configured for a work item, released at its end.
+// Tiles 0 to 3 are sums, 4 and 5 of matrix a, 6 and 7 of b. Configured for a work item, released at its end.
 struct Tiles {
   explicit Tiles(const PairsBlock& block) {
     TileConfig config;
@@ -407,63 +469,64 @@ struct Tiles {
   ~Tiles() { _tile_release(); }
 };
 
-template <int Pieces, int Halves>
-void pairs_micro(const PairsBlock& block, const char* x, const char* second, const char* w, bool add, float* sum) {
+// sum[tile of a][row][32 columns]; `to_a1` and `to_b1` lead to the second tiles.
+template <int TilesA, int TilesB>
+void pairs_micro(const PairsBlock& block, const char* a, int64_t to_a1, const char* b, int64_t to_b1, bool add,
+                 float* sum) {
   constexpr int kRow = kBlockK * 4;
   float* below = sum + block.rows * kBlockK;
   asm volatile("" ::: "memory");  // tile loads say nothing of what they read
   if (add) {
     _tile_loadd(0, sum, kRow);
-    if constexpr (Halves == 2) _tile_loadd(1, sum + 16, kRow);
-    if constexpr (Pieces == 2) _tile_loadd(2, below, kRow);
-    if constexpr (Pieces == 2 && Halves == 2) _tile_loadd(3, below + 16, kRow);
+    if constexpr (TilesB == 2) _tile_loadd(1, sum + 16, kRow);
+    if constexpr (TilesA == 2) _tile_loadd(2, below, kRow);
+    if constexpr (TilesA == 2 && TilesB == 2) _tile_loadd(3, below + 16, kRow);
   } else {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
   }
-  const int64_t to_second = second - x;
   int64_t blocks = block.blocks;
   do {
     const Step* step = block.steps;
     const Step* end = step + block.step_count;
     do {
-      const char* from = x + step->x;
-      const char* weight = w + step->w;
-      _tile_loadd(6, weight, 64);
-      _tile_loadd(4, from, block.x_row);
+      const char* a0 = a + step->a;
+      const char* b0 = b + step->b;
+      _tile_loadd(6, b0, block.b_row);
+      _tile_loadd(4, a0, block.a_row);
       _tile_dpbf16ps(0, 4, 6);
-      if constexpr (Halves == 2) {
-        _tile_loadd(7, weight + block.w_tile, 64);
+      if constexpr (TilesB == 2) {
+        _tile_loadd(7, b0 + to_b1, block.b_row);
         _tile_dpbf16ps(1, 4, 7);
       }
-      if constexpr (Pieces == 2) {
-        _tile_loadd(5, from + to_second, block.x_row);
+      if constexpr (TilesA == 2) {
+        _tile_loadd(5, a0 + to_a1, block.a_row);
         _tile_dpbf16ps(2, 5, 6);
-        if constexpr (Halves == 2) _tile_dpbf16ps(3, 5, 7);
+        if constexpr (TilesB == 2) _tile_dpbf16ps(3, 5, 7);
       }
     } while (++step != end);
-    x += block.x_block;
-    w += block.w_block;
+    a += block.a_block;
+    b += block.b_block;
   } while (--blocks);
   _tile_stored(0, sum, kRow);
-  if constexpr (Halves == 2) _tile_stored(1, sum + 16, kRow);
-  if constexpr (Pieces == 2) _tile_stored(2, below, kRow);
-  if constexpr (Pieces == 2 && Halves == 2) _tile_stored(3, below + 16, kRow);
+  if constexpr (TilesB == 2) _tile_stored(1, sum + 16, kRow);
+  if constexpr (TilesA == 2) _tile_stored(2, below, kRow);
+  if constexpr (TilesA == 2 && TilesB == 2) _tile_stored(3, below + 16, kRow);
   asm volatile("" ::: "memory");
 }
 
-inline void pairs_multiply(const PairsBlock& block, const char* x, const char* second, const char* w, int halves,
-                           bool add, float* sum) {
-  if (second && halves == 2)
-    pairs_micro<2, 2>(block, x, second, w, add, sum);
-  else if (second)
-    pairs_micro<2, 1>(block, x, second, w, add, sum);
-  else if (halves == 2)
-    pairs_micro<1, 2>(block, x, x, w, add, sum);
+inline void pairs_multiply(const PairsBlock& block, int tiles_a, const char* a, int64_t to_a1, int tiles_b,
+                           const char* b, int64_t to_b1, bool add, float* sum) {
+  if (tiles_a == 2 && tiles_b == 2)
+    pairs_micro<2, 2>(block, a, to_a1, b, to_b1, add, sum);
+  else if (tiles_a == 2)
+    pairs_micro<2, 1>(block, a, to_a1, b, to_b1, add, sum);
+  else if (tiles_b == 2)
+    pairs_micro<1, 2>(block, a, to_a1, b, to_b1, add, sum);
   else
-    pairs_micro<1, 1>(block, x, x, w, add, sum);
+    pairs_micro<1, 1>(block, a, to_a1, b, to_b1, add, sum);
 }
 
 #else
@@ -472,58 +535,61 @@ struct Tiles {
   explicit Tiles(const PairsBlock&) {}
 };
 
-template <int Halves, int Rows>
-void pairs_micro(const PairsBlock& block, const char* x, const char* w, bool add, float* sum) {
-  Vec<float> v[Rows][Halves];
+template <int TilesB, int Rows>
+void pairs_micro(const PairsBlock& block, const char* a, const char* b, int64_t to_b1, bool add, float* sum) {
+  Vec<float> v[Rows][TilesB];
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 2
-    for (int h = 0; h < Halves; ++h) v[i][h] = add ? load(sum + i * kBlockK + h * 16) : Vec<float>{};
-  const int64_t x_row = block.x_row, w_tile = block.w_tile;
+    for (int j = 0; j < TilesB; ++j) v[i][j] = add ? load(sum + i * kBlockK + j * 16) : Vec<float>{};
+  const int64_t a_row = block.a_row;
   int64_t blocks = block.blocks;
   do {
     const Step* step = block.steps;
     const Step* end = step + block.step_count;
     do {
-      const char* from = x + step->x;
-      const char* weight = w + step->w;
+      const char* from = a + step->a;
+      const char* weight = b + step->b;
       const char* weight_end = weight + block.pairs * 64;
       do {
-        __m512bh b[Halves];
+        __m512bh w[TilesB];
 #pragma GCC unroll 2
-        for (int h = 0; h < Halves; ++h) b[h] = (__m512bh)_mm512_loadu_si512(weight + h * w_tile);
+        for (int j = 0; j < TilesB; ++j) w[j] = (__m512bh)_mm512_loadu_si512(weight + j * to_b1);
         const char* row = from;
 #pragma GCC unroll 16
-        for (int i = 0; i < Rows; ++i, row += x_row) {
-          const __m512bh value = (__m512bh)_mm512_set1_epi32(*reinterpret_cast<const int*>(row));
+        for (int i = 0; i < Rows; ++i, row += a_row) {
+          int pair;
+          __builtin_memcpy(&pair, row, sizeof pair);
+          const __m512bh value = (__m512bh)_mm512_set1_epi32(pair);
 #pragma GCC unroll 2
-          for (int h = 0; h < Halves; ++h) v[i][h] = _mm512_dpbf16_ps(v[i][h], value, b[h]);
+          for (int j = 0; j < TilesB; ++j) v[i][j] = _mm512_dpbf16_ps(v[i][j], value, w[j]);
         }
         from += 4;
         weight += 64;
       } while (weight != weight_end);
     } while (++step != end);
-    x += block.x_block;
-    w += block.w_block;
+    a += block.a_block;
+    b += block.b_block;
   } while (--blocks);
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 2
-    for (int h = 0; h < Halves; ++h) store(sum + i * kBlockK + h * 16, v[i][h]);
+    for (int j = 0; j < TilesB; ++j) store(sum + i * kBlockK + j * 16, v[i][j]);
 }
 
-using PairsMicro = void (*)(const PairsBlock&, const char*, const char*, bool, float*);
+using PairsMicro = void (*)(const PairsBlock&, const char*, const char*, int64_t, bool, float*);
 
-template <int Halves, int... I>
+template <int TilesB, int... I>
 PairsMicro pairs_micro_of(int64_t rows, std::integer_sequence<int, I...>) {
-  static const PairsMicro kTable[] = {pairs_micro<Halves, I + 1>...};
+  static const PairsMicro kTable[] = {pairs_micro<TilesB, I + 1>...};
   return kTable[rows - 1];
 }
 
-inline void pairs_multiply(const PairsBlock& block, const char* x, const char*, const char* w, int halves, bool add,
-                           float* sum) {
+inline void pairs_multiply(const PairsBlock& block, int, const char* a, int64_t, int tiles_b, const char* b,
+                           int64_t to_b1, bool add, float* sum) {
   using All = std::make_integer_sequence<int, kPieceRows>;
-  (halves == 2 ? pairs_micro_of<2>(block.rows, All{}) : pairs_micro_of<1>(block.rows, All{}))(block, x, w, add, sum);
+  const PairsMicro micro = tiles_b == 2 ? pairs_micro_of<2>(block.rows, All{}) : pairs_micro_of<1>(block.rows, All{});
+  micro(block, a, b, to_b1, add, sum);
 }
 
 #endif
@@ -577,13 +643,27 @@ inline void pairs_store(const ConvParams& p, const Finish<bfloat16>& finish, con
   }
 }
 
+// The same where columns of a tile are pixels: `count` <= 32 output channels of n <= 32 pixels, sum[channel][32].
+inline void pairs_store_planar(const ConvParams& p, const Finish<bfloat16>& finish, const float* sum, const float* bias,
+                               int64_t count, int64_t n, bfloat16* to) {
+  for (int64_t k = 0; k < count; ++k, sum += kBlockK, to += p.output.c) {
+    const Vec<float> low = load(sum) + bias[k], high = load(sum + 16) + bias[k];
+    if (finish.plain) {
+      store_words(to, narrow_two(low, high), first_words(n));
+    } else {
+      finish.store_partial(to, low, static_cast<int>(min64(16, n)));
+      if (n > 16) finish.store_partial(to + 16, high, static_cast<int>(n - 16));
+    }
+  }
+}
+
 // ---- the kernel
 // -------------------------------------------------------------------------------------------------------
 
 struct Piece {
   int64_t x;       // bytes from the input of the tile's first pixel
   int64_t row, q;  // of the piece's first pixel
-  int64_t skip;    // pixels that the piece before has written
+  int64_t skip;    // pixels that the piece before has written; planar: where the row of pixels ends
 };
 
 struct PairsScratch {
@@ -651,7 +731,14 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
     const int64_t length = joined ? (t.rows - 1) * plan.g.pitch + t.columns : t.columns;
     const Pieces of_row(length);
     int64_t count = 0;
-    for (int64_t row = 0; row < (joined ? 1 : t.rows); ++row)
+    if (plan.planar) {
+      // Thirty-two pixels, of all rows in one where they adjoin in the output.
+      const bool one = t.columns == plan.g.pitch && p.output.h == t.columns;
+      for (int64_t row = 0; row < (one ? 1 : t.rows); ++row)
+        for (int64_t q = 0; q < (one ? t.rows * t.columns : t.columns); q += 32)
+          pieces[count++] = {(row * plan.g.pitch + q) * 4, row, q, one ? t.rows * t.columns : t.columns};
+    }
+    for (int64_t row = 0; !plan.planar && row < (joined ? 1 : t.rows); ++row)
       for (int64_t i = 0; i < of_row.count; ++i) {
         const int64_t q = min64(i * of_row.rows, length - of_row.rows);
         pieces[count++] = {row * row_step + q * step, joined ? q / plan.g.pitch : row, joined ? q % plan.g.pitch : q,
@@ -659,12 +746,12 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
       }
 
     PairsBlock block;
-    block.rows = of_row.rows;
+    block.rows = plan.planar ? 16 : of_row.rows;
     block.pairs = plan.width / 2;
-    block.x_row = step;
-    block.x_block = plan.in_place ? plan.width * 2 : plan.block_bytes;
-    block.w_tile = plan.width * 32;
-    block.w_block = plan.taps * plan.width * 64;
+    block.a_row = plan.planar ? plan.width * 2 : step;
+    block.a_block = plan.planar ? plan.width * 64 : plan.in_place ? plan.width * 2 : plan.block_bytes;
+    block.b_row = plan.planar ? plan.pair_bytes : 64;
+    block.b_block = plan.planar ? plan.block_bytes : plan.taps * plan.width * 64;
     block.steps = steps;
     block.step_count = pairs_steps(p, plan, t, taps, steps);
     const Tiles configured(block);
@@ -692,30 +779,36 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
         }
         const int halves = k_count > 16 ? 2 : 1;
         const float* bias = memory.bias + g * plan.k_blocks * kBlockK + k;
-        for (int64_t i = 0; i < count; i += kPiecesAtOnce) {
-          float* sum = plan.passes > 1 ? sums + (b * plan.pieces + i) * kPieceRows * kBlockK : sums;
-          const bool two = kPiecesAtOnce == 2 && i + 1 < count;
-          pairs_multiply(block, source + pieces[i].x, two ? source + pieces[i + 1].x : nullptr, weights, halves,
-                         pass > 0, sum);
-          if (!last) continue;
-          for (int64_t j = i; j < i + 1 + two; ++j) {
-            const Piece& piece = pieces[j];
-            int64_t done = piece.skip, row = piece.row, q = piece.q + piece.skip;
+        const auto write = [&](int64_t i, const float* sum) {
+          for (int64_t j = i; j < min64(i + kPiecesAtOnce, count); ++j, sum += block.rows * kBlockK) {
+            int64_t done = pieces[j].skip, row = pieces[j].row, q = pieces[j].q + done;
             while (done < block.rows) {
-              if (joined && q >= plan.g.pitch) {
-                q -= plan.g.pitch;
-                ++row;
-                continue;
-              }
-              const int64_t n = min64(block.rows - done, t.columns - q);
+              const int64_t left = block.rows - done, n = min64(left, t.columns - q);
               if (n > 0)
-                pairs_store(p, finish, sum + ((j - i) * block.rows + done) * kBlockK, bias, k_count, n,
+                pairs_store(p, finish, sum + done * kBlockK, bias, k_count, n,
                             at<bfloat16>(p.output, t.n, g * p.K + k, t.p0 + row, t.q0 + q));
-              const int64_t on = n > 0 ? n : min64(block.rows - done, plan.g.pitch - q);
+              const int64_t on = joined ? min64(left, plan.g.pitch - q) : left;
               done += on;
-              q += on;
+              q = 0;
+              ++row;
             }
           }
+        };
+        for (int64_t i = 0; plan.planar && i < count; ++i) {
+          float* sum = plan.passes > 1 ? sums + (b * plan.pieces + i) * 2 * kPieceRows * kBlockK : sums;
+          const int64_t n = min64(32, pieces[i].skip - pieces[i].q);
+          pairs_multiply(block, halves, weights, plan.width * 32, n > 16 ? 2 : 1, source + pieces[i].x, 64, pass > 0,
+                         sum);
+          if (last)
+            pairs_store_planar(p, finish, sum, bias, k_count, n,
+                               at<bfloat16>(p.output, t.n, g * p.K + k, t.p0 + pieces[i].row, t.q0 + pieces[i].q));
+        }
+        for (int64_t i = 0; !plan.planar && i < count; i += kPiecesAtOnce) {
+          float* sum = plan.passes > 1 ? sums + (b * plan.pieces + i) * kPieceRows * kBlockK : sums;
+          const bool two = kPiecesAtOnce == 2 && i + 1 < count;
+          pairs_multiply(block, 1 + two, source + pieces[i].x, two ? pieces[i + 1].x - pieces[i].x : 0, halves, weights,
+                         plan.width * 32, pass > 0, sum);
+          if (last) write(i, sum);
         }
       }
     }
