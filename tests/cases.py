@@ -47,6 +47,11 @@ class Case:
         return self.groups == self.C == self.K
 
     @property
+    def patches(self) -> bool:
+        """Winograd's kernel may serve it."""
+        return self.weight_size[2:] == (3, 3) and _pair(self.stride) == (1, 1)
+
+    @property
     def input_size(self) -> tuple[int, int, int, int]:
         return self.N, self.C, 1 if self.H is None else self.H, self.W
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from cases import TRANSPOSED_CASES, TransposedCase, problem
 from layouts import LAYOUTS, assert_close_to_reference
-from test_conv import CHOOSY, DTYPES, KERNELS, SUPPORTED, draw, meetings_of, served, serves
+from test_conv import CHOOSY, DTYPES, KERNELS, SUPPORTED, draw, dtypes_of, meetings_of, served, serves
 from torch.autograd import gradcheck, gradgradcheck
 
 import fastconv
@@ -58,9 +58,11 @@ def test_choosy_kernel(kernel: str, isa: str) -> None:
             tensors = LAYOUTS[layout](p.input.to(dtype)), p.weight.to(dtype), p.bias.to(dtype)
             output = served(kernel, lambda t=tensors, c=case: c.function(fastconv)(*t, **c.kwargs))
             if output is not None:
-                assert_close_to_reference(f"{case}: output", output, p.output, p.scale_output)
+                assert_close_to_reference(
+                    f"{case}: output", output, p.output, p.scale_output, patches=kernel == "winograd"
+                )
                 count += 1
-    assert count >= 2
+    assert count >= 2 or not dtypes_of(kernel, isa)
 
 
 GRADIENT_CASES = {
