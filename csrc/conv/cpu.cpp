@@ -6,6 +6,8 @@
 #include "conv/depthwise.h"
 #include "conv/direct.h"
 #include "conv/general.h"
+#include "conv/grouped.h"
+#include "conv/grouped_grad.h"
 #include "conv/params.h"
 #include "conv/pixel.h"
 #include "conv/rows.h"
@@ -67,10 +69,11 @@ constexpr ConvGradKernel grad_row(const char* name) {
 
 extern const ConvKernels conv_kernels = {
     {row<DepthwiseRows>("depthwise_rows"), row<DepthwisePixels>("depthwise_pixels"), row<DepthwiseForward>("depthwise"),
-     row<RowsForward>("rows"), row<ChannelForward>("channel"), row<PixelForward>("pixel"),
-     row<GeneralForward>("general")},
-    {grad_row<DepthwiseGradWeight>("depthwise"), grad_row<ChannelGradWeight>("channel"),
-     grad_row<PixelGradWeight>("pixel"), grad_row<GeneralGradWeight>("general")},
+     row<RowsForward>("rows"), row<GroupedForward>("grouped"), row<ChannelForward>("channel"),
+     row<PixelForward>("pixel"), row<GeneralForward>("general")},
+    {grad_row<DepthwiseGradWeight>("depthwise"), grad_row<GroupedGradWeight>("grouped"),
+     grad_row<ChannelGradWeight>("channel"), grad_row<PixelGradWeight>("pixel"),
+     grad_row<GeneralGradWeight>("general")},
 };
 
 }  // namespace fastconv::FASTCONV_ISA

@@ -66,8 +66,8 @@ struct ConvGradKernel {
 };
 
 struct ConvKernels {
-  ConvKernel forward[7];  // also the input gradient
-  ConvGradKernel grad_weight[4];
+  ConvKernel forward[8];  // also the input gradient
+  ConvGradKernel grad_weight[5];
 };
 FASTCONV_DECLARE_KERNELS(ConvKernels, conv_kernels)
 
