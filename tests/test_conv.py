@@ -23,7 +23,7 @@ from fastconv._native import ISAS, native
 
 SUPPORTED = ISAS[: ISAS.index(native.isa_supported()) + 1]
 #: Kernels of all three directions; "depthwise" wants one channel to a group, the others serve everything.
-KERNELS = ["depthwise", "channel", "pixel", "general"]
+KERNELS = ["depthwise", "grouped", "channel", "pixel", "general"]
 #: Kernels of the forward pass and the input gradient that choose among layouts and geometries.
 CHOOSY = [kernel for kernel in native.conv_kernels() if kernel not in KERNELS]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -232,8 +232,9 @@ def test_choosy_kernel(kernel: str, isa: str) -> None:
         ("depthwise", (2, 40, 20, 20), (40, 1, 9, 9), 40, "channels_last", 2),
         ("depthwise_rows", (2, 40, 19, 20), (40, 1, 3, 3), 40, "contiguous", 1),
         ("pixel", (2, 40, 9, 10), (40, 1, 3, 3), 40, "contiguous", 2),
-        ("rows", (2, 40, 9, 10), (40, 2, 3, 3), 20, "contiguous", 1),
-        ("pixel", (2, 40, 9, 10), (40, 2, 3, 3), 20, "channels_last", 1),
+        ("rows", (2, 48, 9, 10), (48, 4, 3, 3), 12, "contiguous", 1),
+        ("grouped", (2, 48, 9, 10), (48, 4, 3, 3), 12, "channels_last", 1),
+        ("grouped", (2, 64, 9, 10), (64, 16, 3, 3), 4, "contiguous", 1),
         ("channel", (2, 40, 9, 10), (64, 40, 2, 3), 1, "contiguous", 1),
         ("channel", (2, 40, 9, 10), (64, 40, 2, 3), 1, "channels_last", 1),
         ("channel", (2, 200, 7, 7), (200, 200, 3, 3), 1, "channels_last", 1),
@@ -388,7 +389,7 @@ def test_nan_and_infinity_reach_what_they_should(dtype: torch.dtype, kernel: str
         x, w = LAYOUTS[layout](input.to(dtype)), weight.to(dtype)
         got = served(kernel, lambda x=x, w=w, g=geometry: fastconv.conv2d(x, w, **g))
         if got is None:
-            assert kernel not in ("", "channel", "pixel", "general")
+            assert kernel not in ("", "grouped", "channel", "pixel", "general")
             continue
         got, count = got.double(), count + 1
         if kernel == "winograd":  # they spread over the 4x4 outputs of a patch (docs/numerics.md), and no further

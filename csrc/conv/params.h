@@ -66,8 +66,8 @@ struct ConvGradKernel {
 };
 
 struct ConvKernels {
-  ConvKernel forward[9];  // also the input gradient
-  ConvGradKernel grad_weight[5];
+  ConvKernel forward[10];  // also the input gradient
+  ConvGradKernel grad_weight[6];
 };
 FASTCONV_DECLARE_KERNELS(ConvKernels, conv_kernels)
 

@@ -308,6 +308,42 @@ inline Vec<T> even_lanes(Vec<T> a, Vec<T> b) {
   return even_lanes(a, b, std::make_integer_sequence<int, kLanes<T>>{});
 }
 
+// The lane numbers by which `permute` picks, integers as wide as T.
+template <class T>
+struct LanesOf;
+template <>
+struct LanesOf<float> {
+  using type = uint32_t;
+};
+template <>
+struct LanesOf<double> {
+  using type = uint64_t;
+};
+template <class T>
+using Lanes = Vec<typename LanesOf<T>::type>;
+
+// Lane l of the result is lane from[l] of v, for any vector of lane numbers.
+inline Vec<float> permute(Vec<float> v, Lanes<float> from) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_permutexvar_ps(0xffff, bits_as<__m512i>(from), v);
+#elif defined(__AVX2__)
+  return _mm256_permutevar8x32_ps(v, bits_as<__m256i>(from));
+#else
+  Vec<float> result = {};
+  for (int i = 0; i < kLanes<float>; ++i) result[i] = v[from[i]];
+  return result;
+#endif
+}
+inline Vec<double> permute(Vec<double> v, Lanes<double> from) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_permutexvar_pd(0xff, bits_as<__m512i>(from), v);
+#else
+  Vec<double> result = {};
+  for (int i = 0; i < kLanes<double>; ++i) result[i] = v[from[i]];
+  return result;
+#endif
+}
+
 // Transposes a square of registers: lane j of v[i] becomes lane i of v[j]. log2(lanes) rounds, each of which
 // interleaves v[i] with v[i + lanes / 2] (a perfect shuffle of the lane and register numbers by one bit).
 template <class T>

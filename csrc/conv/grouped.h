@@ -1,0 +1,612 @@
+// Grouped convolution with vectors along (group, output channel), for groups that have fewer output channels than a
+// vector has lanes, or a few vectors of them, in either layout.
+//
+// A vector of output channels covers one group, or several that have few channels. The input channels of several
+// groups lie one after the other, and no more than a vector of them: a permutation in registers brings input channel c
+// of each group into all lanes of that group. Of a single group, c is broadcast. Either costs an instruction, which
+// must serve many multiply-adds: a register tile is rows by columns of output pixels, and an input value brought into
+// place serves every tap of every pixel that reads it; up to 6 with a 3x3 kernel and two rows, where taps of one pixel
+// would have it brought six times.
+//
+// Kernels larger than 3x3, and those that strides cut into planes, are a sum over patches: taps that are neighbours in
+// one plane, 3x3 or up to three of a row.
+#pragma once
+#include "conv/tile.h"
+#include "core/parallel.h"
+
+namespace fastconv {
+namespace {
+
+// Pixels of a register tile: kTileRows by kTileColumns, or fewer of either where the image ends. Seven columns divide
+// the maps of most networks.
+constexpr int kGroupedRows = 2;
+constexpr int kGroupedWide = kVecRegisters == 32 ? 7 : 4;
+constexpr int kGroupedNarrow = kVecRegisters == 32 ? 4 : 2;
+constexpr int64_t kGroupedShare = 8;           // blocks of channels that a work item reads and writes together
+constexpr int64_t kGroupedFewBytes = 6 << 10;  // weights of a vector that leave room in the first-level cache
+constexpr int64_t kGroupedBytes = 512 << 10;   // scratch that leaves room in the second-level cache
+constexpr int64_t kGroupedLargestBytes = 8 << 20;
+
+// Neighbouring taps of one plane.
+struct Patch {
+  int32_t rows, columns;
+  int32_t offset;  // position in a channel's planes that output 0 of the tile reads through the first tap
+  int32_t first;   // taps of the patches before this
+};
+
+// Where a tap's weights of one block of input channels are: place + channel * step vectors from their beginning.
+struct TapPlace {
+  int32_t place, step;
+};
+
+struct GroupedPlan {
+  Geometry g;  // of the input as it is copied, see grouped_view
+  int stride;
+  int64_t rows, row_tiles, tile_columns, column_tiles;  // of output
+  int64_t groups, lanes;  // groups of a vector; output channels, of those groups or of one register's share of a group
+  int64_t blocks, k_blocks;   // vectors' worth of groups; vectors of output channels of a block
+  int64_t c_block, c_blocks;  // input channels of a block that are in one vector of scratch, and how many such
+  int64_t share, sets;        // blocks of a work item: of channels_last they share cache lines and pages
+  int64_t columns;            // of register tiles that cover a row
+  bool by_tile;               // write a register tile once it is there for all blocks, not a row
+  int64_t held;               // columns that wait for being written
+  int64_t patches;
+  bool prepack;
+  int64_t x_vector, x_elements, acc_elements, weight_elements;  // of one thread
+};
+
+// The columns of register tiles that cover `columns`, with the least work: wide ones, then narrow ones.
+inline int64_t grouped_wide(int64_t columns) {
+  int64_t best = 0, best_total = 0;
+  for (int64_t wide = 0; wide <= ceil_div(columns, kGroupedWide); ++wide) {
+    const int64_t rest = max64(0, columns - wide * kGroupedWide);
+    const int64_t total = wide * kGroupedWide + round_up(rest, kGroupedNarrow);
+    if (best_total == 0 || total <= best_total) {
+      best = wide;
+      best_total = total;
+    }
+  }
+  return best;
+}
+
+// Calls patch(rows, columns, r, s) for every patch: its size and its first tap.
+template <class Each>
+inline void for_each_patch(const ConvParams& p, const Geometry& g, const Each& patch) {
+  for (int64_t jh = 0; jh < g.h.planes; ++jh)
+    for (int64_t jw = 0; jw < g.w.planes; ++jw) {
+      const int64_t rows = ceil_div(p.R - jh, g.h.period), columns = ceil_div(p.S - jw, g.w.period);
+      for (int64_t r = 0; r < rows;) {
+        const bool three = g.h.step == 1 && g.w.step == 1 && rows - r >= 3 && columns >= 3;
+        int64_t used = 1;
+        for (int64_t s = 0; s < columns;) {
+          const int64_t width = g.w.step == 1 ? min64(3, columns - s) : 1;
+          const int64_t height = three ? 3 : 1;
+          if (width == 3 || height == 1)
+            patch(height, width, jh + r * g.h.period, jw + s * g.w.period);
+          else
+            for (int64_t i = 0; i < height; ++i) patch(1, width, jh + (r + i) * g.h.period, jw + s * g.w.period);
+          used = height;
+          s += width;
+        }
+        r += used;
+      }
+    }
+}
+
+inline void grouped_patches(const ConvParams& p, const Geometry& g, int64_t c_block, Patch* patches, TapPlace* places) {
+  int32_t first = 0, count = 0;
+  for_each_patch(p, g, [&](int64_t rows, int64_t columns, int64_t r, int64_t s) {
+    const int64_t plane = r % g.h.period * g.w.planes + s % g.w.period;
+    const int64_t row = plane * g.h.span + r / g.h.period * g.h.step;
+    patches[count] = {static_cast<int32_t>(rows), static_cast<int32_t>(columns),
+                      static_cast<int32_t>(row * g.pitch + s / g.w.period * g.w.step), first};
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < columns; ++j)
+        places[(r + i * g.h.period) * p.S + s + j * g.w.period] = {
+            static_cast<int32_t>(first * c_block + i * columns + j), static_cast<int32_t>(rows * columns)};
+    first += static_cast<int32_t>(rows * columns);
+    ++count;
+  });
+}
+
+// Tables lie in front of the packed weights; they are all there is where weights are packed as they are used.
+template <class A>
+struct GroupedPacked {
+  Patch* patches;
+  TapPlace* places;
+  A* weights;
+  int64_t block;  // elements of the weights of one vector of output channels
+  int64_t total;
+
+  GroupedPacked(const ConvParams& p, const GroupedPlan& plan, void* packed) {
+    Carver carve(packed);
+    patches = carve.take<Patch>(plan.patches);
+    places = carve.take<TapPlace>(p.R * p.S);
+    block = plan.c_blocks * plan.c_block * p.R * p.S * kLanes<A>;
+    weights = carve.take<A>(plan.prepack ? plan.blocks * plan.k_blocks * block : 0);
+    total = carve.used();
+  }
+};
+
+// Where the weights of every lane of vector `item` of output channels begin; the number of lanes that are used.
+template <class T, class A>
+int grouped_lanes(const ConvParams& p, const GroupedPlan& plan, int64_t item, T** rows) {
+  const int64_t g0 = item / plan.k_blocks * plan.groups, k0 = item % plan.k_blocks * kLanes<A>;
+  int count = 0;
+  for (; count < plan.lanes; ++count) {
+    const int64_t g = plan.groups > 1 ? g0 + count / p.K : g0, k = plan.groups > 1 ? count % p.K : k0 + count;
+    if (g >= p.G || k >= p.K) break;
+    rows[count] = at<T>(p.weight, k, 0, 0, 0) + g * p.weight_g;
+  }
+  return count;
+}
+
+// Where every lane finds channel 0 of its group.
+template <class A>
+Lanes<A> grouped_from(const ConvParams& p, const GroupedPlan& plan) {
+  Lanes<A> from = {};
+  for (int64_t lane = 0; lane < plan.lanes && plan.groups > 1; ++lane) from[lane] = lane / p.K * p.C;
+  return from;
+}
+
+inline Tile grouped_tile_of(const ConvParams& p, const GroupedPlan& plan, int64_t n, int64_t tile) {
+  Tile t;
+  t.n = n;
+  t.p0 = tile / plan.column_tiles * plan.rows;
+  t.q0 = tile % plan.column_tiles * plan.tile_columns;
+  t.rows = min64(plan.rows, p.P - t.p0);
+  t.columns = min64(plan.tile_columns, p.Q - t.q0);
+  return t;
+}
+
+// Weights of vector `item` of output channels as to[block of input channels][patch][channel][tap][lane]; lanes beyond
+// the output channels are zero. Those of a lane are usually one run of memory, forwards or, for the input gradient,
+// backwards: squares of registers are transposed.
+template <class T, class A>
+void grouped_pack_vector(const ConvParams& p, const GroupedPlan& plan, const TapPlace* places, int64_t item, A* to) {
+  constexpr int64_t L = kLanes<A>;
+  const int64_t taps = p.R * p.S;
+  const View4& w = p.weight;
+  const bool forwards = w.w == 1 && w.h == p.S, backwards = w.w == -1 && w.h == -p.S;
+  const bool dense = forwards && w.c == taps;
+  const int64_t run = dense ? p.C * taps : forwards || backwards ? taps : 1, runs = p.C * taps / run;
+  const T* rows[L];
+  const int count = grouped_lanes<const T, A>(p, plan, item, rows);
+  for (int64_t i = 0; i < runs; ++i) {
+    const int64_t first = i * run, r0 = first % taps / p.S, s0 = first % taps % p.S;
+    const int64_t offset = first / taps * w.c + r0 * w.h + s0 * w.w - (backwards ? taps - 1 : 0);
+    for (int64_t j = 0; j < run; j += L) {
+      const int n = static_cast<int>(min64(L, run - j));
+      Vec<A> v[L];
+      if (n == L && count == L) {  // counts that are known keep v in registers
+#pragma GCC unroll 16
+        for (int lane = 0; lane < L; ++lane) v[lane] = load(rows[lane] + offset + j);
+        transpose<A>(v);
+      } else {
+        for (int lane = 0; lane < count; ++lane) v[lane] = load_partial(rows[lane] + offset + j, n);
+        for (int lane = count; lane < L; ++lane) v[lane] = Vec<A>{};
+        transpose<A>(v);
+      }
+      int64_t c = (first + j) / taps, tap = (first + j) % taps;
+      for (int e = 0; e < n; ++e) {
+        const TapPlace place = places[backwards ? taps - 1 - tap : tap];
+        store(to + (c / L * L * taps + place.place + c % L * place.step) * L, v[e]);
+        if (++tap == taps) {
+          tap = 0;
+          ++c;
+        }
+      }
+    }
+  }
+}
+
+template <class T, class A>
+void grouped_pack(const ConvParams& p, const GroupedPlan& plan, void* memory) {
+  const GroupedPacked<A> packed(p, plan, memory);
+  grouped_patches(p, plan.g, plan.c_block, packed.patches, packed.places);
+  if (!plan.prepack) return;
+  const int64_t vectors = plan.blocks * plan.k_blocks;
+  parallel_for(vectors * packed.block > 65536 ? p.threads : 1, vectors, [&](int64_t item, int) {
+    grouped_pack_vector<T>(p, plan, packed.places, item, packed.weights + item * packed.block);
+  });
+}
+
+// A register tile of RT rows by CT columns of pixels through one patch of NR by NS taps, over `channels` input channels
+// of one vector of scratch, at least one. from[lane]: where a lane finds channel 0, of several groups; x_step is 0 for
+// those, else 1, in a variable so that the compiler does not take all loads out of the loop, onto the stack.
+template <class A, int NR, int NS, int RT, int CT, int Stride, bool Several>
+void grouped_micro(const A* x, int64_t x_step, int64_t x_row, const A* w, int64_t channels, Lanes<A> from,
+                   const A* start, int64_t start_row, int64_t start_step, A* acc, int64_t acc_row) {
+  constexpr int L = kLanes<A>;
+  Vec<A> sum[RT][CT];
+#pragma GCC unroll 2
+  for (int i = 0; i < RT; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < CT; ++j) sum[i][j] = load(start + i * start_row + j * start_step);
+  const A* const end = w + channels * (NR * NS * L);
+  do {
+#pragma GCC unroll 8
+    for (int row = 0; row < (RT - 1) * Stride + NR; ++row) {
+#pragma GCC unroll 16
+      for (int column = 0; column < (CT - 1) * Stride + NS; ++column) {
+        const A* const pixel = x + row * x_row + column * L;
+        const Vec<A> v = Several ? permute(load(pixel), from) : splat(*pixel);
+#pragma GCC unroll 4
+        for (int r = 0; r < NR; ++r)
+#pragma GCC unroll 4
+          for (int s = 0; s < NS; ++s)
+            if (const int i = row - r, j = column - s;
+                i >= 0 && i % Stride == 0 && i < RT * Stride && j >= 0 && j % Stride == 0 && j < CT * Stride)
+              sum[i / Stride][j / Stride] += v * load(w + (r * NS + s) * L);
+      }
+    }
+    if (Several) from += 1;
+    x += x_step;
+    w += NR * NS * L;
+  } while (w != end);
+#pragma GCC unroll 2
+  for (int i = 0; i < RT; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < CT; ++j) store(acc + i * acc_row + j * L, sum[i][j]);
+}
+
+template <class A>
+using GroupedMicro = void (*)(const A*, int64_t, int64_t, const A*, int64_t, Lanes<A>, const A*, int64_t, int64_t, A*,
+                              int64_t);
+
+template <class A, int Stride, bool Several>
+GroupedMicro<A> grouped_micro_of(const Patch& patch, bool two, bool wide) {
+  constexpr int W = kGroupedWide, N = kGroupedNarrow;
+  static const GroupedMicro<A> kTable[] = {
+      grouped_micro<A, 1, 1, 1, N, Stride, Several>, grouped_micro<A, 1, 1, 1, W, Stride, Several>,
+      grouped_micro<A, 1, 1, 2, N, Stride, Several>, grouped_micro<A, 1, 1, 2, W, Stride, Several>,
+      grouped_micro<A, 1, 2, 1, N, Stride, Several>, grouped_micro<A, 1, 2, 1, W, Stride, Several>,
+      grouped_micro<A, 1, 2, 2, N, Stride, Several>, grouped_micro<A, 1, 2, 2, W, Stride, Several>,
+      grouped_micro<A, 1, 3, 1, N, Stride, Several>, grouped_micro<A, 1, 3, 1, W, Stride, Several>,
+      grouped_micro<A, 1, 3, 2, N, Stride, Several>, grouped_micro<A, 1, 3, 2, W, Stride, Several>,
+      grouped_micro<A, 3, 3, 1, N, Stride, Several>, grouped_micro<A, 3, 3, 1, W, Stride, Several>,
+      grouped_micro<A, 3, 3, 2, N, Stride, Several>, grouped_micro<A, 3, 3, 2, W, Stride, Several>,
+  };
+  return kTable[(patch.rows == 3 ? 12 : (patch.columns - 1) * 4) + two * 2 + wide];
+}
+
+template <class A>
+GroupedMicro<A> grouped_micro_of(int stride, bool several, const Patch& patch, bool two, bool wide) {
+  if (stride == 2)
+    return several ? grouped_micro_of<A, 2, true>(patch, two, wide) : grouped_micro_of<A, 2, false>(patch, two, wide);
+  return several ? grouped_micro_of<A, 1, true>(patch, two, wide) : grouped_micro_of<A, 1, false>(patch, two, wide);
+}
+
+// A kernel of stride 2 reads every second position of a copy that is made as if the stride were 1: cheaper to copy than
+// planes, and one patch of taps instead of one in each plane. The convolution that makes such a copy.
+inline ConvParams grouped_view(const ConvParams& p, int stride) {
+  ConvParams view = p;
+  if (stride == 1) return view;
+  view.P = (p.P - 1) * stride + 1;
+  view.Q = (p.Q - 1) * stride + 1;
+  view.stride_h = view.stride_w = 1;
+  return view;
+}
+
+inline int grouped_stride(const ConvParams& p) {
+  const bool two = p.stride_h == 2 && p.stride_w == 2 && p.dilation_h == 1 && p.dilation_w == 1;
+  return two && p.R > 1 && p.S > 1 && 2 * p.Q - 1 <= kMaxTileColumns ? 2 : 1;
+}
+
+// Groups whose output channels fit into one vector and whose input channels do as well; or 1.
+template <class A>
+int64_t grouped_groups(const ConvParams& p) {
+  return max64(1, min64(p.G, min64(kLanes<A> / p.K, kLanes<A> / p.C)));
+}
+
+template <class A>
+GroupedPlan grouped_plan_for(const ConvParams& p, int64_t rows, int64_t share) {
+  constexpr int64_t L = kLanes<A>;
+  GroupedPlan plan;
+  plan.stride = grouped_stride(p);
+  plan.g = make_geometry(grouped_view(p, plan.stride), (rows - 1) * plan.stride + 1);
+  plan.rows = rows;
+  plan.row_tiles = ceil_div(p.P, rows);
+  plan.tile_columns = plan.stride == 1 ? plan.g.w.tile : p.Q;
+  plan.column_tiles = plan.g.w.tiles;
+  plan.groups = grouped_groups<A>(p);
+  plan.lanes = plan.groups > 1 ? plan.groups * p.K : L;
+  plan.blocks = ceil_div(p.G, plan.groups);
+  plan.k_blocks = plan.groups > 1 ? 1 : ceil_div(p.K, L);
+  plan.c_block = plan.groups > 1 ? p.C : min64(p.C, L);
+  plan.c_blocks = plan.groups > 1 ? 1 : ceil_div(p.C, L);
+  plan.share = min64(share, plan.blocks);
+  plan.sets = ceil_div(plan.blocks, plan.share);
+  const int64_t wide = grouped_wide(plan.tile_columns) * kGroupedWide;
+  plan.columns = wide + round_up(max64(0, plan.tile_columns - wide), kGroupedNarrow);
+  const bool few = plan.c_blocks * plan.c_block * p.R * p.S * L * static_cast<int64_t>(sizeof(A)) <= kGroupedFewBytes;
+  plan.by_tile = p.output.c == 1 && few;
+  plan.held = plan.by_tile ? kGroupedWide : plan.columns;
+  plan.patches = 0;
+  for_each_patch(p, plan.g, [&](int64_t, int64_t, int64_t, int64_t) { ++plan.patches; });
+  plan.x_vector = plan.g.channel * L;
+  // Columns that only fill up a register tile read beyond the last row.
+  plan.x_elements = plan.share * plan.c_blocks * plan.x_vector + plan.stride * kGroupedWide * L;
+  plan.acc_elements = plan.share * plan.k_blocks * kGroupedRows * plan.held * L;
+  plan.prepack = p.prepacked || p.N * plan.row_tiles * plan.column_tiles >= 4;
+  const int64_t block = plan.c_blocks * plan.c_block * p.R * p.S * L;
+  plan.weight_elements = plan.prepack ? 0 : plan.share * plan.k_blocks * block;
+  return plan;
+}
+
+template <class A>
+int64_t grouped_items(const ConvParams& p, const GroupedPlan& plan) {
+  return p.N * plan.sets * plan.row_tiles * plan.column_tiles;
+}
+
+// Estimated cycles of one item.
+template <class A>
+double grouped_cost(const ConvParams& p, const GroupedPlan& plan) {
+  const double pixels = static_cast<double>(plan.rows) * static_cast<double>(plan.columns * plan.k_blocks);
+  const double moved = p.input.c == 1 ? (plan.share * plan.c_blocks >= 4 ? 3 : 6) : 6;
+  return static_cast<double>(plan.share) * (pixels * (static_cast<double>(p.C * p.R * p.S) * 0.65 + 6) +
+                                            moved * static_cast<double>(plan.c_blocks * plan.g.channel)) +
+         500;
+}
+
+template <class A>
+bool grouped_plan(const ConvParams& p, GroupedPlan& best) {
+  double best_total = 0;
+  for (int64_t limit : {kGroupedBytes, kGroupedLargestBytes}) {
+    for (int64_t share = p.input.c == 1 || p.output.c == 1 ? kGroupedShare : 1; share > 0; share /= 2) {
+      const auto plan_of = [&](int64_t r) { return grouped_plan_for<A>(p, r, share); };
+      const int64_t rows = choose_rows(
+          p.P, p.threads,
+          [&](int64_t r) {
+            const GroupedPlan plan = plan_of(r);
+            const int64_t elements = plan.x_elements + plan.acc_elements + plan.weight_elements;
+            return elements * static_cast<int64_t>(sizeof(A)) <= limit;
+          },
+          [&](int64_t r) { return grouped_items<A>(p, plan_of(r)); },
+          [&](int64_t r) { return grouped_cost<A>(p, plan_of(r)); });
+      if (!rows) continue;
+      const GroupedPlan plan = plan_of(rows);
+      const double total =
+          static_cast<double>(ceil_div(grouped_items<A>(p, plan), p.threads)) * grouped_cost<A>(p, plan);
+      if (best_total == 0 || total < best_total) {
+        best = plan;
+        best_total = total;
+      }
+    }
+    if (best_total != 0) return true;
+  }
+  return false;
+}
+
+template <class A>
+struct GroupedScratch {
+  A* bias;  // [blocks][k_blocks][lane]
+  char* threads;
+  int64_t thread_bytes, total;
+
+  GroupedScratch(const ConvParams& p, const GroupedPlan& plan, void* scratch) {
+    Carver carve(scratch);
+    bias = carve.take<A>(plan.blocks * plan.k_blocks * kLanes<A>);
+    thread_bytes = round_up(plan.x_elements * static_cast<int64_t>(sizeof(A)), 64) +
+                   round_up(plan.acc_elements * static_cast<int64_t>(sizeof(A)), 64) +
+                   round_up(plan.weight_elements * static_cast<int64_t>(sizeof(A)), 64);
+    threads = carve.take<char>(thread_bytes * p.threads);
+    total = carve.used();
+  }
+};
+
+// One register tile of one vector of output channels, over all input channels and taps.
+template <class A>
+void grouped_tile(const ConvParams& p, const GroupedPlan& plan, const GroupedPacked<A>& packed, bool two, bool wide,
+                  const A* x, int64_t x_row, const A* weights, Lanes<A> from, const A* bias, A* acc, int64_t acc_row) {
+  constexpr int64_t L = kLanes<A>;
+  const A* start = bias;
+  int64_t start_row = 0, start_step = 0;
+  for (int64_t c = 0; c < plan.c_blocks; ++c) {
+    const int64_t channels = min64(plan.c_block, p.C - c * L);
+    for (int64_t i = 0; i < plan.patches; ++i) {
+      const Patch& patch = packed.patches[i];
+      const auto micro = grouped_micro_of<A>(plan.stride, plan.groups > 1, patch, two, wide);
+      micro(x + c * plan.x_vector + patch.offset * L, plan.groups > 1 ? 0 : 1, x_row,
+            weights + (c * L * p.R * p.S + patch.first * plan.c_block) * L, channels, from, start, start_row,
+            start_step, acc, acc_row);
+      start = acc;
+      start_row = acc_row;
+      start_step = L;
+    }
+  }
+}
+
+// `count` output channels of one pixel, from one vector each `step` apart.
+template <class T, class A>
+void grouped_store_pixel(const GroupedPlan& plan, int64_t K, int64_t count, T* to, const A* from, int64_t step,
+                         const Finish<T>& finish) {
+  constexpr int64_t L = kLanes<A>;
+  const bool several = plan.groups > 1;
+  if (count % L == 0 && (several ? plan.lanes == L : K % L == 0)) {
+    for (int64_t k = 0; k < count; k += L, from += step) finish.store(to + k, load(from));
+    return;
+  }
+  for (int64_t k = 0, v = 0; k < count; ++v, from += step) {
+    const int64_t n = min64(several ? plan.lanes : min64(L, K - v % plan.k_blocks * L), count - k);
+    finish.store_partial(to + k, load(from), static_cast<int>(n));
+    k += n;
+  }
+}
+
+// Input that will be copied next, fetched bit by bit while register tiles are computed: runs of `bytes`, `runs` of them
+// in each row.
+struct Ahead {
+  const char* first;
+  int64_t rows, runs, row_step, run_step, bytes;
+  int64_t run = 0;
+
+  // What output rows [row, row + kGroupedRows) read and those above do not.
+  template <class T>
+  static Ahead of(const ConvParams& p, int64_t n, int64_t row, int64_t c0, int64_t count, const T*) {
+    const int64_t size = sizeof(T), last = (p.R - 1) * p.dilation_h - p.pad_h;
+    const int64_t begin = max64(0, min64(p.H, (row - 1) * p.stride_h + last + 1));
+    const int64_t end = max64(begin, min64(p.H, (row + kGroupedRows - 1) * p.stride_h + last + 1));
+    const bool pixels = p.input.c == 1;
+    return {reinterpret_cast<const char*>(at<const T>(p.input, n, c0, begin, 0)),
+            row < p.P ? end - begin : 0,
+            pixels ? p.W : count,
+            p.input.h * size,
+            (pixels ? p.input.w : p.input.c) * size,
+            (pixels ? count : p.W * p.input.w) * size};
+  }
+  void fetch(int64_t count) {
+    for (; count > 0 && rows > 0; --count) {
+      for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(first + run * run_step + byte);
+      if (++run == runs) {
+        run = 0;
+        --rows;
+        first += row_step;
+      }
+    }
+  }
+};
+
+// Input of rows [begin, end) of the planes of a tile and a set of blocks, as
+// x[block][block of input channels][position][L].
+template <class T, class A>
+void grouped_fill(const ConvParams& p, const GroupedPlan& plan, Tile t, int64_t begin, int64_t end, int64_t g0,
+                  int64_t groups, A* x) {  // p: grouped_view
+  constexpr int64_t L = kLanes<A>;
+  t.p0 = t.p0 * plan.stride + begin;
+  t.q0 *= plan.stride;
+  t.columns = (t.columns - 1) * plan.stride + 1;
+  t.rows = end - begin - (plan.g.h.span - plan.g.h.tile);
+  x += begin * plan.g.pitch * L;
+  const int64_t block_c = plan.groups * p.C, count = groups * p.C;
+  if (p.input.c != 1) {
+    for (int64_t c = 0; c < count; c += block_c)
+      fill_packed<T>(p, plan.g, t, g0 * p.C + c, min64(block_c, count - c),
+                     x + c / block_c * plan.c_blocks * plan.x_vector);
+    return;
+  }
+  const int64_t step = p.stride_w * p.input.w, vectors = ceil_div(count, block_c) * plan.c_blocks;
+  for_each_row(p, plan.g, t, [&](int64_t position, int64_t h, int64_t w, int64_t begin, int64_t end) {
+    A* row = x + position * L;
+    for (int64_t v = 0; v < vectors; ++v) {
+      zero(row + v * plan.x_vector, begin * L);
+      zero(row + v * plan.x_vector + end * L, (plan.g.pitch - end) * L);
+    }
+    if (begin == end) return;
+    const T* from = at<const T>(p.input, t.n, g0 * p.C, h, w);
+    const bool whole = block_c % L == 0 && count % L == 0;
+    const int64_t x_vector = plan.x_vector;  // the compiler cannot know that stores leave the plan alone
+    for (int64_t i = begin; i < end; ++i, from += step) {
+      A* to = row + i * L;
+      if (whole)
+        for (const T* f = from; f != from + vectors * L; f += L, to += x_vector) store(to, load(f));
+      else
+        for (int64_t c = 0; c < count; c += block_c)
+          for (int64_t j = 0; j < min64(block_c, count - c); j += L, to += plan.x_vector)
+            store(to, load_partial(from + c + j, static_cast<int>(min64(L, min64(block_c, count - c) - j))));
+    }
+  });
+}
+
+template <class T>
+void grouped_forward(const ConvParams& p, const GroupedPlan& plan, const void* packed_memory, void* scratch) {
+  using A = Accumulate<T>;
+  constexpr int64_t L = kLanes<A>;
+  const GroupedScratch<A> memory(p, plan, scratch);
+  const GroupedPacked<A> packed(p, plan, const_cast<void*>(packed_memory));
+  const Finish<T> finish(p);
+  zero(memory.bias, plan.blocks * plan.k_blocks * L);
+  const int64_t block_k = plan.groups > 1 ? plan.lanes : p.K;  // output channels of a block
+  if (p.bias)
+    for (int64_t k = 0; k < p.G * p.K; ++k)
+      memory.bias[k / block_k * plan.k_blocks * L + k % block_k] = get(static_cast<const T*>(p.bias) + k);
+  const bool several = plan.groups > 1;
+  const Lanes<A> from = grouped_from<A>(p, plan);
+  const int64_t tiles = plan.row_tiles * plan.column_tiles;
+  const ConvParams view = grouped_view(p, plan.stride);
+  const int64_t x_row = plan.g.pitch * L, acc_row = plan.held * L, acc_vector = kGroupedRows * acc_row;
+  parallel_ranges(p.threads, grouped_items<A>(p, plan), [&](int64_t item, int thread) {
+    Carver carve(memory.threads + thread * memory.thread_bytes);
+    A* x = carve.take<A>(plan.x_elements);
+    A* acc = carve.take<A>(plan.acc_elements);
+    A* own_weights = carve.take<A>(plan.weight_elements);
+    const int64_t first = item / tiles % plan.sets * plan.share, g0 = first * plan.groups;
+    const int64_t blocks = min64(plan.share, plan.blocks - first), groups = min64(blocks * plan.groups, p.G - g0);
+    const int64_t vectors = blocks * plan.k_blocks, count = groups * p.K;
+    const Tile t = grouped_tile_of(p, plan, item / tiles / plan.sets, item % tiles);
+    const A* weights = packed.weights + first * plan.k_blocks * packed.block;
+    if (!plan.prepack) {
+      weights = own_weights;
+      for (int64_t v = 0; v < vectors; ++v)
+        grouped_pack_vector<T>(p, plan, packed.places, first * plan.k_blocks + v, own_weights + v * packed.block);
+    }
+    const int64_t wide = grouped_wide(t.columns) * kGroupedWide;
+    const int64_t chunks = (wide / kGroupedWide + ceil_div(t.columns - wide, kGroupedNarrow)) * vectors;
+    int64_t filled = 0;
+    for (int64_t row = 0; row < t.rows; row += kGroupedRows) {
+      const int64_t rows = min64(kGroupedRows, t.rows - row);
+      const int64_t wanted = (row + rows - 1) * plan.stride + 1 + plan.g.h.span - plan.g.h.tile;
+      grouped_fill<T>(view, plan, t, filled, wanted, g0, groups, x);
+      filled = wanted;
+      Ahead ahead = Ahead::of<T>(p, t.n, t.p0 + row + kGroupedRows, g0 * p.C, groups * p.C, nullptr);
+      const int64_t share = ceil_div(ahead.rows * ahead.runs, chunks);
+      for (int64_t q0 = 0, q1; q0 < t.columns; q0 = q1) {
+        q1 = plan.by_tile ? min64(q0 + (q0 < wide ? kGroupedWide : kGroupedNarrow), t.columns) : t.columns;
+        for (int64_t v = 0; v < vectors; ++v) {
+          const A* bias = memory.bias + (first * plan.k_blocks + v) * L;
+          const A* source = x + v / plan.k_blocks * plan.c_blocks * plan.x_vector + row * plan.stride * x_row;
+          for (int64_t q = q0; q < q1; q += q < wide ? kGroupedWide : kGroupedNarrow) {
+            A* target = acc + v * acc_vector + (q - q0) * L;
+            ahead.fetch(share);
+            grouped_tile(p, plan, packed, rows > 1, q < wide, source + q * plan.stride * L, x_row,
+                         weights + v * packed.block, from, bias, target, acc_row);
+          }
+        }
+        T* to = at<T>(p.output, t.n, g0 * p.K, t.p0 + row, t.q0 + q0);
+        for (int64_t i = 0; i < rows; ++i, to += p.output.h) {
+          const A* result = acc + i * acc_row;
+          if (p.output.c == 1) {
+            for (int64_t q = 0; q < q1 - q0; ++q)
+              grouped_store_pixel(plan, p.K, count, to + q * p.output.w, result + q * L, acc_vector, finish);
+          } else {
+            for (int64_t k = 0, v = 0; k < count; ++v) {
+              const int64_t n = min64(several ? plan.lanes : min64(L, p.K - v % plan.k_blocks * L), count - k);
+              transpose_block(to + k * p.output.c, p.output.c, p.output.w, result + v * acc_vector, L, 1, q1 - q0, n,
+                              finish);
+              k += n;
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+struct GroupedForward {
+  using Plan = GroupedPlan;
+  template <class A>
+  static bool preferred(const ConvParams& p) {
+    if (p.G == 1 || p.R * p.S == 1 || p.C == 1 || p.C > 128 || p.K > 128 || kLanes<A> < 8) return false;
+    if (p.K < kLanes<A> && grouped_groups<A>(p) * p.K * 2 <= kLanes<A>) return false;
+    // Few pixels for many weights: those are packed as they are used, which the channel kernel does as well.
+    return p.K <= 2 * kLanes<A> || p.prepacked || p.N * p.P * p.Q >= 128;
+  }
+  template <class A>
+  static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
+    if (!grouped_plan<A>(p, plan)) return false;
+    memory.packed = GroupedPacked<A>(p, plan, nullptr).total;
+    memory.scratch = GroupedScratch<A>(p, plan, nullptr).total;
+    return true;
+  }
+  template <class T>
+  static void pack(const ConvParams& p, const Plan& plan, void* packed) {
+    grouped_pack<T, Accumulate<T>>(p, plan, packed);
+  }
+  template <class T>
+  static void run(const ConvParams& p, const Plan& plan, const void* packed, void* scratch) {
+    grouped_forward<T>(p, plan, packed, scratch);
+  }
+};
+
+}  // namespace
+}  // namespace fastconv
