@@ -172,6 +172,20 @@ void grouped_pack_vector(const ConvParams& p, const GroupedPlan& plan, const Tap
   const int64_t run = dense ? p.C * taps : forwards || backwards ? taps : 1, runs = p.C * taps / run;
   const T* rows[L];
   const int count = grouped_lanes<const T, A>(p, plan, item, rows);
+  if (w.c == 1 && taps > 1) {  // channels_last weights: the runs are those of the channels of a tap
+    for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t c = 0; c < p.C; c += L) {
+        const int n = static_cast<int>(min64(L, p.C - c));
+        Vec<A> v[L];
+        for (int lane = 0; lane < count; ++lane)
+          v[lane] = load_partial(rows[lane] + tap / p.S * w.h + tap % p.S * w.w + c, n);
+        for (int lane = count; lane < L; ++lane) v[lane] = Vec<A>{};
+        transpose<A>(v);
+        const TapPlace place = places[tap];
+        for (int e = 0; e < n; ++e) store(to + (c * taps + place.place + e * place.step) * L, v[e]);
+      }
+    return;
+  }
   for (int64_t i = 0; i < runs; ++i) {
     const int64_t first = i * run, r0 = first % taps / p.S, s0 = first % taps % p.S;
     const int64_t offset = first / taps * w.c + r0 * w.h + s0 * w.w - (backwards ? taps - 1 : 0);
@@ -586,10 +600,9 @@ struct GroupedForward {
   using Plan = GroupedPlan;
   template <class A>
   static bool preferred(const ConvParams& p) {
-    if (p.G == 1 || p.R * p.S == 1 || p.C == 1 || p.C > 128 || p.K > 128 || kLanes<A> < 8) return false;
-    if (p.K < kLanes<A> && grouped_groups<A>(p) * p.K * 2 <= kLanes<A>) return false;
-    // Few pixels for many weights: those are packed as they are used, which the channel kernel does as well.
-    return p.K <= 2 * kLanes<A> || p.prepacked || p.N * p.P * p.Q >= 128;
+    if (p.G == 1 || p.R * p.S == 1 || p.C == 1 || p.C > 16 || p.K > 16 || kLanes<A> < 8) return false;
+    // Of more channels a group the channel kernel makes more: a vector is one group's, and inputs are broadcast anyway.
+    return p.K >= kLanes<A> || grouped_groups<A>(p) * p.K * 2 > kLanes<A>;
   }
   template <class A>
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
