@@ -52,7 +52,7 @@ def test_environment_unknown_name(name: str) -> None:
     done = run_python("import fastconv", FASTCONV_CPU_ISA=name)
     assert done.returncode == 1
     message = done.stderr.strip().splitlines()[-1]
-    assert message == (f"ImportError: fastconv: FASTCONV_CPU_ISA must be one of baseline, avx2, avx512 (got {name!r})")
+    assert message == (f"ImportError: fastconv: FASTCONV_CPU_ISA must be one of {', '.join(ISAS)} (got {name!r})")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -71,6 +71,18 @@ def test_instruction_sets_agree(C: int, K: int, groups: int, layout: str, dtype:
     for other in results[1:]:
         for first, second in zip(results[0], other, strict=True):
             torch.testing.assert_close(first, second, rtol=tolerance, atol=tolerance * float(first.abs().max()))
+
+
+@pytest.mark.parametrize("isa", ["avx512_bf16", "amx"])
+def test_levels_beyond_avx512_add_kernels_and_keep_the_others(isa: str) -> None:
+    if isa not in SUPPORTED:
+        pytest.skip(f"this machine has no {isa}")
+    native.isa_select("avx512")
+    names, input, weight = native.conv_kernels(), torch.randn(1, 40, 8, 8), torch.randn(40, 40, 3, 3)
+    expected = fastconv.conv2d(input, weight)
+    native.isa_select(isa)
+    assert native.conv_kernels() == ["pairs", *names]
+    assert torch.equal(fastconv.conv2d(input, weight), expected)
 
 
 def test_instruction_sets_are_really_different() -> None:
