@@ -22,10 +22,12 @@ import fastconv
 from fastconv._native import ISAS, native
 
 SUPPORTED = ISAS[: ISAS.index(native.isa_supported()) + 1]
+#: Those that only add the kernel "pairs", for bfloat16, and otherwise run what avx512 runs.
+BEYOND = [isa for isa in ("avx512_bf16", "amx") if isa in SUPPORTED]
 #: Kernels of all three directions; "depthwise" wants one channel to a group, the others serve everything.
 KERNELS = ["depthwise", "grouped", "channel", "pixel", "general"]
 #: Kernels of the forward pass and the input gradient that choose among layouts and geometries.
-CHOOSY = [kernel for kernel in native.conv_kernels() if kernel not in KERNELS]
+CHOOSY = [kernel for kernel in native.conv_kernels() if kernel not in [*KERNELS, "pairs"]]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 BY_NAME = {case.name: case for case in CASES}
 #: Too slow with the general kernel on three instruction sets, and there for the sake of another kernel.
@@ -71,6 +73,7 @@ def meetings_of(case: Case) -> list[tuple[str, str, int]]:
         for kernel in ["", *KERNELS]
         if not (kernel == "general" and case.name in HEAVY)
         for isa in SUPPORTED
+        if isa not in BEYOND or not kernel
         for again in range(3 if kernel == "depthwise" and case.depthwise else 1)
     ]
 
@@ -131,6 +134,8 @@ def test_every_value_of_every_axis_meets_every_kernel() -> None:
     for kernel in ["", *KERNELS]:
         assert sum(serves(kernel, case) for case in CASES) >= (15 if kernel == "depthwise" else 60)
         for isa in SUPPORTED:
+            if isa in BEYOND and kernel:
+                continue
             assert met[kernel, isa, "dtype"] == set(DTYPES)
             assert met[kernel, isa, "threads"] == {1, 2}
             for axis in ("input", "weight", "grad"):
@@ -156,10 +161,8 @@ def test_reference_agrees_with_pytorch(case: Case) -> None:
 
 
 def served(kernel: str, call: Callable[[], torch.Tensor]) -> torch.Tensor | None:
-    """What the forced kernel computes, or None where it refuses, or this instruction set does not have it."""
-    if not native.conv_force_kernel(kernel):
-        assert kernel == "pairs" and not dtypes_of(kernel, native.isa())
-        return None
+    """What the forced kernel computes, or None where it refuses."""
+    assert native.conv_force_kernel(kernel)
     try:
         return call()
     except RuntimeError as error:
@@ -177,12 +180,14 @@ def dtypes_of(kernel: str, isa: str) -> list[torch.dtype]:
     return [dtype for dtype in DTYPES if kernel != "winograd" or dtype != torch.float64]
 
 
-@pytest.mark.parametrize("isa", SUPPORTED)
-@pytest.mark.parametrize("kernel", CHOOSY)
+@pytest.mark.parametrize(
+    ("kernel", "isa"),
+    [(kernel, isa) for kernel in CHOOSY for isa in SUPPORTED if isa not in BEYOND] + [("pairs", isa) for isa in BEYOND],
+)
 def test_choosy_kernel(kernel: str, isa: str) -> None:
     """Wherever such a kernel serves it is right; what it serves is enough for every dtype, and what its name says."""
     native.isa_select(isa)
-    counts = defaultdict(int)
+    counts, dtypes = defaultdict(int), dtypes_of(kernel, isa)
     patches = kernel == "winograd"
     for case in CASES:
         if case.name in HEAVY:
@@ -192,7 +197,7 @@ def test_choosy_kernel(kernel: str, isa: str) -> None:
         if case.dims == 1:
             lists = [lists[0][1:], lists[1][1::2], lists[2][1:]]
         for i, layout in enumerate(["contiguous", "channels_last", "sliced", "sliced_channels_last"]):
-            dtype = DTYPES[(i + len(case.name)) % 4]
+            dtype = dtypes[(i + len(case.name)) % len(dtypes)]
             torch.set_num_threads(1 + i % 2)
             place = LAYOUTS[layout]
             input, grad = place(p.input.to(dtype)), place(p.grad_output.to(dtype))
@@ -216,10 +221,45 @@ def test_choosy_kernel(kernel: str, isa: str) -> None:
                 assert_close_to_reference(f"{case}: of weight", weight_gradient, p.grad_weight, p.scale_grad_weight)
                 counts["weight gradient", dtype] += 1
     for step in ("output", "gradient", *(["weight gradient"] if kernel == "depthwise_diagonals" else [])):
-        for dtype in DTYPES:
-            assert counts[step, dtype] >= 3 if dtype in dtypes_of(kernel, isa) else counts[step, dtype] == 0, dict(
-                counts
-            )
+        assert min(counts[step, dtype] for dtype in dtypes) >= 3, dict(counts)
+
+
+@pytest.mark.parametrize("isa", BEYOND)
+@pytest.mark.parametrize(
+    ("size", "weight_size", "geometry"),
+    [
+        pytest.param((1, 1200, 6, 9), (40, 1200, 3, 3), {"padding": 1}, id="channels in passes"),
+        pytest.param((2, 3, 40, 61), (20, 3, 7, 7), {"padding": 3, "stride": 2}, id="thin"),
+        pytest.param((2, 32, 12, 31), (32, 16, 5, 3), {"padding": 2, "groups": 2, "stride": (1, 3)}, id="thin, wide"),
+        pytest.param((2, 64, 12, 19), (70, 64, 1, 1), {}, id="in place or planar"),
+        pytest.param((2, 48, 12, 19), (33, 48, 1, 1), {"stride": 2}, id="in place or planar, strided"),
+        pytest.param((1, 51, 12, 19), (16, 51, 1, 1), {"padding": 1, "stride": 3}, id="1x1, padded"),
+        pytest.param((3, 70, 7, 7), (70, 70, 3, 3), {"padding": 1}, id="pieces over several rows"),
+        pytest.param((1, 40, 33, 35), (40, 40, 3, 3), {"padding": 12, "dilation": 12}, id="few live taps"),
+        pytest.param((1, 36, 1, 700), (36, 36, 1, 2), {"dilation": (1, 16)}, id="tiles of columns"),
+    ],
+)
+def test_ways_of_the_pairs_kernel(size, weight_size, geometry, isa: str) -> None:
+    native.isa_select(isa)
+    input, weight = torch.randn(size, dtype=torch.bfloat16), torch.randn(weight_size, dtype=torch.bfloat16)
+    exact = [input.double(), weight.double()]
+    expected, scale = F.conv2d(*exact, **geometry), F.conv2d(*(t.abs() for t in exact), **geometry)
+    grad = torch.randn(expected.shape, dtype=torch.bfloat16)
+    back = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **geometry}
+    expected_grad, scale_grad = (
+        torch.nn.grad.conv2d_input(size, w, g, **back)
+        for w, g in ((exact[1], grad.double()), (exact[1].abs(), grad.double().abs()))
+    )
+    for layout in ("contiguous", "channels_last"):
+        for weight_layout in ("contiguous", "channels_last", "strided"):
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                x, g, w = LAYOUTS[layout](input), LAYOUTS[layout](grad), LAYOUTS[weight_layout](weight)
+                x.requires_grad_()
+                output = served("pairs", lambda x=x, w=w: fastconv.conv2d(x, w, **geometry))
+                assert_close_to_reference("output", output.detach(), expected, scale)
+                (got,) = served("pairs", lambda o=output, x=x, g=g: torch.autograd.grad(o, x, g))
+                assert_close_to_reference("gradient", got, expected_grad, scale_grad)
 
 
 @pytest.mark.parametrize(
@@ -240,11 +280,13 @@ def test_choosy_kernel(kernel: str, isa: str) -> None:
         ("channel", (2, 200, 7, 7), (200, 200, 3, 3), 1, "channels_last", 1),
         ("winograd", (2, 64, 32, 32), (64, 64, 3, 3), 1, "contiguous", 1),
         ("winograd", (2, 64, 32, 32), (64, 64, 3, 3), 1, "channels_last", 2),
+        *[("pairs", (2, 40, 9, 10), (64, 40, 3, 3), 1, layout, 1) for layout in LAYOUTS if BEYOND],
     ],
 )
 def test_preferred_kernel(preferred, size, weight_size, groups, layout, dilation) -> None:
     """The table's own choice has the bits of the kernel that should be preferred, and not those of every other."""
-    input, weight = LAYOUTS[layout](torch.randn(size)), torch.randn(weight_size)
+    dtype = torch.bfloat16 if preferred == "pairs" else torch.float32
+    input, weight = LAYOUTS[layout](torch.randn(size).to(dtype)), torch.randn(weight_size).to(dtype)
 
     def call() -> torch.Tensor:
         return fastconv.conv2d(input, weight, padding=dilation, groups=groups, dilation=dilation)
@@ -360,14 +402,19 @@ def test_expanded_input_and_weight(kernel: str) -> None:
 
 
 @pytest.mark.parametrize("isa", SUPPORTED)
-@pytest.mark.parametrize("kernel", ["", *native.conv_kernels()])
+@pytest.mark.parametrize("kernel", ["", *CHOOSY, *KERNELS, "pairs"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nan_and_infinity_reach_what_they_should(dtype: torch.dtype, kernel: str, isa: str) -> None:
     """A NaN or infinity of the input reaches the outputs that read it, as in float64, and no other."""
+    if kernel == "pairs" and (isa not in BEYOND or dtype != torch.bfloat16):
+        pytest.skip("the kernel of bfloat16 beyond avx512")
+    if isa in BEYOND and kernel not in ("", "pairs"):
+        pytest.skip("the kernel of avx512")
     native.isa_select(isa)
     count = 0
     generator = torch.Generator().manual_seed(1)
     for groups, K, stride, padding, dilation, layout in [
+        (3, 24, 1, 1, 1, "contiguous"),
         (9, 9, 1, 1, 1, "contiguous"),
         (9, 9, 2, 1, 1, "channels_last"),
         (3, 18, 1, 2, 2, "contiguous"),

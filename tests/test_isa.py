@@ -73,6 +73,18 @@ def test_instruction_sets_agree(C: int, K: int, groups: int, layout: str, dtype:
             torch.testing.assert_close(first, second, rtol=tolerance, atol=tolerance * float(first.abs().max()))
 
 
+@pytest.mark.parametrize("isa", ["avx512_bf16", "amx"])
+def test_levels_beyond_avx512_add_kernels_and_keep_the_others(isa: str) -> None:
+    if isa not in SUPPORTED:
+        pytest.skip(f"this machine has no {isa}")
+    native.isa_select("avx512")
+    names, input, weight = native.conv_kernels(), torch.randn(1, 40, 8, 8), torch.randn(40, 40, 3, 3)
+    expected = fastconv.conv2d(input, weight)
+    native.isa_select(isa)
+    assert native.conv_kernels() == ["pairs", *names]
+    assert torch.equal(fastconv.conv2d(input, weight), expected)
+
+
 def test_instruction_sets_are_really_different() -> None:
     """A fused multiply-add rounds once; the baseline has none and rounds twice."""
     if len(SUPPORTED) == 1:

@@ -101,6 +101,25 @@ inline void columns_of(const bfloat16* from, int64_t stride, int64_t step, int64
   for (int i = 0; i < Pairs; ++i) store_words(static_cast<char*>(to) + i * 64, v[i]);
 }
 
+// `count` pixels of n <= pixel / 2 adjoining channels, `step` elements apart, into slots of `pixel` bytes, padded with
+// zeros. No register is wider than the slot: masked ones that straddle cache lines are slow.
+inline void copy_pixels(const bfloat16* from, int64_t step, int64_t count, int64_t n, int64_t pixel, char* to) {
+  const uint32_t mask = first_words(n);
+  const auto narrow = static_cast<__mmask8>(mask);
+  if (pixel == 8)
+    for (int64_t i = 0; i < count; ++i, from += step, to += 8)
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_maskz_loadu_epi16(narrow, from));
+  else if (pixel == 16)
+    for (int64_t i = 0; i < count; ++i, from += step, to += 16)
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_maskz_loadu_epi16(narrow, from));
+  else if (pixel == 32)
+    for (int64_t i = 0; i < count; ++i, from += step, to += 32)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                          _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), from));
+  else
+    for (int64_t i = 0; i < count; ++i, from += step, to += 64) store_words(to, load_words(from, mask));
+}
+
 // ---- planning
 // -------------------------------------------------------------------------------------------------------
 
@@ -161,11 +180,16 @@ inline Tile thin_tile(Tile t, int64_t stride) {
   return t;
 }
 
+// Whether the weights of a kernel row are one run in memory, columns of `channels` channels.
+inline bool pairs_row_adjoins(const ConvParams& p, int64_t channels) {
+  return p.C == channels && p.weight.c == 1 && p.weight.w == channels;
+}
+
 inline PairsPlan pairs_plan_for(const ConvParams& p, int64_t rows, int64_t k_splits) {
   PairsPlan plan;
   plan.g = make_geometry(p, rows);
-  const int64_t channels = p.C <= 4 ? 4 : 8;  // of a position, if thin
-  plan.thin = p.C <= 8 && p.S > 1 && p.dilation_w == 1;
+  const int64_t channels = p.C <= 4 ? 4 : p.C <= 8 ? 8 : 16;  // of a position, if thin
+  plan.thin = p.S > 1 && p.dilation_w == 1 && (p.C <= 8 || (p.C == 16 && pairs_row_adjoins(p, 16)));
   plan.in_place = false;
   plan.planar = kPiecesAtOnce == 2 && p.R == 1 && p.S == 1 && p.input.c != 1 && p.output.c != 1 && p.output.w == 1;
   plan.columns = 1;
@@ -280,7 +304,7 @@ inline void pairs_pack(const ConvParams& p, const PairsPlan& plan, int64_t g, in
   const int64_t first = w.w < 0 ? taps - 1 : 0, sign = w.w < 0 ? -1 : 1;  // of taps in memory
   alignas(64) char buffer[kPacked16 * kMostTaps + 16][64];
   for (int64_t b = 0; b < blocks; ++b, to += plan.taps * 2 * tile) {
-    const int64_t c0 = (b0 + b) * plan.width, cn = max64(0, min64(plan.width, p.C - c0));
+    const int64_t c0 = (b0 + b) * plan.width, cn = plan.thin ? plan.width : max64(0, min64(plan.width, p.C - c0));
     const bfloat16* from = group + c0 * w.c;
     // Sixteen rows of channel pairs, one for each output channel, that lie `stride` bytes apart.
     const auto put_rows = [&](const void* rows, int64_t stride, int64_t count, char* out) {
@@ -303,6 +327,11 @@ inline void pairs_pack(const ConvParams& p, const PairsPlan& plan, int64_t g, in
         for (int64_t i = 0; i < 16; ++i)
           store_words(to + (k + i) * plan.width * 2, load_words(buffer[i]), first_words(plan.width));
       }
+    } else if (plan.thin && pairs_row_adjoins(p, plan.pixel / 2)) {
+      for (int64_t tap = 0; tap < plan.taps; ++tap)
+        for (int64_t half = 0; half < halves; ++half)
+          put_rows(from + tap / plan.columns * w.h + tap % plan.columns * plan.width + half * 16 * w.n, w.n * 2,
+                   kn - half * 16, to + (tap * 2 + half) * tile);
     } else if (plan.thin) {
       const int64_t channels = plan.pixel / 2;
       for (int64_t tap = 0; tap < plan.taps; ++tap)
@@ -397,11 +426,9 @@ inline void pairs_fill(const ConvParams& p, const PairsPlan& plan, const Geometr
     if (p.input.c == 1) {
       // All channels of a pixel at a time, as they lie in memory.
       char* to = row + begin * pixel;
-      const uint32_t mask = first_words(count);
-      for (int64_t i = begin; i < end; ++i, to += pixel, from += step) {
-        if (blocks == 1)
-          store_words(to, load_words(from, mask), whole);
-        else if (width == 32 && count % 32 == 0)
+      if (blocks == 1) copy_pixels(from, step, end - begin, count, pixel, to);
+      for (int64_t i = begin; blocks > 1 && i < end; ++i, to += pixel, from += step) {
+        if (width == 32 && count % 32 == 0)
           for (int64_t b = 0; b < blocks; ++b) store_words(to + b * plan.block_bytes, load_words(from + b * 32));
         else
           for (int64_t b = 0; b < blocks; ++b)
@@ -817,7 +844,7 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
 
 struct PairsForward {
   using Plan = PairsPlan;
-  static bool preferred(const ConvParams& p) { return p.K >= 8 && p.C >= 2; }
+  static bool preferred(const ConvParams& p) { return p.K >= (kPiecesAtOnce == 2 ? 4 : 8) && p.C >= 2; }
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
     if (p.dtype != Dtype::kBFloat16 || !pairs_plan(p, plan)) return false;
     memory.packed = plan.prepack ? p.G * plan.k_blocks * plan.passes * plan.pass_weights : 0;
