@@ -3,6 +3,8 @@
 from fastconv import nn
 from fastconv.conv import conv1d, conv2d
 from fastconv.convert import convert
+from fastconv.explain import explain
+from fastconv.flags import flags
 from fastconv.rearrange import channel_shuffle, channel_unshuffle
 
 __version__ = "0.1.0"
@@ -13,5 +15,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "convert",
+    "explain",
+    "flags",
     "nn",
 ]

@@ -306,7 +306,12 @@ void channel_forward(const ConvParams& p, const ChannelPlan& plan, const void* p
             sub = own_weights;
           }
           const A* bias = pass == 0 && c == 0 ? memory.bias + g * group_k + block * plan.k_block : nullptr;
-          for (int64_t row = 0; row < t.rows; ++row)
+          const int64_t sub_elements = min64(plan.c_sub, plan.c_pass - c) * taps_of_kernel * plan.k_block;
+          for (int64_t row = 0; row < t.rows; ++row) {
+            // Packed weights may come from far away: those of the next channels are fetched while these compute.
+            if (plan.prepack)
+              for (int64_t i = sub_elements * row / t.rows; i < sub_elements * (row + 1) / t.rows; i += L)
+                __builtin_prefetch(sub + sub_elements + i);
             for (int64_t chunk = 0; chunk < chunks; ++chunk) {
               const int64_t q = t.columns * chunk / chunks, end = t.columns * (chunk + 1) / chunks;
               channel_micro_of<A>(plan.kv, plan.packed, static_cast<int>(end - q))(
@@ -314,6 +319,7 @@ void channel_forward(const ConvParams& p, const ChannelPlan& plan, const void* p
                   tap_count, sub, taps_of_kernel * L * plan.k_block, bias,
                   acc + (row * t.columns + q) * acc_stride + b * plan.k_block, acc_stride);
             }
+          }
         }
       }
     }
