@@ -8,13 +8,17 @@ namespace {
 constexpr const char* kSchemas[] = {
     "channel_shuffle(Tensor input, int groups) -> Tensor",
     "channel_unshuffle(Tensor input, int groups) -> Tensor",
-    // 1-D and 2-D by the rank of weight; padding is that before, then that after, each dimension (where it may be
-    // negative: the end of the input is left out).
-    "conv(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups) -> "
-    "Tensor",
+    // activation(convolution + bias + residual); 1-D and 2-D by the rank of weight; padding is that before, then that
+    // after, each dimension (where it may be negative: the end of the input is left out).
+    "conv(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, "
+    "Tensor? residual=None, str? activation=None) -> Tensor",
     // Padding is the same before and after each dimension.
     "conv_transpose(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] output_padding, "
     "int[] dilation, int groups) -> Tensor",
+    // The weight packed for inputs like this one, and the same convolution with such a pack.
+    "_conv_pack(Tensor input, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups) -> Tensor",
+    "_conv_packed(Tensor input, Tensor weight, Tensor? bias, Tensor pack, int[] stride, int[] padding, "
+    "int[] dilation, int groups, Tensor? residual=None, str? activation=None) -> Tensor",
     "_conv_grad_input(Tensor grad_output, Tensor weight, SymInt[] input_size, int[] stride, int[] padding, "
     "int[] dilation, int groups) -> Tensor",
     "_conv_grad_weight(Tensor grad_output, Tensor input, SymInt[] weight_size, int[] stride, int[] padding, "

@@ -4,6 +4,8 @@ from fastconv import nn
 from fastconv.conv import conv1d, conv2d
 from fastconv.conv_transpose import conv_transpose1d, conv_transpose2d
 from fastconv.convert import convert
+from fastconv.explain import explain
+from fastconv.flags import flags
 from fastconv.rearrange import channel_shuffle, channel_unshuffle
 
 __version__ = "0.1.0"
@@ -16,5 +18,7 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "convert",
+    "explain",
+    "flags",
     "nn",
 ]

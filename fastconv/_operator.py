@@ -16,8 +16,8 @@ from torch import Tensor
 from fastconv._native import ops
 
 _library = torch.library.Library("fastconv", "IMPL")
-_below_autograd = torch._C._AutoDispatchBelowAutograd
-_in_functorch = torch._C._are_functorch_transforms_active
+below_autograd = torch._C._AutoDispatchBelowAutograd
+in_functorch = torch._C._are_functorch_transforms_active
 
 
 def _cast(args: tuple, device: str) -> tuple:
@@ -51,7 +51,7 @@ def operator(
     torch.library.register_autograd(f"fastconv::{name}", backward, setup_context=setup_context)
 
     def forward(*args: Any) -> Tensor:
-        with _below_autograd():
+        with below_autograd():
             return op(*args)
 
     members = {
@@ -80,13 +80,21 @@ def operator(
             device = args[0].device.type
             if torch.is_autocast_enabled(device):
                 args = _cast(args, device)
-        wants_grad = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
-        if wants_grad or _in_functorch():
+        if wants_grad(*args) or in_functorch():
             return apply(*args)
-        with _below_autograd():
+        with below_autograd():
             return op(*args)
 
     return call
+
+
+def wants_grad(*args: Any) -> bool:
+    """Whether autograd would record an operation on these arguments."""
+    if torch.is_grad_enabled():
+        for arg in args:
+            if isinstance(arg, Tensor) and arg.requires_grad:
+                return True
+    return False
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from fastconv._operator import memory_format, operator
+from fastconv._operator import memory_format, operator, wants_grad
 
 __all__ = ["conv1d", "conv2d"]
 
@@ -20,6 +21,9 @@ def conv1d(
     padding: int | Sequence[int] | str = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """1-D convolution (cross-correlation), a drop-in for :func:`torch.nn.functional.conv1d`.
 
@@ -32,6 +36,7 @@ def conv1d(
         padding: number of zeros on either side, ``"valid"`` for none, or ``"same"`` for an output as long as the
             input (stride 1 only; where the total is odd, one more at the end).
         groups: divides ``C`` and ``K``.
+        activation, residual: see :func:`conv2d`.
 
     Returns:
         ``Tensor[N, K, Q]`` or ``Tensor[K, Q]``, ``Q = (W + 2 * padding - dilation * (S - 1) - 1) // stride + 1``.
@@ -42,7 +47,7 @@ def conv1d(
     >>> conv1d(torch.ones(1, 1, 5), torch.ones(1, 1, 3), padding="same")
     tensor([[[2., 3., 3., 3., 2.]]])
     """
-    return _conv("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
+    return _conv("conv1d", 1, input, weight, bias, stride, padding, dilation, groups, activation, residual)
 
 
 def conv2d(
@@ -53,11 +58,15 @@ def conv2d(
     padding: int | Sequence[int] | str = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """2-D convolution (cross-correlation), a drop-in for :func:`torch.nn.functional.conv2d`.
 
     Dense, grouped and depthwise (``groups == C``, any multiplier), strided and dilated, forward, backward and double
-    backward.
+    backward. ``activation`` and ``residual`` make it ``activation(convolution + bias + residual)``, finished in
+    registers: the output is written once and read by nobody in between.
 
     Args:
         input: ``Tensor[N, C, H, W]`` or ``Tensor[C, H, W]``; float32, float64, bfloat16 or float16 (16-bit types are
@@ -69,6 +78,11 @@ def conv2d(
             ``"same"`` for an output of the size of the input (stride 1 only; where the total is odd, one more at the
             bottom or the right).
         groups: divides ``C`` and ``K``; output channel ``k`` sees the channels of group ``k // (K / groups)``.
+        activation: what the result goes through: None, ``"relu"``, ``"relu6"``, ``"silu"`` or ``"hardswish"``. 16-bit
+            results are rounded once, after it; where a gradient is wanted, ``silu`` and ``hardswish`` need the value
+            before them and round it as well.
+        residual: ``Tensor`` of the shape and dtype of the output, added before the activation; any strides (copied
+            where they are not those of the output).
 
     Returns:
         ``Tensor[N, K, P, Q]`` or ``Tensor[K, P, Q]`` in the memory format of ``input``,
@@ -76,15 +90,18 @@ def conv2d(
 
     Raises:
         RuntimeError: wrong number of dimensions, groups that do not divide, mixed dtypes or devices, a kernel larger
-            than the padded input, strides, dilations or padding out of range.
+            than the padded input, strides, dilations or padding out of range, an unknown activation, a residual of
+            another shape.
         TypeError: strides, padding or dilations that are not integers.
 
     Source: Dumoulin and Visin, *A guide to convolution arithmetic for deep learning*, 2016.
 
     >>> conv2d(torch.ones(1, 2, 4, 4), torch.ones(2, 1, 3, 3), groups=2).shape
     torch.Size([1, 2, 2, 2])
+    >>> conv2d(torch.ones(1, 1, 1, 2), torch.ones(1, 1, 1, 1), activation="relu", residual=torch.tensor([[[[-3., 4]]]]))
+    tensor([[[[0., 5.]]]])
     """
-    return _conv("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
+    return _conv("conv2d", 2, input, weight, bias, stride, padding, dilation, groups, activation, residual)
 
 
 def _conv(
@@ -97,17 +114,61 @@ def _conv(
     padding: int | Sequence[int] | str,
     dilation: int | Sequence[int],
     groups: int,
+    activation: str | None,
+    residual: Tensor | None,
 ) -> Tensor:
     groups = _check_types(op, dims, input, weight, bias, groups)
+    rest = _lists(op, dims, weight, stride, padding, dilation, groups)
+    unbatched = input.dim() == dims + 1
+    if unbatched:
+        input = input.unsqueeze(0)
+    if activation is None and residual is None:
+        output = _convolve(input, weight, bias, *rest)
+    else:
+        output = _finished(op, input, weight, bias, rest, activation, residual, unbatched)
+    return output.squeeze(0) if unbatched else output
+
+
+def _finished(
+    op: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rest: tuple,
+    activation: str | None,
+    residual: Tensor | None,
+    unbatched: bool,
+) -> Tensor:
+    if residual is not None:
+        if not isinstance(residual, Tensor):
+            raise TypeError(f"{op}: residual must be a Tensor (got {residual!r})")
+        if unbatched:
+            residual = residual.unsqueeze(0)
+    if activation is not None and not isinstance(activation, str):
+        raise TypeError(f"{op}: {_ACTIVATION_RULE} (got {activation!r})")
+    # The gradient of these is in terms of their argument, so they are a step of their own where one is wanted.
+    later = _SMOOTH.get(activation or "") if wants_grad(input, weight, bias, residual) else None
+    output = _convolve(input, weight, bias, *rest, residual, None if later else activation)
+    return later(output) if later else output
+
+
+def _lists(
+    op: str,
+    dims: int,
+    weight: Tensor,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+    groups: int,
+) -> tuple[list[int], list[int], list[int], int]:
+    """Stride, padding (before, then after), dilation and groups as the operator takes them."""
     strides = _each(op, "stride", stride, dims)
     dilations = _each(op, "dilation", dilation, dims)
     if isinstance(padding, str):
         pads = _named_padding(op, padding, weight, strides, dilations)
     else:
         pads = _each(op, "padding", padding, dims) * 2
-    unbatched = input.dim() == dims + 1
-    output = _convolve(input.unsqueeze(0) if unbatched else input, weight, bias, strides, pads, dilations, groups)
-    return output.squeeze(0) if unbatched else output
+    return strides, pads, dilations, groups
 
 
 def _check_types(op: str, dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> int:
@@ -139,6 +200,8 @@ def _integer(op: str, name: str, value: Any, rule: str) -> int:
 def _each(op: str, name: str, value: int | Sequence[int], dims: int) -> list[int]:
     """One integer for each dimension; a single one counts for all."""
     if type(value) is int:
+        if value <= _LARGEST:
+            return [value] * dims
         values: list[int] = [value] * dims
     else:
         rule = f"an integer or {dims} integers" if dims > 1 else "an integer"
@@ -170,6 +233,9 @@ def _named_padding(op: str, padding: str, weight: Tensor, stride: list[int], dil
 # ---- shape rule ----------------------------------------------------------------------------------------------------
 
 
+_ACTIVATIONS = ("relu", "relu6", "silu", "hardswish")
+_ACTIVATION_RULE = "activation must be None, 'relu', 'relu6', 'silu' or 'hardswish'"
+_SMOOTH = {"silu": F.silu, "hardswish": F.hardswish}
 #: Of strides, dilations and padding; far beyond use, and no sum or product of them overflows.
 _LARGEST = 2**31 - 1
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -270,12 +336,16 @@ def _op(weight: Sequence[int]) -> str:
     return "conv1d" if len(weight) == 3 else "conv2d"
 
 
-def _fake_conv(input, weight, bias, stride, padding, dilation, groups):
+def _fake_conv(input, weight, bias, stride, padding, dilation, groups, residual=None, activation=None):
     op = _op(weight.shape)
     size = _output_size(input.shape, weight.shape, stride, padding, dilation, groups)
-    _check_same(op, input, weight=weight, bias=bias)
+    _check_same(op, input, weight=weight, bias=bias, residual=residual)
     if bias is not None:
         _check_shape(op, "bias", bias, weight.shape[:1])
+    if residual is not None:
+        _check_shape(op, "residual", residual, size)
+    if activation not in (None, *_ACTIVATIONS):
+        raise RuntimeError(f"{op}: {_ACTIVATION_RULE} (got {activation!r})")
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
 
 
@@ -298,24 +368,53 @@ def _fake_grad_weight(grad_output, input, weight_size, stride, padding, dilation
 
 # ---- gradients -------------------------------------------------------------------------------------------------------
 #
-# The three operators are bilinear, and the gradient of each is a pair of the others: differentiable as often as wanted.
+# But for the activation, the three operators are linear in each of their tensors, and the gradient of each is a pair of
+# the others: differentiable as often as wanted.
 
 
 def _conv_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    input, weight, _, *ctx.rest = inputs
+    input, weight, bias, *ctx.rest = inputs
+    ctx.rest, epilogue = ctx.rest[:4], ctx.rest[4:]
+    residual, ctx.activation = epilogue or (None, None)
     ctx.input_size, ctx.weight_size = input.shape, weight.shape
+    if ctx.activation in _SMOOTH:
+        ctx.save_for_backward(input, weight, bias, residual)
+        return
     # A frozen weight (or input) does not keep the other one alive.
     needs_input, needs_weight = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
+    finished = output if ctx.activation else None
+    ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None, finished)
 
 
-def _conv_backward(ctx: Any, grad_output: Tensor) -> tuple:
-    input, weight = ctx.saved_tensors
+def _conv_backward(ctx: Any, grad: Tensor) -> tuple:
+    input, weight, *others = ctx.saved_tensors
+    if ctx.activation in _SMOOTH:
+        bias, residual = others
+        before = _convolve(input, weight, bias, *ctx.rest, residual, None)
+        grad = grad * _SLOPE[ctx.activation](before)
+    elif ctx.activation == "relu":
+        grad = torch.ops.aten.threshold_backward(grad, others[0].detach(), 0)
+    elif ctx.activation == "relu6":
+        grad = torch.ops.aten.hardtanh_backward(grad, others[0].detach(), 0.0, 6.0)
     needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    grad_input = _grad_input(grad_output, weight, ctx.input_size, *ctx.rest) if needs_input else None
-    grad_weight = _grad_weight(grad_output, input, ctx.weight_size, *ctx.rest) if needs_weight else None
-    grad_bias = grad_output.sum([0, *range(2, grad_output.dim())]) if needs_bias else None
-    return grad_input, grad_weight, grad_bias, None, None, None, None
+    grad_input = _grad_input(grad, weight, ctx.input_size, *ctx.rest) if needs_input else None
+    grad_weight = _grad_weight(grad, input, ctx.weight_size, *ctx.rest) if needs_weight else None
+    grad_bias = grad.sum([0, *range(2, grad.dim())]) if needs_bias else None
+    # As many as there were arguments: a plain call gives seven, and the dispatcher leaves out defaults.
+    epilogue = [grad if needs else None for needs in ctx.needs_input_grad[7:]]
+    return grad_input, grad_weight, grad_bias, None, None, None, None, *epilogue
+
+
+def _silu_slope(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s * (1 + x * (1 - s))
+
+
+def _hardswish_slope(x: Tensor) -> Tensor:
+    return torch.where(x.abs() < 3, x / 3 + 0.5, (x > 0).to(x.dtype))
+
+
+_SLOPE = {"silu": _silu_slope, "hardswish": _hardswish_slope}
 
 
 def _grad_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:

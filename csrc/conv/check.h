@@ -131,6 +131,12 @@ inline std::string device_name(const Tensor& tensor) {
   return "cuda:" + std::to_string(device.index());
 }
 
+inline void check_shape(const char* op, const char* name, const Tensor& tensor, const std::vector<int64_t>& sizes) {
+  const auto got = tensor.sizes();
+  check(std::equal(got.begin(), got.end(), sizes.begin(), sizes.end()), op, ": ", name, " must have shape ",
+        text(sizes), " (got ", text(got), ")");
+}
+
 inline void check_same(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
   check(tensor.scalar_type() == input.scalar_type(), op, ": ", name, " must have the dtype of input, ",
         dtype_name(input.scalar_type()), " (got ", dtype_name(tensor.scalar_type()), ")");
@@ -145,20 +151,26 @@ inline std::vector<int64_t> result_sizes(const ConvArguments& a, std::vector<int
   return sizes;
 }
 
-inline View4 view_of(const Tensor& t, void* data) {
-  if (t.dim() == 3) return {data, t.stride(0), t.stride(1), 0, t.stride(2)};
-  return {data, t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+inline View4 view_of(void* data, IntHeaderOnlyArrayRef strides) {
+  if (strides.size() == 3) return {data, strides[0], strides[1], 0, strides[2]};
+  return {data, strides[0], strides[1], strides[2], strides[3]};
 }
 
-// A view that the kernels can read, whose w or c has stride 1; `tensor` is replaced by a dense copy where it has
-// neither. Strides of dimensions of size 1 mean nothing, so they are chosen to say which layout it is.
+inline View4 view_of(const Tensor& t, const void* data) { return view_of(const_cast<void*>(data), t.strides()); }
+
+// Whether the kernels can read a view: its w or c must have stride 1. Strides of dimensions of size 1 mean nothing, so
+// they are chosen to say which layout it is.
+inline bool settle(View4& v, int64_t channels, int64_t columns, int64_t elements) {
+  if (channels == 1) v.c = v.w == 1 ? elements : 1;
+  if (columns == 1) v.w = v.c == 1 && channels > 1 ? channels : 1;
+  return v.w == 1 || v.c == 1;
+}
+
+// A view that the kernels can read; `tensor` is replaced by a dense copy where they could not.
 inline View4 readable(Tensor& tensor) {
   for (bool copied = false;; copied = true) {
-    View4 v = view_of(tensor, const_cast<void*>(tensor.const_data_ptr()));
-    const int64_t channels = tensor.size(1), columns = tensor.size(tensor.dim() - 1);
-    if (channels == 1) v.c = v.w == 1 ? tensor.numel() : 1;
-    if (columns == 1) v.w = v.c == 1 && channels > 1 ? channels : 1;
-    if (v.w == 1 || v.c == 1 || copied) return v;
+    View4 v = view_of(tensor, tensor.const_data_ptr());
+    if (settle(v, tensor.size(1), tensor.size(tensor.dim() - 1), tensor.numel()) || copied) return v;
     tensor = torch::stable::contiguous(tensor, memory_format(tensor));
   }
 }

@@ -114,8 +114,7 @@ inline void copy_pixels(const bfloat16* from, int64_t step, int64_t count, int64
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_maskz_loadu_epi16(narrow, from));
   else if (pixel == 32)
     for (int64_t i = 0; i < count; ++i, from += step, to += 32)
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
-                          _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), from));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), from));
   else
     for (int64_t i = 0; i < count; ++i, from += step, to += 64) store_words(to, load_words(from, mask));
 }

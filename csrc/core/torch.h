@@ -61,34 +61,34 @@ inline const char* dtype_name(ScalarType type) {
   }
 }
 
-inline Dtype dtype_of(const char* op, const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
+inline Dtype dtype_of(const char* op, ScalarType type) {
+  switch (type) {
     case ScalarType::Float: return Dtype::kFloat32;
     case ScalarType::Double: return Dtype::kFloat64;
     case ScalarType::BFloat16: return Dtype::kBFloat16;
     case ScalarType::Half: return Dtype::kFloat16;
     default:
-      check(false, op, ": input must be float32, float64, bfloat16 or float16 (got ", dtype_name(tensor.scalar_type()),
-            ")");
+      check(false, op, ": input must be float32, float64, bfloat16 or float16 (got ", dtype_name(type), ")");
       return Dtype::kFloat32;
   }
 }
+inline Dtype dtype_of(const char* op, const Tensor& tensor) { return dtype_of(op, tensor.scalar_type()); }
 
 // PyTorch's rule, of sizes and strides alone: does the channel come first among the strides? Ambiguous tensors (one
 // channel, one pixel) count as contiguous unless their strides say otherwise.
-inline bool is_channels_last(const Tensor& tensor) {
-  if (tensor.dim() != 4 || tensor.stride(1) == 0) return false;
+inline bool is_channels_last(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides) {
+  if (sizes.size() != 4 || strides[1] == 0) return false;
   int64_t least = 0;
   for (int d : {1, 3, 2, 0}) {
-    if (tensor.size(d) == 0 || tensor.stride(d) < least) return false;
-    if (d == 0 && least == tensor.stride(1)) return false;
-    least = tensor.stride(d) * (tensor.size(d) > 1 ? tensor.size(d) : 1);
+    if (sizes[d] == 0 || strides[d] < least) return false;
+    if (d == 0 && least == strides[1]) return false;
+    least = strides[d] * (sizes[d] > 1 ? sizes[d] : 1);
   }
   return true;
 }
 
 inline MemoryFormat memory_format(const Tensor& tensor) {
-  return is_channels_last(tensor) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+  return is_channels_last(tensor.sizes(), tensor.strides()) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
 inline Tensor empty_as(const Tensor& like, IntHeaderOnlyArrayRef sizes, MemoryFormat format) {

@@ -1,7 +1,8 @@
 """Convolution modules: ``torch.nn``'s own, with the one method replaced that computes.
 
 Everything else (constructor, initialisation, ``state_dict``, ``repr``) is inherited. A twin adds no instance
-attribute either: ``fastconv.convert`` relies on that when it turns one into the other.
+attribute either: ``fastconv.convert`` relies on that when it turns one into the other. In evaluation mode a module
+keeps its weight packed for the kernel that it uses (``fastconv._packed``).
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastconv._packed import convolve
 from fastconv.conv import conv1d, conv2d
 from fastconv.conv_transpose import conv_transpose1d, conv_transpose2d
 
@@ -31,7 +33,7 @@ class Conv1d(torch.nn.Conv1d):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0,)
-        return conv1d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return convolve(self, conv1d, input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
 class Conv2d(torch.nn.Conv2d):
@@ -49,7 +51,7 @@ class Conv2d(torch.nn.Conv2d):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0, 0)
-        return conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return convolve(self, conv2d, input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
 def _conv_transpose(

@@ -1,0 +1,234 @@
+"""Says which kernel a call would run, why, and how long it must take at least."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastconv import _roofline
+from fastconv._native import native
+from fastconv._operator import memory_format as format_of
+from fastconv.conv import _lists, conv1d, conv2d
+
+__all__ = ["Explanation", "Run", "explain"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a kernel, and how it was chosen."""
+
+    #: its name, None where the only one that may run cannot serve the arguments and the call is an error
+    kernel: str | None
+    #: the kernels that were asked before it, each with the reason why it is not the one
+    passed_by: tuple[tuple[str, str], ...]
+    #: bytes of weights in the order in which the kernel reads them
+    packed_bytes: int
+    #: bytes of scratch memory, of all threads together
+    scratch_bytes: int
+    threads: int
+    #: whether the input is copied first, into a layout that the kernels read
+    copies_input: bool
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What :func:`explain` found. Times in seconds, sizes in bytes; ``print`` shows it all."""
+
+    op: str
+    dtype: torch.dtype
+    memory_format: torch.memory_format
+    isa: str
+    #: sizes of the tensors that are read and of the output
+    operands: dict[str, tuple[int, ...]]
+    output: tuple[int, ...]
+    #: what the call comes down to, in order; a convolution is one run, none where its output is empty
+    runs: tuple[Run, ...]
+    #: floating-point operations by the definition, two for each product, those with padding included
+    flops: int
+    #: of everything that is read once and written once
+    bytes: int
+    #: FLOP/s and bytes/s of this machine with the threads that are used
+    peak: float
+    bandwidth: float
+
+    @property
+    def kernel(self) -> str | None:
+        """The kernel that runs; where there are several, joined with ``+``."""
+        names = dict.fromkeys(run.kernel for run in self.runs if run.kernel)
+        return "+".join(names) or None
+
+    @property
+    def threads(self) -> int:
+        return max((run.threads for run in self.runs), default=1)
+
+    @property
+    def intensity(self) -> float:
+        """Operations for each byte."""
+        return self.flops / self.bytes if self.bytes else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """The shortest time in which this machine could compute and move as much."""
+        return max(self.flops / self.peak, self.bytes / self.bandwidth)
+
+    @property
+    def bound(self) -> str:
+        """What that time is spent on: ``"compute"`` or ``"memory"``."""
+        return "compute" if self.flops / self.peak > self.bytes / self.bandwidth else "memory"
+
+    def __str__(self) -> str:
+        layout = str(self.memory_format).removeprefix("torch.").removesuffix("_format")
+        dtype = str(self.dtype).removeprefix("torch.")
+        operands = ", ".join(f"{name} {list(size)}" for name, size in self.operands.items())
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        lines = [
+            f"{self.op}: {operands} to {list(self.output)}, {dtype}, {layout}, {self.isa}, {threads}",
+            *(line for run in self.runs for line in _describe(run)),
+            f"  work     {_unit(self.flops, 'FLOP')}, {_unit(self.bytes, 'B')}, {self.intensity:.3g} FLOP/B",
+            f"  at best  {_unit(self.seconds, 's')}, bound by {self.bound} "
+            f"({_unit(self.peak, 'FLOP/s')}, {_unit(self.bandwidth, 'B/s')})",
+        ]
+        return "\n".join(lines)
+
+
+def _describe(run: Run) -> list[str]:
+    lines = [f"  kernel   {run.kernel or 'none: an error'}"]
+    lines += [f"           not {name}: {reason}" for name, reason in run.passed_by]
+    lines.append(f"  memory   {_unit(run.packed_bytes, 'B')} packed weights, {_unit(run.scratch_bytes, 'B')} scratch")
+    if run.copies_input:
+        lines.append("           and the input is copied into a layout that kernels read")
+    return lines
+
+
+def _unit(value: float, unit: str) -> str:
+    for prefix, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0), ("m", 1e-3)):
+        if value >= scale:
+            return f"{value / scale:.3g} {prefix}{unit}"
+    return f"{value / 1e-6:.3g} µ{unit}" if value else f"0 {unit}"
+
+
+def explain(
+    op: str | Callable[..., Tensor],
+    *shapes: Sequence[int] | Tensor,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    threads: int | None = None,
+    **kwargs: Any,
+) -> Explanation:
+    """Which kernel a call would run on the CPU, why, and how long it must take at least. Computes nothing.
+
+    Args:
+        op: a function of fastconv, or its name: ``conv1d``, ``conv2d``.
+        shapes: its tensors (input, weight, and bias where there is one), or their shapes.
+        dtype: of tensors that are given by their shape; by default that of the given tensors, else float32.
+        memory_format: of the input, where it is given by its shape.
+        threads: how many may be used; by default PyTorch's number.
+        kwargs: the other arguments of the function; a residual as a tensor or a shape.
+
+    Returns:
+        An :class:`Explanation`. The machine's limits in it are measured at the first call with this dtype and number of
+        threads, which takes about 0.2 seconds.
+
+    Raises:
+        ValueError: a function that cannot be explained, a number of threads below one.
+        RuntimeError, TypeError: what the function would raise.
+
+    >>> found = explain("conv2d", (1, 64, 56, 56), (64, 64, 3, 3), padding=1)
+    >>> found.flops, found.output
+    (231211008, (1, 64, 56, 56))
+    >>> explain(conv2d, (1, 32, 9, 9), (32, 1, 3, 3), groups=32).kernel
+    'depthwise_rows'
+    """
+    name = op if isinstance(op, str) else getattr(op, "__name__", None)
+    family = _FAMILIES.get(name) if isinstance(name, str) else None
+    if family is None or op not in (name, family.function):
+        raise ValueError(f"explain: op must be {' or '.join(_FAMILIES)} of fastconv, or its name (got {op!r})")
+    if len(shapes) > len(_POSITIONAL):
+        raise TypeError(f"explain: shapes must be those of {', '.join(_POSITIONAL)} (got {len(shapes)} of them)")
+    if threads is None:
+        threads = torch.get_num_threads()
+    if threads < 1:
+        raise ValueError(f"explain: threads must be positive (got {threads})")
+    given: dict[str, Any] = dict(zip(_POSITIONAL, shapes, strict=False))
+    given |= {key: kwargs.pop(key) for key in ("bias", "residual") if kwargs.get(key) is not None}
+    if dtype is None:
+        dtype = next((t.dtype for t in given.values() if isinstance(t, Tensor)), torch.float32)
+    operands = {key: _without_data(key, value, dtype, memory_format) for key, value in given.items()}
+    with torch.no_grad():
+        output = family.function(**operands, **kwargs)  # refuses what a call would refuse
+    flops, runs = family.runs(operands["input"], operands["weight"], output, threads, **kwargs)
+    used = max((run.threads for run in runs), default=1)
+    return Explanation(
+        op=family.function.__name__,
+        dtype=output.dtype,
+        memory_format=format_of(operands["input"]),
+        isa=native.isa(),
+        operands={key: tuple(t.shape) for key, t in operands.items()},
+        output=tuple(output.shape),
+        runs=runs,
+        flops=flops,
+        bytes=sum(t.numel() * t.itemsize for t in (*operands.values(), output)),
+        peak=_roofline.peak(output.dtype, used),
+        bandwidth=_roofline.bandwidth(used),
+    )
+
+
+def _without_data(name: str, given: Any, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
+    """The tensor, or one of this shape, on the device "meta"."""
+    if isinstance(given, Tensor):
+        if given.device.type not in ("cpu", "meta"):
+            raise ValueError(f"explain: {name} must be on the CPU (got {given.device})")
+        return torch.empty_strided(given.shape, given.stride(), dtype=given.dtype, device="meta")
+    format = memory_format if name == "input" and len(given) == 4 else torch.contiguous_format
+    return torch.empty(tuple(given), dtype=dtype, device="meta", memory_format=format)
+
+
+# ---- families ------------------------------------------------------------------------------------------------------
+
+
+class _Family(NamedTuple):
+    """``runs(input, weight, output, threads, **kwargs)`` gives the operations and the runs of a call."""
+
+    function: Callable[..., Tensor]
+    runs: Callable[..., tuple[int, tuple[Run, ...]]]
+
+
+def _convolution(
+    input: Tensor,
+    weight: Tensor,
+    output: Tensor,
+    threads: int,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    activation: str | None = None,
+) -> tuple[int, tuple[Run, ...]]:
+    dims = weight.dim() - 2
+    lists = _lists(f"conv{dims}d", dims, weight, stride, padding, dilation, groups)
+    flops = 2 * output.numel() * prod(weight.shape[1:])
+    if output.numel() == 0:
+        return flops, ()
+    if input.dim() == dims + 1:
+        input = input.unsqueeze(0)
+    dtype = str(output.dtype).removeprefix("torch.")
+    tensors = (list(input.shape), input.stride(), list(weight.shape), weight.stride())
+    answer = native.conv_explain(dtype, *tensors, *lists, threads)
+    run = Run(
+        kernel=answer["kernel"] or None,
+        passed_by=tuple(answer["passed_by"]),
+        packed_bytes=answer["packed"],
+        scratch_bytes=answer["scratch"],
+        threads=answer["threads"],
+        copies_input=answer["copies_input"],
+    )
+    return flops, (run,)
+
+
+_POSITIONAL = ("input", "weight", "bias")
+_FAMILIES = {
+    family.function.__name__: family for family in (_Family(conv1d, _convolution), _Family(conv2d, _convolution))
+}

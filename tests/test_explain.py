@@ -1,0 +1,240 @@
+"""What `fastconv.explain` says is what runs, and its figures are those of the definition."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from cases import CASES, Case, problem
+from layouts import LAYOUTS
+from torch.utils.flop_counter import FlopCounterMode
+
+import fastconv
+from fastconv import _roofline
+from fastconv._native import ISAS, native
+from fastconv.explain import Run
+
+SUPPORTED = ISAS[: ISAS.index(native.isa_supported()) + 1]
+HEAVY = {"weights_of_17_megabytes", "channel_passes", "channel_passes_grouped", "rows_of_tiles"}
+
+
+def function_of(case: Case):
+    return fastconv.conv1d if case.dims == 1 else fastconv.conv2d
+
+
+@pytest.mark.parametrize("isa", SUPPORTED)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_it_names_the_kernel_that_runs(layout: str, isa: str) -> None:
+    """The named kernel gives the bits of a plain call; those it says cannot serve refuse, the others do not."""
+    named = set()
+    with fastconv.flags(isa=isa):
+        for case in CASES:
+            if case.name in HEAVY:
+                continue
+            p, function = problem(case), function_of(case)
+            x, weight = LAYOUTS[layout](p.input.float()), p.weight.float()
+            found = fastconv.explain(function, x, weight, **case.kwargs)
+            assert found.isa == isa
+            named.add(found.kernel)
+            plain = function(x, weight, **case.kwargs)
+            assert (tuple(plain.shape), plain.dtype) == (found.output, found.dtype)
+            with fastconv.flags(kernel=found.kernel):
+                assert torch.equal(function(x, weight, **case.kwargs), plain), case
+            order = native.conv_kernels()
+            assert [name for name, _ in found.runs[0].passed_by] == order[: order.index(found.kernel)]
+            for name, reason in found.runs[0].passed_by:
+                with fastconv.flags(kernel=name):
+                    if reason == "cannot serve these arguments":
+                        with pytest.raises(RuntimeError, match="kernel must be able to serve"):
+                            function(x, weight, **case.kwargs)
+                    else:
+                        assert reason == "not preferred"
+    assert len(named) >= 4, named
+
+
+def test_reasons() -> None:
+    arguments = ("conv2d", (2, 40, 9, 10), (40, 2, 3, 3))
+
+    def reasons() -> dict:
+        return dict(fastconv.explain(*arguments, groups=20).runs[0].passed_by)
+
+    first = fastconv.explain(*arguments, groups=20).kernel
+    assert set(reasons().values()) == {"not preferred", "cannot serve these arguments"}
+    with fastconv.flags(kernel="general"):
+        found = fastconv.explain(*arguments, groups=20)
+        assert found.kernel == "general"
+        assert set(reasons().values()) == {"another kernel is asked for by name"}
+    native.conv_skip_kernel(first)
+    assert reasons()[first] == "switched off"
+    native.conv_skip_kernel("")
+    with fastconv.flags(kernel="depthwise"):
+        found = fastconv.explain(*arguments, groups=20)
+        assert found.kernel is None
+        assert reasons()["depthwise"] == "cannot serve these arguments"
+        assert "none: an error" in str(found)
+    nothing = fastconv.explain("conv2d", (1, 0, 4, 4), (9, 0, 3, 3))
+    assert nothing.kernel == native.conv_kernels()[-1]
+    assert {reason for _, reason in nothing.runs[0].passed_by} == {"there is nothing to add up"}
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name not in HEAVY][::7], ids=str)
+def test_operations_and_bytes(case: Case) -> None:
+    """PyTorch counts the same operations."""
+    p, function = problem(case), function_of(case)
+    found = fastconv.explain(function, p.input, p.weight, p.bias, **case.kwargs)
+    theirs = torch.nn.functional.conv1d if case.dims == 1 else torch.nn.functional.conv2d
+    with FlopCounterMode(display=False) as counter:
+        output = theirs(p.input, p.weight, p.bias, **case.kwargs)
+    assert found.flops == counter.get_total_flops()
+    assert found.bytes == 8 * sum(t.numel() for t in (p.input, p.weight, p.bias, output))
+    assert found.intensity == found.flops / found.bytes
+
+
+def test_shapes_tensors_and_options() -> None:
+    x, weight = torch.randn(1, 32, 20, 20).bfloat16(), torch.randn(32, 32, 3, 3).bfloat16()
+    given = fastconv.explain(fastconv.conv2d, x, weight, padding=1)
+    by_shape = fastconv.explain("conv2d", x.shape, list(weight.shape), padding=1, dtype=torch.bfloat16)
+    assert given == by_shape
+    assert given == fastconv.explain("conv2d", x, weight.shape, padding=1)
+    assert given == fastconv.explain("conv2d", x.to("meta"), weight, padding=1)
+    last = fastconv.explain("conv2d", x.shape, weight.shape, padding=1, memory_format=torch.channels_last)
+    assert last.memory_format == torch.channels_last
+    assert last == fastconv.explain(
+        "conv2d", x.float().to(memory_format=torch.channels_last), weight.float(), padding=1
+    )
+    assert last.dtype == torch.float32
+    finished = fastconv.explain("conv2d", x, weight, padding=1, activation="relu", residual=x, bias=(32,))
+    assert finished.bytes == given.bytes + 2 * (x.numel() + 32)
+    assert finished.operands == {"input": x.shape, "weight": weight.shape, "bias": (32,), "residual": x.shape}
+    unbatched = fastconv.explain("conv2d", x[0], weight, padding=1)
+    assert (unbatched.output, unbatched.kernel) == ((32, 20, 20), given.kernel)
+    assert fastconv.explain("conv1d", (2, 8, 30), (8, 1, 5), groups=8, padding="same").output == (2, 8, 30)
+
+
+def test_memory_is_what_the_plan_asks_for() -> None:
+    """Packed weights of several tiles, scratch for each thread, nothing for the kernel without."""
+    big = [fastconv.explain("conv2d", (4, 64, 56, 56), (64, 64, 3, 3), padding=1, threads=t).runs[0] for t in (1, 2)]
+    assert big[0].packed_bytes >= 64 * 64 * 9 * 4
+    assert big[1].scratch_bytes > big[0].scratch_bytes > 0
+    with fastconv.flags(kernel="general"):
+        run = fastconv.explain("conv2d", (4, 64, 56, 56), (64, 64, 3, 3), padding=1).runs[0]
+    assert (run.packed_bytes, run.scratch_bytes) == (0, 0)
+
+
+def test_threads() -> None:
+    for threads in (1, 2, 3):
+        assert fastconv.explain("conv2d", (1, 64, 56, 56), (64, 64, 3, 3), threads=threads).threads == threads
+    assert fastconv.explain("conv2d", (1, 4, 5, 5), (4, 4, 3, 3), threads=3).threads == 1  # too little work
+    torch.set_num_threads(1)
+    assert fastconv.explain("conv2d", (1, 64, 56, 56), (64, 64, 3, 3)).threads == 1
+
+
+def test_an_input_that_is_copied() -> None:
+    x, weight = torch.randn(1, 8, 10, 40), torch.randn(8, 8, 3, 3)
+    assert not fastconv.explain("conv2d", x, weight).runs[0].copies_input
+    strided = fastconv.explain("conv2d", x[..., ::2], weight)
+    assert strided.runs[0].copies_input
+    assert "the input is copied" in str(strided)
+    assert strided.kernel == fastconv.explain("conv2d", x[..., ::2].contiguous(), weight).kernel
+
+
+def test_empty_output_runs_nothing() -> None:
+    found = fastconv.explain("conv2d", (0, 8, 6, 6), (8, 8, 3, 3))
+    assert (found.runs, found.kernel, found.flops, found.output) == ((), None, 0, (0, 8, 4, 4))
+    assert "conv2d: input [0, 8, 6, 6]" in str(found)
+
+
+def test_it_computes_nothing_and_needs_no_memory() -> None:
+    found = fastconv.explain("conv2d", (1, 64, 2**17, 2**17), (64, 64, 3, 3))
+    assert found.flops == 2 * 64 * 64 * 9 * (2**17 - 2) ** 2
+    assert found.kernel
+
+
+@pytest.mark.parametrize(
+    ("peak", "bandwidth", "seconds", "bound"), [(1e9, 1e12, 0.6, "compute"), (1e12, 1e9, 0.4, "memory")]
+)
+def test_roofline(peak: float, bandwidth: float, seconds: float, bound: str) -> None:
+    found = fastconv.explain("conv2d", (1, 4, 5, 5), (4, 4, 3, 3))
+    made = replace(found, flops=600_000_000, bytes=400_000_000, peak=peak, bandwidth=bandwidth)
+    assert made.seconds == pytest.approx(seconds)
+    assert made.bound == bound
+    assert made.intensity == 1.5
+    assert f"bound by {bound}" in str(made)
+
+
+def test_limits_are_measured_once(monkeypatch) -> None:
+    measured = []
+    original = _roofline._fastest
+    monkeypatch.setattr(_roofline, "_fastest", lambda *arguments: measured.append(arguments) or original(*arguments))
+    _roofline._product.cache_clear()
+    _roofline._copy.cache_clear()
+    torch.set_num_threads(2)
+    for _ in range(2):
+        assert _roofline.peak(torch.float32, 1) > 1e8
+        assert _roofline.bandwidth(1) > 1e7
+    assert len(measured) == 2
+    assert torch.get_num_threads() == 2
+    assert _roofline.peak(torch.float16, 1) >= _roofline.peak(torch.float32, 1)
+    _roofline.bandwidth(2)
+    assert len(measured) == 4
+
+
+def test_text() -> None:
+    found = fastconv.explain("conv2d", (4, 64, 56, 56), (64, 64, 3, 3), padding=1, threads=1)
+    made = replace(
+        found, isa="avx2", peak=2e11, bandwidth=2e10,
+        runs=(Run("channel", (("rows", "not preferred"),), 147456, 1_200_000, 1, False),),
+    )  # fmt: skip
+    assert str(made) == (
+        "conv2d: input [4, 64, 56, 56], weight [64, 64, 3, 3] to [4, 64, 56, 56], float32, contiguous, avx2, 1 thread\n"
+        "  kernel   channel\n"
+        "           not rows: not preferred\n"
+        "  memory   147 kB packed weights, 1.2 MB scratch\n"
+        "  work     925 MFLOP, 6.57 MB, 141 FLOP/B\n"
+        "  at best  4.62 ms, bound by compute (200 GFLOP/s, 20 GB/s)"
+    )
+    two = replace(made, runs=made.runs + (replace(made.runs[0], kernel="rows"), made.runs[0]))
+    assert two.kernel == "channel+rows"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kwargs", "error", "message"),
+    [
+        (("conv3d",), {}, ValueError, "explain: op must be conv1d or conv2d of fastconv, or its name (got 'conv3d')"),
+        ((torch.nn.functional.relu,), {}, ValueError, "explain: op must be conv1d or conv2d of fastconv"),
+        ((torch.nn.functional.conv2d,), {}, ValueError, "explain: op must be conv1d or conv2d of fastconv"),
+        ((None,), {}, ValueError, "explain: op must be conv1d or conv2d of fastconv, or its name (got None)"),
+        (("conv2d", *[(1, 4, 5, 5)] * 4), {}, TypeError, "explain: shapes must be those of input, weight, bias (got 4"),
+        (
+            ("conv2d", (1, 4, 5, 5), (4, 4, 3, 3)),
+            dict(threads=0),
+            ValueError,
+            "explain: threads must be positive (got 0)",
+        ),
+        (("conv2d", (1, 4, 5, 5), (4, 3, 3, 3)), {}, RuntimeError, "conv2d: weight must have 4 channels"),
+        (("conv2d", (1, 4, 5), (4, 4, 3, 3)), dict(stride=0), RuntimeError, "conv2d: stride must be positive"),
+        (("conv2d", (1, 4, 5, 5), (4, 4, 3, 3)), dict(activation="gelu"), RuntimeError, "conv2d: activation must be"),
+        (
+            ("conv2d", (1, 4, 5, 5), (4, 4, 3, 3)),
+            dict(residual=(1, 4, 5, 5)),
+            RuntimeError,
+            "conv2d: residual must have",
+        ),
+        (("conv2d", (1, 4, 5, 5), (4, 4, 3, 3)), dict(dtype=torch.int8), RuntimeError, "conv2d: input must be float32"),
+        (("conv2d", (1, 4, 5, 5)), {}, TypeError, "conv2d() missing 1 required positional argument: 'weight'"),
+        (("conv2d", (1, 4, 5, 5), (4, 4, 3, 3)), dict(strides=2), TypeError, "conv2d() got an unexpected keyword"),
+    ],
+)
+def test_refused(arguments: tuple, kwargs: dict, error: type, message: str) -> None:
+    with pytest.raises(error) as raised:
+        fastconv.explain(*arguments, **kwargs)
+    assert str(raised.value).startswith(message)
+
+
+def test_dtypes_and_layouts_all_have_a_kernel() -> None:
+    for dtype, format in product(
+        (torch.float32, torch.float64, torch.bfloat16, torch.float16), (torch.contiguous_format, torch.channels_last)
+    ):
+        found = fastconv.explain("conv2d", (1, 24, 9, 9), (24, 1, 3, 3), groups=24, dtype=dtype, memory_format=format)
+        assert found.kernel in native.conv_kernels()
+        assert found.bytes == dtype.itemsize * 24 * (81 + 9 + 49)
