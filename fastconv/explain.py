@@ -139,7 +139,7 @@ def explain(
     >>> found = explain("conv2d", (1, 64, 56, 56), (64, 64, 3, 3), padding=1)
     >>> found.flops, found.output
     (231211008, (1, 64, 56, 56))
-    >>> explain(conv2d, (1, 32, 9, 9), (32, 1, 3, 3), groups=32).kernel
+    >>> explain(conv2d, (1, 32, 30, 30), (32, 1, 3, 3), groups=32).kernel
     'depthwise_rows'
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", None)

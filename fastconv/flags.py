@@ -17,8 +17,8 @@ class flags:
 
     Args:
         winograd: whether Winograd kernels may be chosen; they are faster and round more than the others.
-        isa: the instruction set, ``"baseline"``, ``"avx2"``, ``"avx512"``, ``"avx512_bf16"`` or ``"amx"``, as far as the
-            machine has it. At first it is the best one, or what ``FASTCONV_CPU_ISA`` in the environment caps it to.
+        isa: the instruction set, ``"baseline"``, ``"avx2"``, ``"avx512"``, ``"avx512_bf16"`` or ``"amx"``, as far as
+            the machine has it. At first it is the best one, or what ``FASTCONV_CPU_ISA`` in the environment caps it to.
         kernel: the only convolution kernel that may run, by its name in ``fastconv.explain``; arguments that it
             cannot serve are an error, and ``winograd`` is not asked. ``"auto"`` returns to the choice by arguments.
 

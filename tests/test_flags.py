@@ -150,8 +150,8 @@ def test_the_number_of_the_choice_changes_with_it() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (dict(isa="avx1024"), ValueError, "isa must be one of baseline, avx2, avx512 (got 'avx1024')"),
-        (dict(isa=""), ValueError, "isa must be one of baseline, avx2, avx512 (got '')"),
+        (dict(isa="avx1024"), ValueError, f"isa must be one of {', '.join(ISAS)} (got 'avx1024')"),
+        (dict(isa=""), ValueError, f"isa must be one of {', '.join(ISAS)} (got '')"),
         (dict(isa=1), TypeError, "isa must be a string (got 1)"),
         (
             dict(kernel="fastest"),

@@ -217,13 +217,16 @@ void diagonal_forward(const ConvParams& p, const DiagonalPlan& plan, const void*
   using A = Accumulate<T>;
   constexpr int64_t L = kLanes<A>;
   const A* weights = static_cast<const A*>(packed);
-  const Vec<A>* bias = reinterpret_cast<const Vec<A>*>(weights + plan.blocks * p.R * p.S * L);
+  const int64_t thread_bytes = diagonal_thread_bytes<A>(p, plan);
+  Vec<A>* bias = reinterpret_cast<Vec<A>*>(static_cast<char*>(scratch) + thread_bytes * p.threads);
+  for (int64_t b = 0; b < plan.blocks; ++b)
+    bias[b] = p.bias ? load_partial(static_cast<const T*>(p.bias) + b * L, static_cast<int>(min64(L, p.G - b * L)))
+                     : Vec<A>{};
   const Finish<T> finish(p);
   ConvParams bare = p;
   bare.residual = nullptr;
   bare.activation = Activation::kNone;
   const Finish<A> nothing(bare);
-  const int64_t thread_bytes = diagonal_thread_bytes<A>(p, plan);
   parallel_ranges(p.threads, p.N * plan.groups * plan.strips, [&](int64_t item, int thread) {
     Carver carve(static_cast<char*>(scratch) + thread * thread_bytes);
     DiagonalLine* lines = carve.take<DiagonalLine>(diagonal_most_lines(p));
@@ -251,7 +254,7 @@ void diagonal_forward(const ConvParams& p, const DiagonalPlan& plan, const void*
   });
 }
 
-// Weights as [block][tap][L], then the bias.
+// Weights as [block][tap][L].
 template <class T, class A>
 void diagonal_pack(const ConvParams& p, const DiagonalPlan& plan, A* weights) {
   constexpr int64_t L = kLanes<A>;
@@ -264,8 +267,6 @@ void diagonal_pack(const ConvParams& p, const DiagonalPlan& plan, A* weights) {
     for (int64_t r = 0; r < (joined ? 1 : p.R); ++r)
       transpose_block(to + r * p.S * L, L, 1, at<const T>(p.weight, 0, 0, r, 0) + b * L * p.weight_g, p.weight_g,
                       p.weight.w, n, joined ? taps : p.S);
-    store(weights + (plan.blocks * taps + b) * L,
-          p.bias ? load_partial(static_cast<const T*>(p.bias) + b * L, static_cast<int>(n)) : Vec<A>{});
   });
 }
 
@@ -283,8 +284,8 @@ struct DiagonalForward {
   template <class A>
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
     if (!diagonal_plan<A>(p, plan)) return false;
-    memory.packed = plan.blocks * (p.R * p.S + 1) * kVecBytes;
-    memory.scratch = diagonal_thread_bytes<A>(p, plan) * p.threads;
+    memory.packed = plan.blocks * p.R * p.S * kVecBytes;
+    memory.scratch = diagonal_thread_bytes<A>(p, plan) * p.threads + plan.blocks * kVecBytes;
     return true;
   }
   template <class T>
