@@ -843,7 +843,11 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
 
 struct PairsForward {
   using Plan = PairsPlan;
-  static bool preferred(const ConvParams& p) { return p.K >= (kPiecesAtOnce == 2 ? 4 : 8) && p.C >= 2; }
+  // Of few channels a group most of a tile would be zeros.
+  static bool preferred(const ConvParams& p) {
+    const bool wide_groups = p.G == 1 || p.C >= 16 || (p.C >= 8 && p.input.c != 1);
+    return p.K >= (kPiecesAtOnce == 2 ? 4 : 8) && p.C >= 2 && wide_groups;
+  }
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
     if (p.dtype != Dtype::kBFloat16 || !pairs_plan(p, plan)) return false;
     memory.packed = plan.prepack ? p.G * plan.k_blocks * plan.passes * plan.pass_weights : 0;
