@@ -1,18 +1,18 @@
 // Convolution of bfloat16 by dot products of channel pairs, for CPUs that have them: AMX tiles (16 pixels by 16 output
-// channels by 16 pairs in one instruction) or AVX512-BF16 vectors. Input and weights stay bfloat16, sums are float32, in
-// registers over all taps and channels of a pass.
+// channels by 16 pairs in one instruction) or AVX512-BF16 vectors. Input and weights stay bfloat16, sums are float32,
+// in registers over all taps and channels of a pass.
 //
 // A sum is a sequence of small matrix products, one step for each tap and block of up to 32 input channels, of
 //   x        [pixels][channels]: a pixel's channels adjoin, pixels are any constant distance apart;
 //   weights  [channel pairs][16 output channels][2].
-// Scratch holds x as [block][position][channels] (tile.h tells what a position is); a 1x1 kernel without padding reads a
-// channels_last input where it lies. With few input channels a step takes several columns of the kernel at once
+// Scratch holds x as [block][position][channels] (tile.h tells what a position is); a 1x1 kernel without padding reads
+// a channels_last input where it lies. With few input channels a step takes several columns of the kernel at once
 // ("thin"): scratch is then [row][column][channels], and pixels overlap, each reading from its first column on.
 //
 // AMX multiplies either way round. A 1x1 kernel on a contiguous input ("planar") has output channels in the rows of a
 // tile, by weights as they are, and pixels in its columns: two channels of a pixel are paired by one shuffle where the
-// other way takes a transposition, and results are in the order of the output. (With more taps the pixels of a tile would
-// straddle cache lines, which costs more than the transpositions.)
+// other way takes a transposition, and results are in the order of the output. (With more taps the pixels of a tile
+// would straddle cache lines, which costs more than the transpositions.)
 //
 // Pixels are computed in pieces, as many as a register tile has rows. Pieces of a row are of one size and may overlap,
 // so nothing beyond the row is read; where rows are short a piece may go on over the gap into the next row of scratch.
@@ -30,6 +30,7 @@ constexpr int kPieceRows = 14, kPiecesAtOnce = 1;
 #endif
 constexpr int64_t kBlockK = 32;                  // output channels of a register tile
 constexpr int64_t kCacheBytes = 1200 << 10;      // of input and weights that stay in the second-level cache
+constexpr int64_t kNearBytes = 512 << 10;        // of them that leave room there for the output as it passes
 constexpr int64_t kPassWeightBytes = 640 << 10;  // of weights for one block of output channels and one pass
 constexpr int64_t kInPlaceBytes = 1 << 10;       // between pixels: those farther apart fall into too few cache sets
 constexpr int64_t kMostTaps = 64;                // of a kernel whose weights are transposed on the stack
@@ -45,9 +46,7 @@ inline Words load_words(const void* p) { return bits_as<Words>(_mm512_loadu_si51
 inline void store_words(void* p, Words v) { _mm512_storeu_si512(p, bits_as<__m512i>(v)); }
 
 using HalfWords = VecOf<uint32_t, 32>::type;
-inline __m256i low_half(Words v) {
-  return bits_as<__m256i>(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7));
-}
+inline __m256i low_half(Words v) { return bits_as<__m256i>(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7)); }
 inline __m256i high_half(Words v) {
   return bits_as<__m256i>(__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
 }
@@ -64,8 +63,8 @@ inline __m256i load_row(const bfloat16* p, int64_t step, int64_t n) {
 
 // Sixteen elements of each of two rows as [element][row].
 inline Words zip_halves(Words both) {
-  alignas(64) static constexpr uint16_t kZip[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                    8,  24, 9,  25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  alignas(64) static constexpr uint16_t kZip[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                    8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   return bits_as<Words>(_mm512_maskz_permutexvar_epi16(~0u, _mm512_load_si512(kZip), bits_as<__m512i>(both)));
 }
 inline Words pair_rows(__m256i first, __m256i second) {
@@ -116,8 +115,7 @@ inline void copy_pixels(const bfloat16* from, int64_t step, int64_t count, int64
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_maskz_loadu_epi16(narrow, from));
   else if (pixel == 32)
     for (int64_t i = 0; i < count; ++i, from += step, to += 32)
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
-                          _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), from));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), from));
   else
     for (int64_t i = 0; i < count; ++i, from += step, to += 64) store_words(to, load_words(from, mask));
 }
@@ -128,12 +126,12 @@ inline void copy_pixels(const bfloat16* from, int64_t step, int64_t count, int64
 struct PairsPlan {
   Geometry g;
   bool thin, in_place, planar, prepack;
-  int64_t width, c_blocks;     // input channels of a step (thin: values), steps of a tap that they make
-  int64_t pixel;               // bytes from a position of scratch to the next
-  int64_t columns;             // thin: kernel columns of a step, else 1
-  int64_t taps;                // steps of a block: kernel rows times steps of a row
-  int64_t block_bytes;         // of a block of channels in scratch
-  int64_t pair_bytes;          // planar: of a pair of channels
+  int64_t width, c_blocks;      // input channels of a step (thin: values), steps of a tap that they make
+  int64_t pixel;                // bytes from a position of scratch to the next
+  int64_t columns;              // thin: kernel columns of a step, else 1
+  int64_t taps;                 // steps of a block: kernel rows times steps of a row
+  int64_t block_bytes;          // of a block of channels in scratch
+  int64_t pair_bytes;           // planar: of a pair of channels
   int64_t pass_blocks, passes;  // blocks of channels in scratch at a time
   int64_t k_blocks, k_range, k_splits;
   int64_t pass_weights;  // bytes of packed weights for one block of output channels and one pass
@@ -215,8 +213,8 @@ inline PairsPlan pairs_plan_for(const ConvParams& p, int64_t rows, int64_t k_spl
     plan.pixel = plan.width <= 8 ? 16 : plan.width <= 16 ? 32 : 64;
     plan.taps = p.R * p.S;
     plan.in_place = p.input.c == 1 && p.R == 1 && p.S == 1 && p.pad_h == 0 && p.pad_w == 0 &&
-                    (p.P - 1) * p.stride_h < p.H && (p.Q - 1) * p.stride_w < p.W &&
-                    plan.c_blocks * plan.width == p.C && p.input.w * p.stride_w * 2 <= kInPlaceBytes;
+                    (p.P - 1) * p.stride_h < p.H && (p.Q - 1) * p.stride_w < p.W && plan.c_blocks * plan.width == p.C &&
+                    p.input.w * p.stride_w * 2 <= kInPlaceBytes;
   }
   // Room for the columns that are written beyond a row, and an odd number of cache lines.
   plan.block_bytes = (ceil_div((plan.g.channel + 16) * plan.pixel, 64) | 1) * 64;
@@ -254,14 +252,16 @@ inline double pairs_cost(const ConvParams& p, const PairsPlan& plan) {
   const double k_tiles = p.K <= 16 ? 1 : 2;
   const double step = kPiecesAtOnce == 2 ? k_tiles : static_cast<double>(plan.width) / 2 * k_tiles;
   const double macs = steps * step * piece_cost(plan, rows, columns);
-  const double fill =
-      plan.in_place ? 0 : static_cast<double>(plan.c_blocks * plan.g.channel) * (plan.planar ? 2 : p.input.c == 1 ? 3 : 7);
-  const double out =
-      static_cast<double>(rows * columns * plan.k_range) * (plan.planar || p.output.c == 1 ? 6 : 12);
+  const double fill = plan.in_place ? 0
+                                    : static_cast<double>(plan.c_blocks * plan.g.channel) * (plan.planar      ? 2
+                                                                                             : p.input.c == 1 ? 3
+                                                                                                              : 7);
+  const double out = static_cast<double>(rows * columns * plan.k_range) * (plan.planar || p.output.c == 1 ? 6 : 12);
   const double passes = plan.passes > 1 ? static_cast<double>(plan.passes * plan.k_range * plan.pieces) * 100 : 0;
   const double weights = static_cast<double>(plan.k_range * plan.passes * plan.pass_weights);
   const double all = static_cast<double>(p.G * plan.k_blocks * plan.passes * plan.pass_weights);
-  return macs + fill + out + passes + weights * (plan.prepack ? all > kCacheBytes ? 0.12 : 0.02 : 0.2) + 1000;
+  const double far = plan.x_bytes + plan.pass_weights > kNearBytes ? 0.08 * macs : 0;
+  return macs + far + fill + out + passes + weights * (plan.prepack ? all > kCacheBytes ? 0.12 : 0.02 : 0.2) + 1000;
 }
 
 inline bool pairs_plan(const ConvParams& p, PairsPlan& best) {
@@ -355,8 +355,7 @@ inline void pairs_pack(const ConvParams& p, const PairsPlan& plan, int64_t g, in
       for (int64_t half = 0; half < halves; ++half) {
         const int64_t count = max64(0, min64(16, kn - half * 16)) * taps;
         const bfloat16* run = from + half * 16 * taps - (w.w < 0 ? taps - 1 : 0);
-        for (int64_t j = 0; j < count; j += 16)
-          columns_of<16>(run + j, w.c, 1, cn, min64(16, count - j), buffer[j]);
+        for (int64_t j = 0; j < count; j += 16) columns_of<16>(run + j, w.c, 1, cn, min64(16, count - j), buffer[j]);
         for (int64_t tap = 0; tap < taps; ++tap)
           put_rows(buffer[first + sign * tap], taps * 64, count / taps, to + (tap * 2 + half) * tile);
       }
@@ -466,8 +465,8 @@ struct Step {
   int32_t a, b;  // bytes
 };
 
-// What a register tile sums up: products of matrices a, `rows` rows of pairs, and b, pairs of 16 columns, over the steps
-// of a block and the blocks. Distances in bytes.
+// What a register tile sums up: products of matrices a, `rows` rows of pairs, and b, pairs of 16 columns, over the
+// steps of a block and the blocks. Distances in bytes.
 struct PairsBlock {
   int64_t rows;   // of one tile of a
   int64_t pairs;  // of a step
@@ -792,8 +791,8 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
       const int64_t channels = plan.thin ? p.C : min64(block.blocks * plan.width, p.C - b0 * plan.width);
       const char* source = x;
       if (plan.in_place)
-        source = reinterpret_cast<const char*>(
-            at<const bfloat16>(p.input, t.n, c0, t.p0 * p.stride_h, t.q0 * p.stride_w));
+        source =
+            reinterpret_cast<const char*>(at<const bfloat16>(p.input, t.n, c0, t.p0 * p.stride_h, t.q0 * p.stride_w));
       else if (plan.thin)
         pairs_fill(thin_params(p), plan, thin_geometry(plan, p.stride_w), thin_tile(t, p.stride_w), c0, channels, x);
       else

@@ -46,7 +46,7 @@ bool isa_select(const char* name);  // false where the name is unknown or the ma
   namespace amx {                                   \
   extern const Table name;                          \
   }
-#define FASTCONV_EXTRA_KERNELS(name)                                                   \
+#define FASTCONV_EXTRA_KERNELS(name)                                                    \
   (::fastconv::isa() == ::fastconv::Isa::kAmx          ? &::fastconv::amx::name         \
    : ::fastconv::isa() == ::fastconv::Isa::kAvx512Bf16 ? &::fastconv::avx512_bf16::name \
                                                        : nullptr)
