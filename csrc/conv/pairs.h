@@ -30,6 +30,7 @@ constexpr int kPieceRows = 14, kPiecesAtOnce = 1;
 #endif
 constexpr int64_t kBlockK = 32;                  // output channels of a register tile
 constexpr int64_t kCacheBytes = 1200 << 10;      // of input and weights that stay in the second-level cache
+constexpr int64_t kNearBytes = 512 << 10;        // of them that leave room there for the output as it passes
 constexpr int64_t kPassWeightBytes = 640 << 10;  // of weights for one block of output channels and one pass
 constexpr int64_t kInPlaceBytes = 1 << 10;       // between pixels: those farther apart fall into too few cache sets
 constexpr int64_t kMostTaps = 64;                // of a kernel whose weights are transposed on the stack
@@ -259,7 +260,8 @@ inline double pairs_cost(const ConvParams& p, const PairsPlan& plan) {
   const double passes = plan.passes > 1 ? static_cast<double>(plan.passes * plan.k_range * plan.pieces) * 100 : 0;
   const double weights = static_cast<double>(plan.k_range * plan.passes * plan.pass_weights);
   const double all = static_cast<double>(p.G * plan.k_blocks * plan.passes * plan.pass_weights);
-  return macs + fill + out + passes + weights * (plan.prepack ? all > kCacheBytes ? 0.12 : 0.02 : 0.2) + 1000;
+  const double far = plan.x_bytes + plan.pass_weights > kNearBytes ? 0.08 * macs : 0;
+  return macs + far + fill + out + passes + weights * (plan.prepack ? all > kCacheBytes ? 0.12 : 0.02 : 0.2) + 1000;
 }
 
 inline bool pairs_plan(const ConvParams& p, PairsPlan& best) {
