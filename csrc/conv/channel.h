@@ -419,8 +419,8 @@ struct ChannelScratch {
   }
 };
 
-template <class T, class A>
-void channel_pack_all(const ConvParams& p, const ChannelPlan& plan, A* packed) {
+template <class T, class Plan, class A>
+void channel_pack_all(const ConvParams& p, const Plan& plan, A* packed) {
   parallel_for(p.threads, p.G * plan.k_blocks * plan.passes, [&](int64_t item, int) {
     const int64_t pass = item % plan.passes, block = item / plan.passes;
     channel_pack<T>(p, plan.k_block, block / plan.k_blocks, block % plan.k_blocks * plan.k_block, pass * plan.c_pass,

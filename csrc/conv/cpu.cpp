@@ -10,6 +10,7 @@
 #include "conv/general.h"
 #include "conv/grouped.h"
 #include "conv/grouped_grad.h"
+#include "conv/panel.h"
 #include "conv/params.h"
 #include "conv/pixel.h"
 #include "conv/rows.h"
@@ -73,8 +74,8 @@ constexpr ConvGradKernel grad_row(const char* name) {
 extern const ConvKernels conv_kernels = {
     {row<DiagonalForward>("depthwise_diagonals"), row<DepthwiseRows>("depthwise_rows"),
      row<DepthwisePixels>("depthwise_pixels"), row<DepthwiseForward>("depthwise"), row<RowsForward>("rows"),
-     row<WinogradForward>("winograd"), row<GroupedForward>("grouped"), row<ChannelForward>("channel"),
-     row<PixelForward>("pixel"), row<GeneralForward>("general")},
+     row<WinogradForward>("winograd"), row<GroupedForward>("grouped"), row<PanelForward>("panel"),
+     row<ChannelForward>("channel"), row<PixelForward>("pixel"), row<GeneralForward>("general")},
     {grad_row<DiagonalGradWeight>("depthwise_diagonals"), grad_row<DepthwiseGradWeight>("depthwise"),
      grad_row<GroupedGradWeight>("grouped"), grad_row<ChannelGradWeight>("channel"), grad_row<PixelGradWeight>("pixel"),
      grad_row<GeneralGradWeight>("general")},

@@ -204,6 +204,20 @@ inline void store_partial(double* p, Vec<double> v, int n) {
 }
 #endif
 
+// Integers as wide as T, one for each lane.
+template <class T>
+struct LanesOf;
+template <>
+struct LanesOf<float> {
+  using type = uint32_t;
+};
+template <>
+struct LanesOf<double> {
+  using type = uint64_t;
+};
+template <class T>
+using Lanes = Vec<typename LanesOf<T>::type>;
+
 // The lanes [begin, end) of vectors that are loaded many times over: the others are zero, and nothing of theirs is
 // touched.
 template <class T>
@@ -252,6 +266,46 @@ inline Vec<float> load(const float* p, Window<float> w) {
 template <>
 inline Vec<double> load(const double* p, Window<double> w) {
   return _mm256_maskload_pd(p, window_mask<int64_t>(w.begin, w.end));
+}
+#endif
+#endif
+
+// Any lanes of vectors that are loaded many times over, those that are not zero in `lanes`: the others are zero, and
+// nothing of theirs is touched.
+#if defined(__AVX512F__)
+template <class T>
+struct Chosen {
+  Window<T> window;
+  Chosen() = default;
+  explicit Chosen(Lanes<float> lanes) : window(0, 0) { window.mask = _mm512_movepi32_mask(bits_as<__m512i>(lanes)); }
+  explicit Chosen(Lanes<double> lanes) : window(0, 0) { window.mask = _mm512_movepi64_mask(bits_as<__m512i>(lanes)); }
+};
+template <class T>
+inline Vec<Accumulate<T>> load(const T* p, Chosen<T> chosen) {
+  return load(p, chosen.window);
+}
+#else
+template <class T>
+struct Chosen {
+  Lanes<Accumulate<T>> lanes;
+  Chosen() = default;
+  explicit Chosen(Lanes<Accumulate<T>> chosen) : lanes(chosen) {}
+};
+template <class T>
+[[gnu::noinline]] Vec<Accumulate<T>> load(const T* p, const Chosen<T>& chosen) {
+  T lanes[Window<T>::L] = {};
+  for (int i = 0; i < Window<T>::L; ++i)
+    if (chosen.lanes[i]) lanes[i] = p[i];
+  return load(lanes);
+}
+#if defined(__AVX2__)
+template <>
+inline Vec<float> load(const float* p, const Chosen<float>& chosen) {
+  return _mm256_maskload_ps(p, bits_as<__m256i>(chosen.lanes));
+}
+template <>
+inline Vec<double> load(const double* p, const Chosen<double>& chosen) {
+  return _mm256_maskload_pd(p, bits_as<__m256i>(chosen.lanes));
 }
 #endif
 #endif
@@ -307,20 +361,6 @@ template <class T>
 inline Vec<T> even_lanes(Vec<T> a, Vec<T> b) {
   return even_lanes(a, b, std::make_integer_sequence<int, kLanes<T>>{});
 }
-
-// The lane numbers by which `permute` picks, integers as wide as T.
-template <class T>
-struct LanesOf;
-template <>
-struct LanesOf<float> {
-  using type = uint32_t;
-};
-template <>
-struct LanesOf<double> {
-  using type = uint64_t;
-};
-template <class T>
-using Lanes = Vec<typename LanesOf<T>::type>;
 
 // Lane l of the result is lane from[l] of v, for any vector of lane numbers.
 inline Vec<float> permute(Vec<float> v, Lanes<float> from) {
