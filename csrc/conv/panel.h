@@ -151,8 +151,8 @@ bool panel_plan(const ConvParams& p, PanelPlan& best) {
 }
 
 // The vectors of one panel of a work item that has `vectors` of them.
-inline Range panel_vectors(int64_t vectors, int64_t panel) {
-  const int64_t panels = ceil_div(vectors, kPanelVectors);
+inline Range panel_vectors(const PanelPlan& plan, int64_t vectors, int64_t panel) {
+  const int64_t panels = min64(plan.panels, vectors);
   return {vectors * panel / panels, vectors * (panel + 1) / panels};
 }
 
@@ -165,7 +165,7 @@ int64_t panel_pieces(const ConvParams& p, const PanelPlan& plan, int64_t first, 
   const int64_t vectors = ceil_div(count, L);
   int64_t found = 0;
   for (int64_t panel = 0, i = 0; i < count; ++panel) {
-    const Range own = panel_vectors(vectors, panel);
+    const Range own = panel_vectors(plan, vectors, panel);
     for (const int64_t end = min64(count, own.end * L); i < end;) {
       int64_t row = (first + i) / p.Q, q = (first + i) % p.Q;
       PanelPiece<A>& piece = pieces[found++];
@@ -358,8 +358,8 @@ void panel_forward(const ConvParams& p, const PanelPlan& plan, const void* packe
         for (int64_t k = 0; k < min64(L, p.K - block * L); k += kPanelChannels) {
           const int64_t left = min64(kPanelChannels, p.K - block * L - k);
           const A* bias = pass == 0 ? memory.bias + (g * plan.k_blocks + block) * L + k : nullptr;
-          for (int64_t i = 0; i < ceil_div(item_vectors, kPanelVectors); ++i) {
-            const Range own = panel_vectors(item_vectors, i);
+          for (int64_t i = 0; i < min64(plan.panels, item_vectors); ++i) {
+            const Range own = panel_vectors(plan, item_vectors, i);
             const int64_t vectors = own.end - own.begin, columns = min64(vectors * L, count - own.begin * L);
             const auto micro = panel_micro_of<A>(left, vectors);
             A* sums = plan.passes > 1 ? acc + ((i * plan.k_range + b) * L + k) * plan.pitch : acc;
