@@ -24,8 +24,15 @@ bool preferred(const ConvParams& p) {
   return p.dtype == Dtype::kFloat64 ? Kernel::template preferred<double>(p) : Kernel::template preferred<float>(p);
 }
 
+// Whether a kernel knows inputs that are spread out.
+template <class Kernel>
+constexpr bool kSpreads = false;
+template <>
+constexpr bool kSpreads<ChannelForward> = true;
+
 template <class Kernel>
 bool plan(const ConvParams& p, ConvPlan& out) {
+  if (spread(p) && !kSpreads<Kernel>) return false;
   static_assert(sizeof(typename Kernel::Plan) <= sizeof(out.detail), "make ConvPlan larger");
   typename Kernel::Plan detail;
   out.memory = {0, 0};

@@ -362,6 +362,29 @@ inline Vec<T> even_lanes(Vec<T> a, Vec<T> b) {
   return even_lanes(a, b, std::make_integer_sequence<int, kLanes<T>>{});
 }
 
+template <class V, int... I>
+inline V odd_lanes(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (2 * I + 1)...);
+}
+
+// Of a run of Count vectors every Count-th element: v[i] becomes elements i, i + Count, i + 2 * Count, ...; Count is a
+// power of two.
+template <class T, int Count>
+inline void deinterleave(Vec<T>* v) {
+  using All = std::make_integer_sequence<int, kLanes<T>>;
+#pragma GCC unroll 4
+  for (int round = 1; round < Count; round *= 2) {
+    Vec<T> t[Count];
+#pragma GCC unroll 8
+    for (int i = 0; i < Count / 2; ++i) {
+      t[i] = even_lanes(v[2 * i], v[2 * i + 1], All{});
+      t[Count / 2 + i] = odd_lanes(v[2 * i], v[2 * i + 1], All{});
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < Count; ++i) v[i] = t[i];
+  }
+}
+
 // Lane l of the result is lane from[l] of v, for any vector of lane numbers.
 inline Vec<float> permute(Vec<float> v, Lanes<float> from) {
 #if defined(__AVX512F__)
