@@ -37,7 +37,7 @@ struct PanelPlan {
 // Where rows of the input follow each other as those of the output do, a tap reads a run of pixels from one run, and a
 // piece goes on from row to row.
 inline bool panel_joins(const ConvParams& p) {
-  return p.stride_h == 1 && p.stride_w == 1 && p.input.w == 1 && p.input.h == p.W && p.W == p.Q;
+  return p.stride_h == 1 && p.stride_w == 1 && p.input.h == p.W && p.W == p.Q;
 }
 
 template <class A>
@@ -170,7 +170,7 @@ int64_t panel_pieces(const ConvParams& p, const PanelPlan& plan, int64_t first, 
       int64_t row = (first + i) / p.Q, q = (first + i) % p.Q;
       PanelPiece<A>& piece = pieces[found++];
       const int64_t h = row * p.stride_h - p.pad_h, w = q * p.stride_w - p.pad_w;
-      piece.from = h * p.input.h + w * p.input.w;
+      piece.from = h * p.input.h + w;
       piece.to = panel * plan.panel_elements + i - own.begin * L;
       i += joins ? L : min64(min64(L, p.Q - q), end - i);
       for (int64_t lane = 0; lane < L; ++lane) {
@@ -209,7 +209,6 @@ int64_t panel_fill(const ConvParams& p, const PanelPlan& plan, int64_t n, int64_
   using Lane = typename LanesOf<A>::type;
   constexpr int64_t L = kLanes<A>;
   int64_t run_count = 0;
-  const int64_t step = p.stride_w * p.input.w;
   for (int64_t c = 0; c < channels; c += L) {
     const int64_t rows = min64(L, channels - c);
     for (int64_t t = 0; t < tap_count; ++t) {
@@ -221,12 +220,12 @@ int64_t panel_fill(const ConvParams& p, const PanelPlan& plan, int64_t n, int64_
         const auto inside = [&](const Lanes<A>& w) {
           return Chosen<T>(Lanes<A>(row & (w + static_cast<Lane>(right) < static_cast<Lane>(p.W))));
         };
-        sources[i] = {{inside(pieces[i].w[0]), step == 2 ? inside(pieces[i].w[1]) : Chosen<T>(Lanes<A>{})},
-                      pieces[i].from + down * p.input.h + right * p.input.w};
+        sources[i] = {{inside(pieces[i].w[0]), p.stride_w == 2 ? inside(pieces[i].w[1]) : Chosen<T>(Lanes<A>{})},
+                      pieces[i].from + down * p.input.h + right};
       }
       const T* from = at<const T>(p.input, n, c0 + c, 0, 0);
       for (int64_t j = 0; j < rows; ++j, from += p.input.c, x += plan.pitch) {
-        if (step == 1) {
+        if (p.stride_w == 1) {
           const T* const ahead = from + kPanelAhead * p.input.c;
           for (int64_t i = 0; i < piece_count; ++i) {
             __builtin_prefetch(ahead + sources[i].from);
@@ -404,8 +403,8 @@ struct PanelForward {
   }
   template <class A>
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
-    const int64_t step = p.stride_w * p.input.w;
-    if (step > 2 || p.output.w != 1 || (p.P > 1 && p.output.h != p.Q) || p.R * p.S > kPanelTaps) return false;
+    if (p.input.w != 1 || p.stride_w > 2 || p.output.w != 1 || (p.P > 1 && p.output.h != p.Q)) return false;
+    if (p.R * p.S > kPanelTaps) return false;
     if (!panel_plan<A>(p, plan)) return false;
     memory.packed = p.G * plan.k_blocks * plan.passes * plan.block_elements * static_cast<int64_t>(sizeof(A));
     memory.scratch = PanelScratch<A, A>(p, plan, nullptr).total;
