@@ -182,7 +182,7 @@ def dtypes_of(kernel: str, isa: str) -> list[torch.dtype]:
     """What a choosy kernel serves."""
     if kernel == "pairs":
         return [torch.bfloat16] if isa in ("avx512_bf16", "amx") else []
-    return [dtype for dtype in DTYPES if kernel != "winograd" or dtype != torch.float64]
+    return [dtype for dtype in DTYPES if not kernel.startswith("winograd") or dtype != torch.float64]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_choosy_kernel(kernel: str, isa: str) -> None:
     """Wherever such a kernel serves it is right; what it serves is enough for every dtype, and what its name says."""
     native.isa_select(isa)
     counts, dtypes = defaultdict(int), dtypes_of(kernel, isa)
-    patches = kernel == "winograd"
+    patches = kernel.startswith("winograd")
     for case in CASES:
         if case.name in HEAVY:
             continue
@@ -277,9 +277,11 @@ def test_ways_of_the_pairs_kernel(size, weight_size, geometry, isa: str) -> None
         ("depthwise", (2, 40, 20, 20), (40, 1, 9, 9), 40, "channels_last", 2),
         ("depthwise_rows", (2, 40, 19, 20), (40, 1, 3, 3), 40, "contiguous", 1),
         ("pixel", (2, 40, 9, 10), (40, 1, 3, 3), 40, "contiguous", 2),
-        ("rows", (2, 48, 9, 10), (48, 4, 3, 3), 12, "contiguous", 1),
+        ("rows", (2, 48, 9, 10), (48, 4, 2, 3), 12, "contiguous", 1),
+        ("winograd_1d", (2, 48, 9, 10), (48, 4, 3, 3), 12, "contiguous", 1),
+        ("winograd_1d", (2, 64, 9, 10), (64, 16, 3, 3), 4, "channels_last", 1),
         ("grouped", (2, 48, 9, 10), (48, 4, 3, 3), 12, "channels_last", 1),
-        ("grouped", (2, 64, 9, 10), (64, 16, 3, 3), 4, "contiguous", 1),
+        ("grouped", (2, 64, 9, 10), (64, 16, 2, 3), 4, "contiguous", 1),
         ("channel", (2, 40, 9, 10), (64, 40, 2, 3), 1, "contiguous", 1),
         ("channel", (2, 40, 9, 10), (64, 40, 2, 3), 1, "channels_last", 1),
         ("channel", (2, 200, 7, 7), (200, 200, 3, 3), 1, "channels_last", 1),
@@ -444,7 +446,7 @@ def test_nan_and_infinity_reach_what_they_should(dtype: torch.dtype, kernel: str
             assert kernel not in ("", "channel", "pixel", "general")
             continue
         got, count = got.double(), count + 1
-        if kernel == "winograd":  # they spread over the 4x4 outputs of a patch (docs/numerics.md), and no further
+        if kernel.startswith("winograd"):  # they spread over the 4x4 outputs of a patch (docs/numerics.md), and no further
             reach = 3 * dilation
             near = F.max_pool2d((~expected.isfinite()).double(), 2 * reach + 1, 1, reach) > 0
             assert (expected.isfinite() | ~got.isfinite()).all()

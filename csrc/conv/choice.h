@@ -14,8 +14,8 @@ std::vector<std::string> conv_kernel_names();  // in the order in which they are
 bool conv_force_kernel(const std::string& name);
 std::string conv_forced_kernel();
 
-// Leaves the row of this name out of the table's order for every convolution of this process; an empty name leaves out
-// none. False where there is no such kernel.
+// Leaves the rows whose names begin with this word (up to an underscore or the end) out of the table's order for every
+// convolution of this process; an empty word leaves out none. False where no kernel has just this name.
 bool conv_skip_kernel(const std::string& name);
 std::string conv_skipped_kernel();
 

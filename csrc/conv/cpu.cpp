@@ -15,6 +15,7 @@
 #include "conv/pixel.h"
 #include "conv/rows.h"
 #include "conv/winograd.h"
+#include "conv/winograd_1d.h"
 
 namespace fastconv::FASTCONV_ISA {
 namespace {
@@ -80,9 +81,10 @@ constexpr ConvGradKernel grad_row(const char* name) {
 
 extern const ConvKernels conv_kernels = {
     {row<DiagonalForward>("depthwise_diagonals"), row<DepthwiseRows>("depthwise_rows"),
-     row<DepthwisePixels>("depthwise_pixels"), row<DepthwiseForward>("depthwise"), row<RowsForward>("rows"),
-     row<WinogradForward>("winograd"), row<GroupedForward>("grouped"), row<PanelForward>("panel"),
-     row<ChannelForward>("channel"), row<PixelForward>("pixel"), row<GeneralForward>("general")},
+     row<DepthwisePixels>("depthwise_pixels"), row<DepthwiseForward>("depthwise"),
+     row<Winograd1dForward>("winograd_1d"), row<RowsForward>("rows"), row<WinogradForward>("winograd"),
+     row<GroupedForward>("grouped"), row<PanelForward>("panel"), row<ChannelForward>("channel"),
+     row<PixelForward>("pixel"), row<GeneralForward>("general")},
     {grad_row<DiagonalGradWeight>("depthwise_diagonals"), grad_row<DepthwiseGradWeight>("depthwise"),
      grad_row<GroupedGradWeight>("grouped"), grad_row<ChannelGradWeight>("channel"), grad_row<PixelGradWeight>("pixel"),
      grad_row<GeneralGradWeight>("general")},

@@ -39,12 +39,22 @@ struct TapPlace {
   int32_t place, step;
 };
 
-struct GroupedPlan {
+// How output channels are dealt to the lanes of vectors.
+struct GroupedLanes {
+  int64_t groups, lanes;  // groups of a vector; output channels, of those groups or of one register's share of a group
+  int64_t blocks, k_blocks;  // vectors' worth of groups; vectors of output channels of a block
+
+  template <class A>
+  static GroupedLanes of(const ConvParams& p, int64_t groups) {
+    constexpr int64_t L = kLanes<A>;
+    return {groups, groups > 1 ? groups * p.K : L, ceil_div(p.G, groups), groups > 1 ? 1 : ceil_div(p.K, L)};
+  }
+};
+
+struct GroupedPlan : GroupedLanes {
   Geometry g;  // of the input as it is copied, see grouped_view
   int stride;
   int64_t rows, row_tiles, tile_columns, column_tiles;  // of output
-  int64_t groups, lanes;  // groups of a vector; output channels, of those groups or of one register's share of a group
-  int64_t blocks, k_blocks;   // vectors' worth of groups; vectors of output channels of a block
   int64_t c_block, c_blocks;  // input channels of a block that are in one vector of scratch, and how many such
   int64_t share, sets;        // blocks of a work item: of channels_last they share cache lines and pages
   int64_t columns;            // of register tiles that cover a row
@@ -130,7 +140,7 @@ struct GroupedPacked {
 
 // Where the weights of every lane of vector `item` of output channels begin; the number of lanes that are used.
 template <class T, class A>
-int grouped_lanes(const ConvParams& p, const GroupedPlan& plan, int64_t item, T** rows) {
+int grouped_lanes(const ConvParams& p, const GroupedLanes& plan, int64_t item, T** rows) {
   const int64_t g0 = item / plan.k_blocks * plan.groups, k0 = item % plan.k_blocks * kLanes<A>;
   int count = 0;
   for (; count < plan.lanes; ++count) {
@@ -149,6 +159,16 @@ Lanes<A> grouped_from(const ConvParams& p, const GroupedPlan& plan) {
   return from;
 }
 
+// bias[block][k_block][lane], zero in the lanes beyond the output channels.
+template <class T, class A>
+void grouped_bias(const ConvParams& p, const GroupedLanes& plan, A* bias) {
+  const int64_t lanes = plan.k_blocks * kLanes<A>, block_k = plan.groups > 1 ? plan.lanes : p.K;
+  zero(bias, plan.blocks * lanes);
+  if (!p.bias) return;
+  for (int64_t k = 0; k < p.G * p.K; ++k)
+    bias[k / block_k * lanes + k % block_k] = get(static_cast<const T*>(p.bias) + k);
+}
+
 inline Tile grouped_tile_of(const ConvParams& p, const GroupedPlan& plan, int64_t n, int64_t tile) {
   Tile t;
   t.n = n;
@@ -163,7 +183,7 @@ inline Tile grouped_tile_of(const ConvParams& p, const GroupedPlan& plan, int64_
 // the output channels are zero. Those of a lane are usually one run of memory, forwards or, for the input gradient,
 // backwards: squares of registers are transposed.
 template <class T, class A>
-void grouped_pack_vector(const ConvParams& p, const GroupedPlan& plan, const TapPlace* places, int64_t item, A* to) {
+void grouped_pack_vector(const ConvParams& p, const GroupedLanes& plan, const TapPlace* places, int64_t item, A* to) {
   constexpr int64_t L = kLanes<A>;
   const int64_t taps = p.R * p.S;
   const View4& w = p.weight;
@@ -317,16 +337,13 @@ template <class A>
 GroupedPlan grouped_plan_for(const ConvParams& p, int64_t rows, int64_t share) {
   constexpr int64_t L = kLanes<A>;
   GroupedPlan plan;
+  static_cast<GroupedLanes&>(plan) = GroupedLanes::of<A>(p, grouped_groups<A>(p));
   plan.stride = grouped_stride(p);
   plan.g = make_geometry(grouped_view(p, plan.stride), (rows - 1) * plan.stride + 1);
   plan.rows = rows;
   plan.row_tiles = ceil_div(p.P, rows);
   plan.tile_columns = plan.stride == 1 ? plan.g.w.tile : p.Q;
   plan.column_tiles = plan.g.w.tiles;
-  plan.groups = grouped_groups<A>(p);
-  plan.lanes = plan.groups > 1 ? plan.groups * p.K : L;
-  plan.blocks = ceil_div(p.G, plan.groups);
-  plan.k_blocks = plan.groups > 1 ? 1 : ceil_div(p.K, L);
   plan.c_block = plan.groups > 1 ? p.C : min64(p.C, L);
   plan.c_blocks = plan.groups > 1 ? 1 : ceil_div(p.C, L);
   plan.share = min64(share, plan.blocks);
@@ -529,11 +546,7 @@ void grouped_forward(const ConvParams& p, const GroupedPlan& plan, const void* p
   const GroupedScratch<A> memory(p, plan, scratch);
   const GroupedPacked<A> packed(p, plan, const_cast<void*>(packed_memory));
   const Finish<T> finish(p);
-  zero(memory.bias, plan.blocks * plan.k_blocks * L);
-  const int64_t block_k = plan.groups > 1 ? plan.lanes : p.K;  // output channels of a block
-  if (p.bias)
-    for (int64_t k = 0; k < p.G * p.K; ++k)
-      memory.bias[k / block_k * plan.k_blocks * L + k % block_k] = get(static_cast<const T*>(p.bias) + k);
+  grouped_bias<T>(p, plan, memory.bias);
   const bool several = plan.groups > 1;
   const Lanes<A> from = grouped_from<A>(p, plan);
   const int64_t tiles = plan.row_tiles * plan.column_tiles;

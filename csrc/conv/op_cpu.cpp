@@ -12,10 +12,10 @@ using Sizes = std::vector<int64_t>;
 
 constexpr double kSmallMacs = 2e5;  // below this a second thread costs more than it computes
 
-constexpr const char* kWinograd = "winograd";  // may be switched off whether or not there is such a row
+constexpr const char* kWinograd = "winograd";  // may be switched off whether or not there are such rows
 
 std::atomic<const char*> forced{nullptr};   // the name of the only kernel that may run
-std::atomic<const char*> skipped{nullptr};  // the name of the row that is not asked
+std::atomic<const char*> skipped{nullptr};  // the name of the rows that are not asked
 std::atomic<int64_t> switches{0};           // how often one of them has changed
 
 bool worth_threads(const ConvParams& p) {
@@ -27,6 +27,12 @@ int threads_for(const ConvParams& p) {
 }
 
 bool named(const char* name, const char* other) { return std::strcmp(name, other) == 0; }
+
+// "winograd" is a row of its own and the first word of another's name.
+bool begins(const char* word, const char* name) {
+  const size_t length = std::strlen(word);
+  return std::strncmp(word, name, length) == 0 && (name[length] == '\0' || name[length] == '_');
+}
 
 // The first kernel that wants and can, or the forced one; null where none does. First those are asked that the
 // instruction set in use adds (`extra`, null if none), then those that every one has. `pass_by(name, reason)` hears of
@@ -42,7 +48,7 @@ const Kernel* walk(const Kernel (*extra)[Extra], const Kernel (&table)[Count], c
     const char* reason = nullptr;
     if (only && !named(only, kernel.name)) {
       reason = nothing ? "there is nothing to add up" : "another kernel is asked for by name";
-    } else if (!only && skip && named(skip, kernel.name)) {
+    } else if (!only && skip && begins(skip, kernel.name)) {
       reason = "switched off";
     } else if (!only && !kernel.preferred(p)) {
       reason = "not preferred";

@@ -71,7 +71,7 @@ struct ConvGradKernel {
 };
 
 struct ConvKernels {
-  ConvKernel forward[11];  // also the input gradient
+  ConvKernel forward[12];  // also the input gradient
   ConvGradKernel grad_weight[6];
 };
 FASTCONV_DECLARE_KERNELS(ConvKernels, conv_kernels)

@@ -101,7 +101,7 @@ template <class A, int KB, int NV>
 void pixel_micro(const A* x, const Tap* terms, int64_t term_count, const A* w, const A* bias, A* acc,
                  int64_t acc_channel, int64_t step) {
   Vec<A> sum[KB][NV];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int k = 0; k < KB; ++k)
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) sum[k][j] = splat(bias[k]);
@@ -112,14 +112,14 @@ void pixel_micro(const A* x, const Tap* terms, int64_t term_count, const A* w, c
     Vec<A> v[NV];
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) v[j] = load(from + j * step);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int k = 0; k < KB; ++k) {
       const Vec<A> b = splat(weight[k]);
 #pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) sum[k][j] += b * v[j];
     }
   } while (++terms != end);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int k = 0; k < KB; ++k)
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) store(acc + k * acc_channel + j * step, sum[k][j]);
@@ -150,7 +150,8 @@ PixelMicro<A> pixel_micro_of(int64_t kb, int vectors) {
     case 1: return pixel_micro_of<A, 1>(vectors);
     case 2: return pixel_micro_of<A, 2>(vectors);
     case 4: return pixel_micro_of<A, 4>(vectors);
-    default: return pixel_micro_of<A, 8>(vectors);
+    case 8: return pixel_micro_of<A, 8>(vectors);
+    default: return pixel_micro<A, kVecRegisters == 32 ? 16 : 8, 1>;
   }
 }
 
