@@ -355,7 +355,7 @@ void panel_forward(const ConvParams& p, const PanelPlan& plan, const void* packe
         const A* weights =
             static_cast<const A*>(packed) + ((g * plan.k_blocks + block) * plan.passes + pass) * plan.block_elements;
         for (int64_t k = 0; k < min64(L, p.K - block * L); k += kPanelChannels) {
-          const int64_t left = min64(kPanelChannels, p.K - block * L - k);
+          const int64_t left = min64(kPanelChannels, min64(L, p.K - block * L) - k);
           const A* bias = pass == 0 ? memory.bias + (g * plan.k_blocks + block) * L + k : nullptr;
           for (int64_t i = 0; i < min64(plan.panels, item_vectors); ++i) {
             const Range own = panel_vectors(plan, item_vectors, i);
