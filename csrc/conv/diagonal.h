@@ -55,8 +55,8 @@ template <class A, int Stride, int First, int Rows>
 // `x` on, is loaded once and multiplied by all of them, and all that is decided while running is whether it lies inside
 // the image.
 template <class T, int Stride, bool Whole, int S, int First, int Rows>
-[[gnu::always_inline]] inline void short_line(Vec<Accumulate<T>> (&sum)[kDiagonalRows][kDiagonalColumns],
-                                              const T* x, int64_t step, int64_t ahead, uint32_t inside, int channels,
+[[gnu::always_inline]] inline void short_line(Vec<Accumulate<T>> (&sum)[kDiagonalRows][kDiagonalColumns], const T* x,
+                                              int64_t step, int64_t ahead, uint32_t inside, int channels,
                                               const Accumulate<T>* w0, const Accumulate<T>* w1) {
   using A = Accumulate<T>;
   constexpr int B = kDiagonalColumns, L = kLanes<A>;
