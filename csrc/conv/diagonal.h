@@ -257,7 +257,9 @@ void diagonal_rows(const ConvParams& p, const View4& input, const View4& output,
       t.begin = max64(0, first);
       t.end = min64(p.W, first + (t.columns - 1) * p.stride_w + p.S);
       t.first_tap = t.begin - first;
-      t.inside = t.first_tap < 32 ? ((1u << min64(t.end - first, 31)) - 1) & ~((1u << t.first_tap) - 1) : 0;
+      // None, where the tile lies beyond the image on either side.
+      const int64_t inside = max64(0, min64(t.end - first, 31));
+      t.inside = t.first_tap < inside ? ((1u << inside) - 1) & ~((1u << t.first_tap) - 1) : 0;
       const X* x = at<const X>(input, n, c0, 0, 0);
       X* out = at<X>(output, n, c0, row, q);
       for (int64_t b = 0; b < blocks; ++b) {
