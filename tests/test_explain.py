@@ -150,6 +150,15 @@ def test_it_computes_nothing_and_needs_no_memory() -> None:
     assert found.kernel
 
 
+def test_rows_beyond_32_bits_are_not_the_panel_kernels() -> None:
+    """It compares columns in lanes of 32 bits, and a 1x1 layer joins its rows into one."""
+    for isa in SUPPORTED:
+        with fastconv.flags(isa=isa):
+            for side, panel in (1 << 10, True), (1 << 16, False):
+                found = fastconv.explain("conv2d", (1, 16, side, side), (64, 16, 1, 1))
+                assert (found.kernel == "panel") == panel, (isa, side)
+
+
 @pytest.mark.parametrize(
     ("peak", "bandwidth", "seconds", "bound"), [(1e9, 1e12, 0.6, "compute"), (1e12, 1e9, 0.4, "memory")]
 )

@@ -27,7 +27,6 @@ constexpr int64_t kPassWeightBytes = 640 << 10;  // of weights that stay in the 
 constexpr int kWeightsAhead = 1024;              // bytes
 constexpr int64_t kSegmentDilation = 4;          // the smallest for which rows are cut into segments
 constexpr int64_t kMostSegments = 16;
-constexpr int64_t kInPlaceBytes = 1 << 10;   // between pixels: those farther apart fall into too few cache sets
 constexpr int64_t kPrepackBytes = 16 << 20;  // a thread; larger weights are packed block by block where they are used
 
 // Pixels of a register tile of `kv` vectors: accumulators, weights and two broadcasts must fit.

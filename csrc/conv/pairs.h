@@ -32,7 +32,6 @@ constexpr int64_t kBlockK = 32;                  // output channels of a registe
 constexpr int64_t kCacheBytes = 1200 << 10;      // of input and weights that stay in the second-level cache
 constexpr int64_t kNearBytes = 512 << 10;        // of them that leave room there for the output as it passes
 constexpr int64_t kPassWeightBytes = 640 << 10;  // of weights for one block of output channels and one pass
-constexpr int64_t kInPlaceBytes = 1 << 10;       // between pixels: those farther apart fall into too few cache sets
 constexpr int64_t kMostTaps = 64;                // of a kernel whose weights are transposed on the stack
 constexpr int kPacked16 = 16;                    // channels whose weights are transposed at a time
 

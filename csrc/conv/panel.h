@@ -105,8 +105,9 @@ struct PanelRun {
   int32_t weight, rows;
 };
 
-template <class T, class A>
+template <class T>
 struct PanelScratch {
+  using A = Accumulate<T>;
   A* bias;
   char* threads;
   int64_t thread_bytes, total;
@@ -115,15 +116,27 @@ struct PanelScratch {
     Carver carve(scratch);
     bias = carve.take<A>(p.G * plan.k_blocks * kLanes<A>);
     Carver thread(nullptr);
-    thread.take<A>(plan.panels * plan.panel_elements);
-    thread.take<A>(plan.acc_elements);
-    thread.take<PanelPiece<A>>(plan.pieces);
-    thread.take<PanelSource<T>>(plan.pieces);
-    thread.take<PanelRun>(ceil_div(plan.c_pass, kLanes<A>) * p.R * p.S);
-    thread.take<Tap>(p.R * p.S);
+    take(p, plan, thread);
     thread_bytes = thread.used();
     threads = carve.take<char>(thread_bytes * p.threads);
     total = carve.used();
+  }
+  struct Thread {
+    A *x, *acc;
+    PanelPiece<A>* pieces;
+    PanelSource<T>* sources;
+    PanelRun* runs;
+    Tap* taps;
+  };
+  static Thread take(const ConvParams& p, const PanelPlan& plan, Carver& carve) {
+    Thread t;
+    t.x = carve.take<A>(plan.panels * plan.panel_elements);
+    t.acc = carve.take<A>(plan.acc_elements);
+    t.pieces = carve.take<PanelPiece<A>>(plan.pieces);
+    t.sources = carve.take<PanelSource<T>>(plan.pieces);
+    t.runs = carve.take<PanelRun>(ceil_div(plan.c_pass, kLanes<A>) * p.R * p.S);
+    t.taps = carve.take<Tap>(p.R * p.S);
+    return t;
   }
 };
 
@@ -147,7 +160,7 @@ bool panel_plan(const ConvParams& p, PanelPlan& best) {
       best = plan;
       best_total = total;
     }
-  return PanelScratch<A, A>(p, best, nullptr).thread_bytes <= kPanelLargest;
+  return PanelScratch<A>(p, best, nullptr).thread_bytes <= kPanelLargest;
 }
 
 // The vectors of one panel of a work item that has `vectors` of them.
@@ -187,20 +200,6 @@ int64_t panel_pieces(const ConvParams& p, const PanelPlan& plan, int64_t first, 
   return found;
 }
 
-// The taps that read something other than padding for some of the rows [p0, p1]; at least one.
-inline int64_t panel_taps(const ConvParams& p, int64_t p0, int64_t p1, Tap* taps) {
-  int64_t count = 0;
-  for (int64_t r = 0; r < p.R; ++r) {
-    const bool live = reads_input(p0 * p.stride_h + r * p.dilation_h - p.pad_h, p1 - p0 + 1, p.stride_h, p.H);
-    for (int64_t s = 0; s < p.S; ++s) {
-      const bool last = r == p.R - 1 && s == p.S - 1 && count == 0;
-      if ((live && reads_input(s * p.dilation_w - p.pad_w, p.Q, p.stride_w, p.W)) || last)
-        taps[count++] = {static_cast<int32_t>(r), static_cast<int32_t>(s)};
-    }
-  }
-  return count;
-}
-
 // Copies what the pieces read of `channels` input channels from c0 on; says which runs of rows that makes.
 template <class T, class A>
 int64_t panel_fill(const ConvParams& p, const PanelPlan& plan, int64_t n, int64_t c0, int64_t channels,
@@ -212,8 +211,8 @@ int64_t panel_fill(const ConvParams& p, const PanelPlan& plan, int64_t n, int64_
   for (int64_t c = 0; c < channels; c += L) {
     const int64_t rows = min64(L, channels - c);
     for (int64_t t = 0; t < tap_count; ++t) {
-      const int64_t r = taps[t].offset, s = taps[t].index;
-      runs[run_count++] = {static_cast<int32_t>((c * p.R * p.S + (r * p.S + s) * L) * L), static_cast<int32_t>(rows)};
+      const int64_t tap = taps[t].index, r = tap / p.S, s = tap % p.S;
+      runs[run_count++] = {static_cast<int32_t>((c * p.R * p.S + tap * L) * L), static_cast<int32_t>(rows)};
       const int64_t down = r * p.dilation_h, right = s * p.dilation_w;
       for (int64_t i = 0; i < piece_count; ++i) {
         const auto row = pieces[i].h + static_cast<Lane>(down) < static_cast<Lane>(p.H);
@@ -325,17 +324,13 @@ void panel_forward(const ConvParams& p, const PanelPlan& plan, const void* packe
   using A = Accumulate<T>;
   constexpr int64_t L = kLanes<A>;
   constexpr bool kSameType = sizeof(T) == sizeof(A);
-  const PanelScratch<T, A> memory(p, plan, scratch);
+  const PanelScratch<T> memory(p, plan, scratch);
+  const Geometry geometry = make_geometry(p, 1);
   const Finish<T> finish(p);
   padded_bias<T>(p, plan.k_blocks * L, memory.bias);
   parallel_for(p.threads, panel_items<A>(p, plan), [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
-    A* x = carve.take<A>(plan.panels * plan.panel_elements);
-    A* acc = carve.take<A>(plan.acc_elements);
-    PanelPiece<A>* pieces = carve.take<PanelPiece<A>>(plan.pieces);
-    PanelSource<T>* sources = carve.take<PanelSource<T>>(plan.pieces);
-    PanelRun* runs = carve.take<PanelRun>(ceil_div(plan.c_pass, L) * p.R * p.S);
-    Tap* taps = carve.take<Tap>(p.R * p.S);
+    const auto own = PanelScratch<T>::take(p, plan, carve);
     const int64_t first_block = item % plan.k_splits * plan.k_range;
     const int64_t blocks = min64(plan.k_range, plan.k_blocks - first_block);
     const int64_t span = item / plan.k_splits % plan.spans, g = item / plan.k_splits / plan.spans % p.G;
@@ -343,12 +338,13 @@ void panel_forward(const ConvParams& p, const PanelPlan& plan, const void* packe
     const int64_t first_vector = plan.vectors * span / plan.spans, first = first_vector * L;
     const int64_t item_vectors = plan.vectors * (span + 1) / plan.spans - first_vector;
     const int64_t count = min64(p.P * p.Q - first, item_vectors * L);
-    const int64_t piece_count = panel_pieces<A>(p, plan, first, count, pieces);
-    const int64_t tap_count = panel_taps(p, first / p.Q, (first + count - 1) / p.Q, taps);
+    const int64_t piece_count = panel_pieces<A>(p, plan, first, count, own.pieces);
+    const int64_t row = first / p.Q, rows = (first + count - 1) / p.Q + 1 - row;
+    const int64_t tap_count = live_taps(p, geometry, {n, row, 0, rows, p.Q}, own.taps);
     for (int64_t pass = 0; pass < plan.passes; ++pass) {
       const int64_t c0 = pass * plan.c_pass, channels = min64(plan.c_pass, p.C - c0);
-      const int64_t run_count =
-          panel_fill<T>(p, plan, n, g * p.C + c0, channels, pieces, piece_count, taps, tap_count, sources, runs, x);
+      const int64_t run_count = panel_fill<T>(p, plan, n, g * p.C + c0, channels, own.pieces, piece_count, own.taps,
+                                              tap_count, own.sources, own.runs, own.x);
       const bool ends = pass == plan.passes - 1;
       for (int64_t b = 0; b < blocks; ++b) {
         const int64_t block = first_block + b;
@@ -358,20 +354,20 @@ void panel_forward(const ConvParams& p, const PanelPlan& plan, const void* packe
           const int64_t left = min64(kPanelChannels, min64(L, p.K - block * L) - k);
           const A* bias = pass == 0 ? memory.bias + (g * plan.k_blocks + block) * L + k : nullptr;
           for (int64_t i = 0; i < min64(plan.panels, item_vectors); ++i) {
-            const Range own = panel_vectors(plan, item_vectors, i);
-            const int64_t vectors = own.end - own.begin, columns = min64(vectors * L, count - own.begin * L);
+            const Range part = panel_vectors(plan, item_vectors, i);
+            const int64_t vectors = part.end - part.begin, columns = min64(vectors * L, count - part.begin * L);
             const auto micro = panel_micro_of<A>(left, vectors);
-            A* sums = plan.passes > 1 ? acc + ((i * plan.k_range + b) * L + k) * plan.pitch : acc;
-            T* out = at<T>(p.output, n, g * p.K + block * L + k, 0, 0) + first + own.begin * L;
+            A* sums = plan.passes > 1 ? own.acc + ((i * plan.k_range + b) * L + k) * plan.pitch : own.acc;
+            T* out = at<T>(p.output, n, g * p.K + block * L + k, 0, 0) + first + part.begin * L;
             const int last = static_cast<int>(columns - (vectors - 1) * L);
             if constexpr (kSameType) {
               if (ends && plan.passes == 1) {
-                micro(x + i * plan.panel_elements, plan.pitch, runs, run_count, weights + k, bias, out, p.output.c,
-                      static_cast<int>(left), last, &finish);
+                micro(own.x + i * plan.panel_elements, plan.pitch, own.runs, run_count, weights + k, bias, out,
+                      p.output.c, static_cast<int>(left), last, &finish);
                 continue;
               }
             }
-            micro(x + i * plan.panel_elements, plan.pitch, runs, run_count, weights + k, bias, sums, plan.pitch,
+            micro(own.x + i * plan.panel_elements, plan.pitch, own.runs, run_count, weights + k, bias, sums, plan.pitch,
                   static_cast<int>(left), last, nullptr);
             if (ends)
               for (int64_t j = 0; j < left; ++j) copy_row(out + j * p.output.c, sums + j * plan.pitch, columns, finish);
@@ -404,10 +400,11 @@ struct PanelForward {
   template <class A>
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
     if (p.input.w != 1 || p.stride_w > 2 || p.output.w != 1 || (p.P > 1 && p.output.h != p.Q)) return false;
-    if (p.R * p.S > kPanelTaps) return false;
+    // Rows and columns are compared in lanes of 32 bits.
+    if (p.R * p.S > kPanelTaps || p.H > INT32_MAX || p.W > INT32_MAX) return false;
     if (!panel_plan<A>(p, plan)) return false;
     memory.packed = p.G * plan.k_blocks * plan.passes * plan.block_elements * static_cast<int64_t>(sizeof(A));
-    memory.scratch = PanelScratch<A, A>(p, plan, nullptr).total;
+    memory.scratch = PanelScratch<A>(p, plan, nullptr).total;
     return memory.packed <= kPrepackBytes * p.threads || p.prepacked;
   }
   template <class T>

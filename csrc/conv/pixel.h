@@ -144,6 +144,8 @@ PixelMicro<A> pixel_micro_of(int vectors) {
   return kTable[vectors - 1];
 }
 
+constexpr int kMostPixelChannels = kVecRegisters == 32 ? 16 : 8;  // of one vector of pixels
+
 template <class A>
 PixelMicro<A> pixel_micro_of(int64_t kb, int vectors) {
   switch (kb) {
@@ -151,7 +153,7 @@ PixelMicro<A> pixel_micro_of(int64_t kb, int vectors) {
     case 2: return pixel_micro_of<A, 2>(vectors);
     case 4: return pixel_micro_of<A, 4>(vectors);
     case 8: return pixel_micro_of<A, 8>(vectors);
-    default: return pixel_micro < A, kVecRegisters == 32 ? 16 : 8, 1 > ;
+    default: return pixel_micro<A, kMostPixelChannels, 1>;
   }
 }
 

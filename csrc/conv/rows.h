@@ -216,7 +216,7 @@ struct RowsForward {
   template <class A>
   static bool preferred(const ConvParams& p) {
     const bool small_groups = p.G > 1 && p.C <= 8 && p.K <= 8 && p.Q * 2 > kLanes<A>;
-    // Rows have been joined; of many output channels, panels are read again and again from closer by.
+    // Rows have been joined. Layers of more output channels are the panel kernel's.
     const bool few_channels = p.R * p.S == 1 && p.Q >= 512 && p.C <= 512 && p.K <= 2 * kLanes<A>;
     return small_groups || few_channels;
   }

@@ -18,6 +18,8 @@ namespace fastconv {
 namespace {
 
 constexpr int64_t kMaxTileColumns = 512, kLeastSpreadColumns = 14;
+// Between pixels of a channels_last input that is read in place: those farther apart fall into too few cache sets.
+constexpr int64_t kInPlaceBytes = 1 << 10;
 
 // One axis of the tiling.
 struct Axis {
