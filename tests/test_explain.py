@@ -155,7 +155,7 @@ def test_rows_beyond_32_bits_are_not_the_panel_kernels() -> None:
     for isa in SUPPORTED:
         with fastconv.flags(isa=isa):
             for side, panel in (1 << 10, True), (1 << 16, False):
-                found = fastconv.explain("conv2d", (1, 16, side, side), (64, 16, 1, 1))
+                found = fastconv.explain("conv2d", (1, 128, side, side), (512, 128, 1, 1))
                 assert (found.kernel == "panel") == panel, (isa, side)
 
 

@@ -20,6 +20,7 @@ constexpr int kPanelVectors = kVecBytes == 16 && kVecRegisters == 16 ? 2 : 3;
 constexpr int64_t kPanelDepth = 600;        // (channel, tap) pairs of a pass
 constexpr int64_t kPanelBytes = 400 << 10;  // of the panels of a work item
 constexpr int64_t kPanelLargest = 4 << 20;  // of a thread's memory; beyond this another kernel must serve
+constexpr int64_t kPanelLeast = 96;         // products of a sum for which the copy pays, see preferred
 constexpr int64_t kPanelAhead = 4;          // channels that input is fetched ahead
 constexpr int64_t kPanelTaps = 256;         // of the largest kernel
 
@@ -382,11 +383,13 @@ struct PanelForward {
   using Plan = PanelPlan;
   // Against the channel kernel, in instructions for one multiply-add of a vector (measured on AVX-512): the copy into
   // panels is paid once for all output channels, transposing the input and the output once for all that is summed up.
+  // Of sums of few products most of the time goes into writing planes, which other kernels do with less beside it: 3x3
+  // stems and 1x1 layers of 20 to 64 channels were up to twice as slow here where memory was slow.
   template <class A>
   static bool preferred(const ConvParams& p) {
     constexpr double L = kLanes<A>;
-    if (p.input.c == 1 || p.output.c == 1 || p.K * 2 <= kLanes<A> || p.C * p.R * p.S < kLanes<A>) return false;
-    if (p.C <= 4) return p.stride_w == 1;  // else the pixel kernel's
+    if (p.input.c == 1 || p.output.c == 1 || p.K * 2 <= kLanes<A> || p.C <= 4) return false;
+    if (p.C * p.R * p.S < kPanelLeast) return false;
     const double K = static_cast<double>(p.K), depth = static_cast<double>(p.C * p.R * p.S);
     const double pixels = static_cast<double>(p.P * p.Q), stride = static_cast<double>(p.stride_w);
     const bool in_place = p.R * p.S == 1 && p.stride_h == 1 && p.stride_w == 1;

@@ -80,6 +80,8 @@ template <class T>
 using RowTileMicro = void (*)(const T*, int64_t, const RowTerm*, int64_t, const Window<T>*, const Accumulate<T>*,
                               const Accumulate<T>*, T*, int64_t, int64_t, int, int, const Finish<T>&);
 
+constexpr int64_t kRowsMostChannels = 96;  // of a 1x1 layer, with any number of output channels
+
 // At most 5 vectors: a row of 80 pixels. More would serve only the few groups of one or two channels.
 constexpr int kRowTileVectors = 5;
 constexpr int row_tile_vectors(int kb) { return min64(kRowTileVectors, pixel_vectors(kb)); }
@@ -216,9 +218,10 @@ struct RowsForward {
   template <class A>
   static bool preferred(const ConvParams& p) {
     const bool small_groups = p.G > 1 && p.C <= 8 && p.K <= 8 && p.Q * 2 > kLanes<A>;
-    // Rows have been joined. Layers of more output channels are the panel kernel's.
-    const bool few_channels = p.R * p.S == 1 && p.Q >= 512 && p.C <= 512 && p.K <= 2 * kLanes<A>;
-    return small_groups || few_channels;
+    // Rows have been joined. In layers of more channels a copy, or sums along the output channels, costs less.
+    const bool few_channels = p.C < kRowsMostChannels || (p.C <= 512 && p.K <= 2 * kLanes<A>);
+    const bool large_pointwise = p.R * p.S == 1 && p.Q >= 512 && few_channels;
+    return small_groups || large_pointwise;
   }
   template <class A>
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
