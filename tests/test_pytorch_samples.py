@@ -19,8 +19,10 @@ OPERATORS = {op.name.removeprefix("nn.functional."): op for op in op_db}
 TOLERANCES = {
     torch.float64: {"rtol": 1e-10, "atol": 1e-10},
     torch.float32: {"rtol": 1e-4, "atol": 2e-4},
-    torch.bfloat16: {"rtol": 2**-6, "atol": 0.25},
-    torch.float16: {"rtol": 2**-8, "atol": 0.03},
+    # Rounded once from float32 sums: half a unit in the last place and a little. The reference is PyTorch in float64,
+    # since some of PyTorch's own float16 sums (conv_transpose2d) are off by several percent.
+    torch.bfloat16: {"rtol": 2**-8, "atol": 1e-3},
+    torch.float16: {"rtol": 2**-11 * 1.01, "atol": 1e-3},
 }
 
 
@@ -28,8 +30,19 @@ def test_pytorch_has_samples() -> None:
     assert set(NAMES) <= set(OPERATORS)
 
 
-def tensors_of(sample) -> list[torch.Tensor]:
-    return [t for t in (sample.input, *sample.args) if isinstance(t, torch.Tensor)]
+def run(module, name: str, sample, grad_output=None) -> tuple[torch.Tensor, ...]:
+    """The output of one sample and its gradients with regard to everything that wants one."""
+    output = getattr(module, name)(sample.input, *sample.args, **sample.kwargs)
+    if grad_output is None:
+        grad_output = output.detach().sin()
+    tensors = [t for t in (sample.input, *sample.args) if isinstance(t, torch.Tensor) and t.requires_grad]
+    return output, *(torch.autograd.grad(output, tensors, grad_output.to(output)) if output.numel() else ())
+
+
+def in_float64(value):
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.detach().double().requires_grad_(value.requires_grad)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
@@ -38,17 +51,15 @@ def tensors_of(sample) -> list[torch.Tensor]:
 def test_samples(name: str, dtype: torch.dtype) -> None:
     count = 0
     for sample in OPERATORS[name].sample_inputs("cpu", dtype, requires_grad=True):
-        results, grad_output = [], None
-        for module in (fastconv, F):
-            output = getattr(module, name)(sample.input, *sample.args, **sample.kwargs)
-            if grad_output is None:
-                grad_output = output.detach().sin()
-            wanted = [t for t in tensors_of(sample) if t.requires_grad]
-            grads = torch.autograd.grad(output, wanted, grad_output) if output.numel() else ()
-            results.append((output, *grads))
-        assert results[0][0].stride() == results[1][0].stride() or 1 in results[0][0].shape
-        for mine, theirs in zip(*results, strict=True):
-            torch.testing.assert_close(mine, theirs, **TOLERANCES[dtype], msg=lambda m, s=sample: f"{s}\n{m}")
+        mine = run(fastconv, name, sample)
+        theirs = getattr(F, name)(sample.input, *sample.args, **sample.kwargs)
+        assert mine[0].stride() == theirs.stride() or 1 in theirs.shape
+        exact = run(F, name, sample.transform(in_float64), mine[0].detach().sin())
+        for result, expected in zip(mine, exact, strict=True):
+            assert result.dtype == dtype
+            torch.testing.assert_close(
+                result.double(), expected, **TOLERANCES[dtype], msg=lambda m, s=sample: f"{s}\n{m}"
+            )
         count += 1
     assert count >= 3
 
