@@ -229,6 +229,10 @@ CASES = [
     _row("groups_5_of_3_to_1", 1, 15, (6, 7), 5, 3, padding=1, groups=5),
     _row("groups_32_of_4", 1, 128, (5, 6), 128, 3, padding=1, groups=32),
     _row("groups_33_of_2", 1, 66, (4, 4), 66, 3, padding=1, groups=33),
+    # Bands of four rows: the last cut short, strips of them, full and empty vectors at the end of a row, any padding.
+    _row("groups_6_of_8", 1, 48, (21, 31), 48, 3, padding=(1, 2), groups=6),
+    _row("groups_3_of_5", 1, 15, (9, 47), 15, 3, padding=1, groups=3),
+    _row("groups_2_of_20_to_12", 2, 40, (6, 15), 24, 3, padding=(2, 0), groups=2),
     _row("groups_2_of_20_to_35", 1, 40, (5, 5), 70, 1, groups=2),
     # Channels: several passes over the input's, weights that are too large to pack at once.
     _row("channel_passes", 1, 640, (2, 70), 17, 3, padding=1),

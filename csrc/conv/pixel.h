@@ -151,7 +151,7 @@ PixelMicro<A> pixel_micro_of(int64_t kb, int vectors) {
     case 2: return pixel_micro_of<A, 2>(vectors);
     case 4: return pixel_micro_of<A, 4>(vectors);
     case 8: return pixel_micro_of<A, 8>(vectors);
-    default: return pixel_micro<A, kVecRegisters == 32 ? 16 : 8, 1>;
+    default: return pixel_micro < A, kVecRegisters == 32 ? 16 : 8, 1 > ;
   }
 }
 

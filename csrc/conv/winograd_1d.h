@@ -1,6 +1,6 @@
 // Winograd's minimal filtering F(4, 3) along the columns of an image, for 3x3 layers of stride 1 whose groups have few
-// channels: four output rows from six input rows by 6 x 3 multiplications, where the definition takes 4 x 9. F(4x4, 3x3)
-// (winograd.h) halves them once more, but its transforms are per channel, and with few channels there is little to
+// channels: four output rows from six input rows by 6 x 3 multiplications, where the definition takes 4 x 9. F(4x4,
+// 3x3) (winograd.h) halves them once more, but its transforms are per channel, and with few channels there is little to
 // spread them over; these are a dozen additions of whole rows, and vectors run along the pixels, however few channels
 // a group has.
 //
@@ -13,6 +13,7 @@
 #pragma once
 #include "conv/grouped.h"
 #include "conv/pixel.h"
+#include "conv/winograd.h"
 
 namespace fastconv {
 namespace {
@@ -30,7 +31,7 @@ struct Winograd1dPlan : GroupedLanes {
   int64_t x_line, product_line;  // elements
   int64_t share, sets;           // blocks of lanes of a work item, and how many such
   bool prepack;
-  int64_t block_weights;         // elements of the weights of a block
+  int64_t block_weights;                                // elements of the weights of a block
   int64_t x_elements, line_elements, product_elements;  // of one thread
 
   int64_t weight_elements() const { return prepack ? 0 : block_weights; }  // likewise
@@ -85,7 +86,8 @@ double winograd_1d_cost(const ConvParams& p, const Winograd1dPlan& plan) {
 template <class A>
 bool winograd_1d_plan(const ConvParams& p, Winograd1dPlan& plan) {
   const auto view_serves = [](const View4& v) { return v.w == 1 || v.c == 1; };
-  if (p.R != 3 || p.S != 3 || p.stride_h != 1 || p.stride_w != 1 || p.dilation_h != 1 || p.dilation_w != 1) return false;
+  if (p.R != 3 || p.S != 3 || p.stride_h != 1 || p.stride_w != 1 || p.dilation_h != 1 || p.dilation_w != 1)
+    return false;
   if (p.pad_w < 0 || p.pad_w > 2 || p.Q + 2 - p.pad_w - p.W > 2) return false;
   if (!view_serves(p.input) || !view_serves(p.output)) return false;
   for (int64_t limit : {kLineBytes, kLineLargestBytes}) {
@@ -95,7 +97,8 @@ bool winograd_1d_plan(const ConvParams& p, Winograd1dPlan& plan) {
         [&](int64_t bands) {
           const Winograd1dPlan plan = plan_of(bands);
           return (plan.x_elements + plan.line_elements + plan.product_elements + plan.block_weights) *
-                     static_cast<int64_t>(sizeof(A)) <= limit;
+                     static_cast<int64_t>(sizeof(A)) <=
+                 limit;
         },
         [&](int64_t bands) {
           const Winograd1dPlan plan = plan_of(bands);
@@ -155,7 +158,8 @@ void winograd_1d_forwards(const T* const* rows, int64_t columns, A* to, int64_t 
     store(to + 5 * line + i, A(4) * x1 + (x5 - A(5) * x3));
   };
   int64_t i = 0;
-  for (; i + L <= columns; i += L) transform(i, load(r0 + i), load(r1 + i), load(r2 + i), load(r3 + i), load(r4 + i), load(r5 + i));
+  for (; i + L <= columns; i += L)
+    transform(i, load(r0 + i), load(r1 + i), load(r2 + i), load(r3 + i), load(r4 + i), load(r5 + i));
   // Zeros to the right of the row, at least as many as there are of padding.
   const int n = static_cast<int>(columns - i);
   const auto part = [&](const T* row) { return load_partial(row + i, n); };
@@ -218,7 +222,8 @@ void winograd_1d_store_last(const ConvParams& p, const Winograd1dPlan& plan, con
   for (int64_t i = 0; i < vectors; ++i) {
     for (int64_t lane = 0; lane < count; ++lane) {
       Vec<A> rows[kBandRows];
-      winograd_1d_backwards(products + lane * kBandLines * plan.product_line + i * L, plan.product_line, bias[lane], rows);
+      winograd_1d_backwards(products + lane * kBandLines * plan.product_line + i * L, plan.product_line, bias[lane],
+                            rows);
 #pragma GCC unroll 4
       for (int row = 0; row < kBandRows; ++row) store(y + (row * L + lane) * L, rows[row]);
     }
@@ -250,8 +255,8 @@ void winograd_1d_store_last(const ConvParams& p, const Winograd1dPlan& plan, con
   }
 }
 
-// Output channels of a register tile over `vectors` vectors of positions: the fewer of these, the more of those, so that
-// sums do not wait for each other. A power of two, no more than there are in a vector of packed weights.
+// Output channels of a register tile over `vectors` vectors of positions: the fewer of these, the more of those, so
+// that sums do not wait for each other. A power of two, no more than there are in a vector of packed weights.
 template <class A>
 inline int64_t winograd_1d_channels(int64_t channels, int64_t vectors) {
   int64_t kb = vectors == 1 ? 16 : vectors == 2 ? 8 : 4;
@@ -307,8 +312,7 @@ void winograd_1d_planes(const ConvParams& p, const T* from, int64_t pixels, int6
 template <class T, class A>
 void winograd_1d_lines(const ConvParams& p, const Winograd1dPlan& plan, const Strip& strip, const T* plane,
                        int64_t row_step, const T* zeros, A* to) {
-  for (int64_t t = 0; t < kBandLines; ++t)
-    store_partial(to + t * plan.x_line, Vec<A>{}, static_cast<int>(p.pad_w));
+  for (int64_t t = 0; t < kBandLines; ++t) store_partial(to + t * plan.x_line, Vec<A>{}, static_cast<int>(p.pad_w));
   for (int64_t band = 0; band < strip.bands; ++band) {
     const T* rows[kBandLines];
     for (int64_t i = 0; i < kBandLines; ++i) {
@@ -333,9 +337,9 @@ void winograd_1d_multiply(const ConvParams& p, const Winograd1dPlan& plan, int64
       for (int64_t k = 0, kb; k < p.K; k += kb) {
         kb = winograd_1d_channels<A>(p.K - k, vectors);
         const A* w = weights + k / L * p.C * kLineTaps * L + t * 3 * L + (lane + k) % L;
-        pixel_micro_of<A>(kb, static_cast<int>(count))(
-            lines + t * plan.x_line + first * L, terms, 3 * p.C, w, kNone,
-            out + (k * kBandLines + t) * plan.product_line + first * L, kBandLines * plan.product_line, L);
+        pixel_micro_of<A>(kb, static_cast<int>(count))(lines + t * plan.x_line + first * L, terms, 3 * p.C, w, kNone,
+                                                       out + (k * kBandLines + t) * plan.product_line + first * L,
+                                                       kBandLines * plan.product_line, L);
       }
   }
 }
@@ -413,10 +417,16 @@ struct Winograd1dForward {
   using Plan = Winograd1dPlan;
   template <class A>
   static bool preferred(const ConvParams& p) {
+    constexpr int64_t L = kLanes<A>;
+    const bool last = p.input.c == 1;
     // Transposing in and out costs what it saves where a channels_last group has four channels.
-    const int64_t least = p.input.c == 1 ? 8 : 4;
-    return p.dtype != Dtype::kFloat64 && p.R == 3 && p.S == 3 && p.G > 1 && min64(p.C, p.K) >= least &&
-           max64(p.C, p.K) <= 32;
+    const int64_t fewest = min64(p.C, p.K), most = max64(p.C, p.K);
+    if (p.dtype == Dtype::kFloat64 || p.R != 3 || p.S != 3 || p.G == 1 || fewest < (last ? 8 : 4) || most > 32)
+      return false;
+    // Of whole vectors of channels the other Winograd kernel makes more, and small channels_last maps do not pay for
+    // the larger weights.
+    if (p.C % L == 0 && p.K % L == 0 && (last || most > L) && WinogradForward::preferred<A>(p)) return false;
+    return !last || fewest < L || p.prepacked || p.N * p.P * p.Q > 64;
   }
   template <class A>
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
