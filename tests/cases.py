@@ -283,11 +283,21 @@ TRANSPOSED_CASES = [
     _up("stride_2_dilation_3", 1, 20, (5, 17), 6, 3, stride=2, dilation=3, padding=3, output_padding=1),
     _up("stride_2x3", 1, 4, (5, 6), 6, (3, 4), stride=(2, 3), padding=(1, 0)),
     _up("stride_7_one_pixel", 2, 3, (1, 1), 4, 3, stride=7, padding=1),
+    # Several blocks of channels, tiles of columns, passes over the channels, inputs read in place, a window of rows
+    # beyond what one run serves, gaps between the outputs of many channels.
+    _up("blocks_of_channels", 2, 40, (5, 9), 96, 4, stride=2, padding=1),
+    _up("tiles_of_columns", 1, 18, (2, 290), 20, (1, 4), stride=(1, 2), padding=(0, 1)),
+    _up("up_passes", 1, 1300, (2, 3), 33, 4, stride=2, padding=1),
+    _up("in_place", 2, 32, (4, 17), 64, 2, stride=2),
+    _up("in_place_cropped", 1, 32, (4, 5), 32, 2, stride=2, padding=(0, 1)),
+    _up("far_apart", 1, 12, (3, 80), 20, (1, 3), stride=(1, 2), dilation=(1, 70)),
+    _up("gaps_of_many_channels", 1, 24, (4, 5), 64, 1, stride=(2, 3), output_padding=(1, 0)),
     # Padding that leaves one output, and that leaves whole input rows out.
     _up("one_output", 1, 5, (5, 5), 9, 3, padding=3),
     _up("padding_beyond_kernel", 1, 3, (9, 10), 17, 2, stride=2, padding=5),
     # Groups and depthwise; 6x6 by 2 is four convolutions of 3x3.
     _up("groups_2", 1, 6, (5, 7), 10, 4, stride=2, padding=1, groups=2),
+    _up("groups_of_20", 1, 40, (4, 5), 40, 3, stride=2, padding=1, output_padding=1, groups=2),
     _up("groups_5_to_1", 1, 15, (4, 5), 5, 3, stride=2, groups=5),
     _up("groups_4_multiplier", 2, 4, (4, 9), 12, 3, stride=2, padding=1, output_padding=1, groups=4),
     _up("depthwise_4x4", 2, 17, (5, 6), 17, 4, stride=2, padding=1, groups=17),

@@ -2,6 +2,7 @@
 
 import random
 from collections import defaultdict
+from itertools import product
 
 import pytest
 import test_conv
@@ -14,6 +15,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import fastconv
 from fastconv._native import native
+from fastconv._operator import memory_format
 
 BY_NAME = {case.name: case for case in TRANSPOSED_CASES}
 
@@ -165,6 +167,28 @@ def test_nothing_is_written_between_the_outputs(isa: str, dtype: torch.dtype) ->
         p = problem(case)
         output = fastconv.conv_transpose2d(*(t.to(dtype) for t in (p.input, p.weight, p.bias)), **case.kwargs)
         assert_close_to_reference(f"{width}", output, p.output, p.scale_output)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", ["", *KERNELS[1:]])
+def test_images_of_one_pixel(kernel: str, dtype: torch.dtype) -> None:
+    """A product of matrices where the weights lie as the outputs do, in either memory format."""
+    native.conv_force_kernel(kernel)
+    for N, C, K, taps, kwargs in [
+        (3, 20, 33, 4, {}),
+        (1, 5, 1, 3, {"stride": 2}),
+        (40, 3, 16, (1, 5), {}),
+        (2, 4, 8, 2, {"stride": 3, "output_padding": 1}),
+        (2, 4, 8, 2, {"dilation": 2, "padding": 1, "output_padding": 1}),
+    ]:
+        case = TransposedCase("", N, C, 1, 1, K, taps, **kwargs)
+        p = problem(case)
+        for formats in product([torch.contiguous_format, torch.channels_last], repeat=2):
+            pair = (p.input, p.weight)
+            input, weight = (t.to(dtype).contiguous(memory_format=f) for t, f in zip(pair, formats, strict=True))
+            output = fastconv.conv_transpose2d(input, weight, p.bias.to(dtype), **case.kwargs)
+            assert_close_to_reference(f"{case} {formats}", output, p.output, p.scale_output)
+            assert output.is_contiguous(memory_format=memory_format(input))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

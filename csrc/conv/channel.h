@@ -12,6 +12,9 @@
 // Live taps. Kernel rows that read only padding are left out for each output row. Where the dilation is large, a row of
 // outputs is also cut into segments at the columns where a tap begins or ceases to read the image. Then no tap reads
 // padding, scratch holds none of it, and the half of all taps of an ASPP layer that fall outside cost nothing.
+//
+// Where the input is spread out, scratch is filled once for all residues of the output position and each runs with the
+// taps that serve it. Their sums alternate in memory as the outputs do, so that rows of them are written as ever.
 #pragma once
 #include "conv/tile.h"
 #include "core/parallel.h"
@@ -24,6 +27,7 @@ constexpr int64_t kPassWeightBytes = 640 << 10;  // of weights that stay in the 
 constexpr int kWeightsAhead = 1024;              // bytes
 constexpr int64_t kSegmentDilation = 4;          // the smallest for which rows are cut into segments
 constexpr int64_t kMostSegments = 16;
+constexpr int64_t kInPlaceBytes = 1 << 10;   // between pixels: those farther apart fall into too few cache sets
 constexpr int64_t kPrepackBytes = 16 << 20;  // a thread; larger weights are packed block by block where they are used
 
 // Pixels of a register tile of `kv` vectors: accumulators, weights and two broadcasts must fit.
@@ -37,7 +41,7 @@ enum class Source : int32_t {
 };
 
 struct ChannelPlan {
-  Geometry g;
+  Geometry g;  // of spread_base
   Source source;
   bool in_place;   // the input serves as it is: one tap, no padding
   bool out_place;  // sums are kept in the output itself
@@ -45,6 +49,7 @@ struct ChannelPlan {
   int kv;
   int64_t k_block, k_blocks;  // output channels of a register tile, tiles of a group
   int64_t k_splits, k_range;  // work items that share a tile of pixels, k_blocks of each
+  int64_t acc_range;          // k_blocks whose sums are in scratch at a time
   int64_t c_pass, passes;     // input channels that are in scratch at a time
   int64_t c_sub;              // input channels whose weights are packed at a time, where that is done on the way
   int64_t x_channel;
@@ -60,9 +65,6 @@ inline Range live_axis(int64_t first, int64_t count, int64_t taps, int64_t strid
   const int64_t begin = max64(0, min64(ceil_div(max64(-high, 0), dilation), taps - 1));
   const int64_t end = low >= size ? 0 : min64(taps, (size - 1 - low) / dilation + 1);
   return {begin, max64(begin + 1, end)};
-}
-inline Range live_rows(const ConvParams& p, int64_t row) {
-  return live_axis(row, 1, p.R, p.stride_h, p.dilation_h, p.pad_h, p.H);
 }
 
 // Columns of a tile with the kernel columns that they need.
@@ -145,14 +147,17 @@ template <class A>
 ChannelPlan channel_plan_for(const ConvParams& p, int64_t rows, int64_t k_splits, int64_t c_pass) {
   constexpr int L = kLanes<A>;
   ChannelPlan plan;
-  plan.g = make_geometry(p, rows);
+  const ConvParams base = spread_base(p);
+  plan.g = make_geometry(base, rows, spread_columns(p));
   const bool same_type = static_cast<int64_t>(sizeof(A)) == p.element_size(), last = is_channels_last(p.input);
-  const bool one_tap = p.R == 1 && p.S == 1 && p.pad_h == 0 && p.pad_w == 0 && p.P <= p.H && p.Q <= p.W && same_type;
-  plan.in_place = one_tap && (last || (p.stride_w == 1 && p.stride_h == 1));
+  const bool one_tap =
+      base.R == 1 && base.S == 1 && base.pad_h == 0 && base.pad_w == 0 && base.P <= p.H && base.Q <= p.W && same_type;
+  const bool near = p.input.w * p.element_size() <= kInPlaceBytes;
+  plan.in_place = one_tap && (spread(p) ? last && near : last || (p.stride_w == 1 && p.stride_h == 1));
   plan.source = plan.in_place                         ? (last ? Source::kPixels : Source::kPlanes)
                 : last || (p.R * p.S > 1 && p.C >= L) ? Source::kPacked
                                                       : Source::kPlanes;
-  plan.segments = plan.source == Source::kPacked && can_segment(p);
+  plan.segments = !spread(p) && plan.source == Source::kPacked && can_segment(p);
   if (plan.segments) plan.g = segment_geometry(p, plan.g);
   plan.kv = channel_vectors<A>(p);
   plan.k_block = plan.kv * L;
@@ -170,7 +175,8 @@ ChannelPlan channel_plan_for(const ConvParams& p, int64_t rows, int64_t k_splits
   const int64_t all = p.G * plan.k_blocks * plan.passes * plan.block_elements * static_cast<int64_t>(sizeof(A));
   plan.prepack = p.prepacked || (all <= kPrepackBytes * p.threads && p.N * plan.g.h.tiles * plan.g.w.tiles >= 4);
   plan.x_elements = plan.in_place ? 0 : plan.c_pass * plan.x_channel + 16 * L;
-  plan.acc_elements = plan.out_place ? 0 : rows * plan.g.w.tile * plan.k_range * plan.k_block;
+  plan.acc_range = spread(p) && !plan.out_place && plan.passes == 1 ? 1 : plan.k_range;
+  plan.acc_elements = plan.out_place ? 0 : rows * p.up_h * plan.g.w.tile * p.up_w * plan.acc_range * plan.k_block;
   plan.weight_elements = plan.prepack ? 0 : plan.c_sub * p.R * p.S * plan.k_block;
   return plan;
 }
@@ -197,7 +203,8 @@ double channel_cost(const ConvParams& p, const ChannelPlan& plan) {
   const double macs = steps * static_cast<double>(ceil_div(plan.g.w.tile, px)) * step;
   const double fill =
       plan.in_place ? 0 : static_cast<double>(p.C) * plan.g.channel * (plan.source == Source::kPacked ? 0.12 : 0.2);
-  const double out = plan.out_place ? 0 : plan.g.h.tile * columns * plan.k_range * plan.k_block * 0.3;
+  const double outputs = plan.g.h.tile * columns * static_cast<double>(p.up_h * p.up_w);
+  const double out = plan.out_place ? 0 : outputs * static_cast<double>(plan.k_range * plan.k_block) * 0.3;
   // An item reads all its weights once: from the second-level cache, from beyond it, or packing them on the way.
   const double weights = static_cast<double>(plan.k_range * plan.passes * plan.block_elements);
   const double all = static_cast<double>(p.G * plan.k_blocks * plan.passes * plan.block_elements);
@@ -209,6 +216,8 @@ double channel_cost(const ConvParams& p, const ChannelPlan& plan) {
 
 template <class A>
 bool channel_plan(const ConvParams& p, ChannelPlan& best) {
+  const ConvParams base = spread_base(p);
+  if (spread_too_far(p, base) || (spread(p) && (p.residual || p.activation != Activation::kNone))) return false;
   double best_total = 0;
   const int64_t pass_bytes = p.R * p.S * channel_vectors<A>(p) * kLanes<A> * static_cast<int64_t>(sizeof(A));
   for (int64_t limit : {384 << 10, 6 << 20}) {
@@ -219,9 +228,11 @@ bool channel_plan(const ConvParams& p, ChannelPlan& best) {
       for (int64_t k_splits = 1; k_splits <= 2 * p.threads; k_splits *= 2) {
         const auto plan_of = [&](int64_t r) { return channel_plan_for<A>(p, r, k_splits, c_pass); };
         const int64_t rows = choose_rows(
-            p.P, p.threads,
+            base.P, p.threads,
             [&](int64_t r) {
-              return channel_thread_elements<A>(plan_of(r)) * static_cast<int64_t>(sizeof(A)) <= limit;
+              const ChannelPlan plan = plan_of(r);
+              const int64_t passing = spread(p) && plan.out_place ? r * p.up_h * plan.g.w.tile * p.up_w * p.K : 0;
+              return (channel_thread_elements<A>(plan) + passing) * static_cast<int64_t>(sizeof(A)) <= limit;
             },
             [&](int64_t r) { return channel_items<A>(p, plan_of(r)); },
             [&](int64_t r) { return channel_cost<A>(p, plan_of(r)); });
@@ -339,6 +350,20 @@ ChannelMicro<A> channel_micro_of(int kv, Source from, int pixels) {
                    : channel_micro_of<A, 3>(from, pixels);
 }
 
+// The weights of one input channel and up to L output channels, `count` elements in one run of [channel][Taps], as
+// to[tap * step].
+template <class A, int Taps, class T>
+void channel_pack_run(const T* from, int64_t count, bool backwards, A* to, int64_t step) {
+  constexpr int L = kLanes<A>;
+  Vec<A> v[Taps];
+#pragma GCC unroll 8
+  for (int i = 0; i < Taps; ++i)
+    v[i] = load_strided(from + i * L, 1, static_cast<int>(max64(0, min64(L, count - i * L))));
+  deinterleave<A, Taps>(v);
+#pragma GCC unroll 8
+  for (int i = 0; i < Taps; ++i) store(to + (backwards ? Taps - 1 - i : i) * step, v[i]);
+}
+
 // Weights of output channels [k0, k0 + k_block) and input channels [c0, c0 + c_pass) of group g as
 // to[c / L][tap][c % L][k_block], zero beyond K and C.
 template <class T, class A>
@@ -377,13 +402,20 @@ void channel_pack(const ConvParams& p, int64_t k_block, int64_t g, int64_t k0, i
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t k = 0; k < count; k += L) {
         const int nk = static_cast<int>(min64(L, count - k));
+        A* run = to + (c / L * taps * L + c % L) * k_block + k;
+        if (p.weight.n == taps && (taps == 2 || taps == 4 || taps == 8)) {
+          (taps == 2 ? channel_pack_run<A, 2, T>
+           : taps == 4
+               ? channel_pack_run<A, 4, T>
+               : channel_pack_run<A, 8, T>)(first + k * taps + c * p.weight.c, nk * taps, backwards, run, L * k_block);
+          continue;
+        }
         Vec<A> v[L];
         for (int i = 0; i < nk; ++i)
           v[i] = load_partial(first + (k + i) * p.weight.n + c * p.weight.c, static_cast<int>(taps));
         for (int i = nk; i < L; ++i) v[i] = Vec<A>{};
         transpose<A>(v);
-        for (int64_t tap = 0; tap < taps; ++tap)
-          store(to + ((c / L * taps + tap) * L + c % L) * k_block + k, v[backwards ? taps - 1 - tap : tap]);
+        for (int64_t tap = 0; tap < taps; ++tap) store(run + tap * L * k_block, v[backwards ? taps - 1 - tap : tap]);
       }
     return;
   }
@@ -405,7 +437,8 @@ void channel_pack(const ConvParams& p, int64_t k_block, int64_t g, int64_t k0, i
 template <class A>
 struct ChannelScratch {
   A* bias;
-  Tap* taps;  // [R, S]
+  Tap* taps;  // [R, S], sorted by residue
+  SortedTaps h, w;
   char* threads;
   int64_t thread_bytes, total;
 
@@ -413,14 +446,16 @@ struct ChannelScratch {
     Carver carve(scratch);
     bias = carve.take<A>(p.G * plan.k_blocks * plan.k_block);
     taps = carve.take<Tap>(p.R * p.S);
+    h.place(carve, p.R, p.up_h);
+    w.place(carve, p.S, p.up_w);
     thread_bytes = round_up(channel_thread_elements<A>(plan) * static_cast<int64_t>(sizeof(A)), 64) + 256;
     threads = carve.take<char>(thread_bytes * p.threads);
     total = carve.used();
   }
 };
 
-template <class T, class A>
-void channel_pack_all(const ConvParams& p, const ChannelPlan& plan, A* packed) {
+template <class T, class Plan, class A>
+void channel_pack_all(const ConvParams& p, const Plan& plan, A* packed) {
   parallel_for(p.threads, p.G * plan.k_blocks * plan.passes, [&](int64_t item, int) {
     const int64_t pass = item % plan.passes, block = item / plan.passes;
     channel_pack<T>(p, plan.k_block, block / plan.k_blocks, block % plan.k_blocks * plan.k_block, pass * plan.c_pass,
@@ -432,15 +467,20 @@ template <class T>
 void channel_forward(const ConvParams& p, const ChannelPlan& plan, const void* packed, void* scratch) {
   using A = Accumulate<T>;
   constexpr int L = kLanes<A>;
-  const ChannelScratch<A> memory(p, plan, scratch);
+  ChannelScratch<A> memory(p, plan, scratch);
   const int64_t taps_of_kernel = p.R * p.S, group_k = plan.k_blocks * plan.k_block;
+  const ConvParams base = spread_base(p);
   padded_bias<T>(p, group_k, memory.bias);
-  for (int64_t r = 0; r < p.R; ++r)
-    for (int64_t s = 0; s < p.S; ++s) memory.taps[r * p.S + s] = tap_of(p, plan.g, r, s);
+  memory.h.sort(p.R, p.up_h, p.dilation_h, p.pad_h);
+  memory.w.sort(p.S, p.up_w, p.dilation_w, p.pad_w);
+  for (int64_t i = 0; i < p.R; ++i)
+    for (int64_t j = 0; j < p.S; ++j)
+      memory.taps[i * p.S + j] = spread_tap(p, base, plan.g, memory.h.order[i], memory.w.order[j]);
   const Finish<A> finish(p);  // used only where sums have the type of the output
   Segment segments[kMostSegments];
   int64_t segment_count = 1;
   if (plan.segments) segment_count = tap_segments(p, segments);
+  if (spread(p)) segment_count = p.up_w;
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles;
   const int most = channel_pixels(plan.kv);
   parallel_for(p.threads, channel_items<A>(p, plan), [&](int64_t item, int thread) {
@@ -450,11 +490,14 @@ void channel_forward(const ConvParams& p, const ChannelPlan& plan, const void* p
     A* own_weights = carve.take<A>(plan.weight_elements);
     const int64_t first_block = item % plan.k_splits * plan.k_range, k0 = first_block * plan.k_block;
     const int64_t blocks = min64(plan.k_range, plan.k_blocks - first_block);
-    const Tile t = make_tile(p, plan.g, item / plan.k_splits / tiles / p.G, item / plan.k_splits % tiles);
+    const Tile t = make_tile(base, plan.g, item / plan.k_splits / tiles / p.G, item / plan.k_splits % tiles);
+    const Tile out = spread_tile(p, t);
     const int64_t g = item / plan.k_splits / tiles % p.G;
-    A* acc = plan.out_place ? at<A>(p.output, t.n, g * p.K + k0, t.p0, t.q0) : scratch_acc;
-    const int64_t acc_stride = plan.out_place ? p.output.w : blocks * plan.k_block;
-    const int64_t acc_row = plan.out_place ? p.output.h : t.columns * acc_stride;
+    A* acc = plan.out_place ? at<A>(p.output, t.n, g * p.K + k0, out.p0, out.q0) : scratch_acc;
+    const bool at_once = plan.acc_range == plan.k_range;  // the sums of all blocks are kept
+    const int64_t acc_stride = plan.out_place ? p.output.w : (at_once ? blocks : 1) * plan.k_block;
+    const int64_t acc_row = plan.out_place ? p.output.h : out.columns * acc_stride;
+    const int64_t column_stride = p.up_w * acc_stride;
     const int64_t pixel = plan.source == Source::kPacked   ? L
                           : plan.source == Source::kPlanes ? 1
                                                            : p.stride_w * p.input.w;
@@ -467,11 +510,11 @@ void channel_forward(const ConvParams& p, const ChannelPlan& plan, const void* p
         x_channel = p.input.c;
         pitch = p.stride_h * p.input.h;
       } else if (plan.segments) {
-        source += fill_segments<T>(p, plan.g, t, g * p.C + c0, channels, x) * L;
+        source += fill_segments<T>(base, plan.g, t, g * p.C + c0, channels, x) * L;
       } else if (plan.source == Source::kPacked) {
-        fill_packed<T>(p, plan.g, t, g * p.C + c0, channels, x);
+        fill_packed<T>(base, plan.g, t, g * p.C + c0, channels, x);
       } else {
-        fill_planar<T>(p, plan.g, t, g * p.C + c0, channels, plan.x_channel, x);
+        fill_planar<T>(base, plan.g, t, g * p.C + c0, channels, plan.x_channel, x);
       }
       for (int64_t b = 0; b < blocks; ++b) {
         const int64_t block = first_block + b;
@@ -486,28 +529,42 @@ void channel_forward(const ConvParams& p, const ChannelPlan& plan, const void* p
           }
           const A* bias = pass == 0 && c == 0 ? memory.bias + g * group_k + block * plan.k_block : nullptr;
           const bool ends = pass == plan.passes - 1 && c + sub_channels >= channels;
-          for (int64_t row = 0; row < t.rows; ++row) {
-            const Range rows = live_rows(p, t.p0 + row);
+          // The rows of one residue after the other, so that the weights of its taps stay near.
+          for (int64_t e = 0; e < p.up_h; ++e) {
+            const ResidueTaps h = memory.h.residues[e];
             for (int64_t i = 0; i < segment_count; ++i) {
-              const Segment segment = plan.segments ? segments[i] : Segment{{0, t.columns}, {0, p.S}};
-              const TapGrid taps = {memory.taps + rows.begin * p.S + segment.taps.begin, rows.end - rows.begin,
-                                    segment.taps.end - segment.taps.begin, p.S};
+              // A segment of the row, or one residue of its columns.
+              const ResidueTaps w = memory.w.residues[plan.segments ? 0 : i];
+              const Segment segment =
+                  plan.segments ? segments[i] : Segment{{0, ceil_div(out.columns - i, p.up_w)}, {0, w.count}};
               const int64_t columns = segment.columns.end - segment.columns.begin, chunks = ceil_div(columns, most);
-              for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-                const int64_t q = columns * chunk / chunks, end = columns * (chunk + 1) / chunks;
-                const int64_t column = segment.columns.begin + q;
-                channel_micro_of<A>(plan.kv, plan.source, static_cast<int>(end - q))(
-                    source + c * x_channel + row * pitch + column * pixel, x_channel, pixel,
-                    min64(sub_channels, channels - c), taps, sub, taps_of_kernel * L * plan.k_block, bias,
-                    acc + row * acc_row + column * acc_stride + b * plan.k_block, acc_stride,
-                    plan.out_place && ends ? &finish : nullptr);
+              for (int64_t row = e; row < out.rows; row += p.up_h) {
+                A* sums = acc + row * acc_row + (plan.segments ? 0 : i * acc_stride) + (at_once ? b : 0) * plan.k_block;
+                if (h.count == 0 || w.count == 0) {  // no tap reaches these
+                  for (int64_t q = 0; bias && q < columns; ++q) copy_row(sums + q * column_stride, bias, plan.k_block);
+                  continue;
+                }
+                const Range rows = live_axis(t.p0 + row / p.up_h, 1, h.count, p.stride_h, memory.h.step, -h.row, p.H);
+                const TapGrid taps = {memory.taps + (h.begin + rows.begin) * p.S + w.begin + segment.taps.begin,
+                                      rows.end - rows.begin, segment.taps.end - segment.taps.begin, p.S};
+                for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+                  const int64_t q = columns * chunk / chunks, end = columns * (chunk + 1) / chunks;
+                  const int64_t column = segment.columns.begin + q;
+                  channel_micro_of<A>(plan.kv, plan.source, static_cast<int>(end - q))(
+                      source + c * x_channel + row / p.up_h * pitch + column * pixel, x_channel, pixel,
+                      min64(sub_channels, channels - c), taps, sub, taps_of_kernel * L * plan.k_block, bias,
+                      sums + column * column_stride, column_stride, plan.out_place && ends ? &finish : nullptr);
+                }
               }
             }
           }
         }
+        if (!plan.out_place && !at_once)
+          store_packed<T>(p, out, g * p.K + block * plan.k_block, min64(plan.k_block, p.K - block * plan.k_block), acc,
+                          acc_stride);
       }
     }
-    if (!plan.out_place) store_packed<T>(p, t, g * p.K + k0, min64(acc_stride, p.K - k0), acc, acc_stride);
+    if (!plan.out_place && at_once) store_packed<T>(p, out, g * p.K + k0, min64(acc_stride, p.K - k0), acc, acc_stride);
   });
 }
 
@@ -517,6 +574,7 @@ struct ChannelForward {
   static bool preferred(const ConvParams& p) {
     // With half a vector of output channels or fewer, or with the three of a contiguous picture, vectors along the
     // pixels waste less.
+    if (spread(p) && ((p.G > 1 && p.K <= 16) || (p.R == 3 * p.up_h && p.S == 3 * p.up_w))) return false;
     return p.K * 2 > kLanes<A> && (p.C > 4 || (p.input.c == 1 && p.output.c == 1));
   }
   template <class A>

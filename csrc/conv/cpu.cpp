@@ -10,6 +10,7 @@
 #include "conv/general.h"
 #include "conv/grouped.h"
 #include "conv/grouped_grad.h"
+#include "conv/panel.h"
 #include "conv/params.h"
 #include "conv/pixel.h"
 #include "conv/rows.h"
@@ -24,8 +25,15 @@ bool preferred(const ConvParams& p) {
   return p.dtype == Dtype::kFloat64 ? Kernel::template preferred<double>(p) : Kernel::template preferred<float>(p);
 }
 
+// Whether a kernel knows inputs that are spread out.
+template <class Kernel>
+constexpr bool kSpreads = false;
+template <>
+constexpr bool kSpreads<ChannelForward> = true;
+
 template <class Kernel>
 bool plan(const ConvParams& p, ConvPlan& out) {
+  if (spread(p) && !kSpreads<Kernel>) return false;
   static_assert(sizeof(typename Kernel::Plan) <= sizeof(out.detail), "make ConvPlan larger");
   typename Kernel::Plan detail;
   out.memory = {0, 0};
@@ -75,8 +83,8 @@ extern const ConvKernels conv_kernels = {
     {row<DiagonalForward>("depthwise_diagonals"), row<DepthwiseRows>("depthwise_rows"),
      row<DepthwisePixels>("depthwise_pixels"), row<DepthwiseForward>("depthwise"),
      row<Winograd1dForward>("winograd_1d"), row<RowsForward>("rows"), row<WinogradForward>("winograd"),
-     row<GroupedForward>("grouped"), row<ChannelForward>("channel"), row<PixelForward>("pixel"),
-     row<GeneralForward>("general")},
+     row<GroupedForward>("grouped"), row<PanelForward>("panel"), row<ChannelForward>("channel"),
+     row<PixelForward>("pixel"), row<GeneralForward>("general")},
     {grad_row<DiagonalGradWeight>("depthwise_diagonals"), grad_row<DepthwiseGradWeight>("depthwise"),
      grad_row<GroupedGradWeight>("grouped"), grad_row<ChannelGradWeight>("channel"), grad_row<PixelGradWeight>("pixel"),
      grad_row<GeneralGradWeight>("general")},

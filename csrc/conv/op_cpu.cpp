@@ -66,10 +66,8 @@ const Kernel* walk(const Kernel (*extra)[Extra], const Kernel (&table)[Count], c
   return nullptr;
 }
 
-template <class Kernel, size_t Extra, size_t Count>
-const Kernel& choose(const char* op, const Kernel (*extra)[Extra], const Kernel (&table)[Count], const ConvParams& p,
-                     ConvPlan& plan) {
-  const Kernel* kernel = walk(extra, table, p, plan, [](const char*, const char*) {});
+template <class Kernel>
+const Kernel& served(const char* op, const Kernel* kernel) {
   check(kernel, op, ": kernel must be able to serve these arguments (got ", forced.load(std::memory_order_relaxed),
         ")");
   return *kernel;
@@ -85,9 +83,11 @@ void for_each_kernel(const Body& body) {
   for (const ConvKernel& kernel : FASTCONV_KERNELS(conv_kernels).forward) body(kernel);
 }
 
-const ConvKernel& choose_forward(const char* op, const ConvParams& p, ConvPlan& plan) {
+void pass_by_silently(const char*, const char*) {}
+
+const ConvKernel* find_forward(const ConvParams& p, ConvPlan& plan) {
   const ConvExtraKernels* extra = extra_kernels();
-  return choose(op, extra ? &extra->forward : nullptr, FASTCONV_KERNELS(conv_kernels).forward, p, plan);
+  return walk(extra ? &extra->forward : nullptr, FASTCONV_KERNELS(conv_kernels).forward, p, plan, pass_by_silently);
 }
 
 // Memory for a kernel, as long as this lives.
@@ -102,21 +102,25 @@ class Memory {
   Tensor tensor_;
 };
 
-void forward(const char* op, ConvParams p) {
-  join_rows(p);
-  ConvPlan plan;
-  const ConvKernel& kernel = choose_forward(op, p, plan);
+void run(const ConvKernel& kernel, const ConvParams& p, const ConvPlan& plan) {
   const int64_t packed = (plan.memory.packed + 63) / 64 * 64;
   Memory memory(packed + plan.memory.scratch);
   kernel.pack(p, plan, memory.get());
   kernel.run(p, plan, memory.get(), memory.get() + packed);
 }
 
+void forward(const char* op, ConvParams p) {
+  join_rows(p);
+  ConvPlan plan;
+  run(served(op, find_forward(p, plan)), p, plan);
+}
+
 void grad_weight(const char* op, ConvParams p) {
   join_rows(p);
   ConvPlan plan;
   const ConvGradKernel(*none)[1] = nullptr;
-  const ConvGradKernel& kernel = choose(op, none, FASTCONV_KERNELS(conv_kernels).grad_weight, p, plan);
+  const ConvGradKernel& kernel =
+      served(op, walk(none, FASTCONV_KERNELS(conv_kernels).grad_weight, p, plan, pass_by_silently));
   Memory memory(plan.memory.scratch);
   kernel.run(p, plan, memory.get());
 }
@@ -193,7 +197,7 @@ Tensor conv_pack(Tensor input, Tensor weight, Sizes stride, Sizes padding, Sizes
   join_rows(p);
   p.prepacked = true;
   ConvPlan plan;
-  const ConvKernel& kernel = choose_forward(f.a.op, p, plan);
+  const ConvKernel& kernel = served(f.a.op, find_forward(p, plan));
   bytes = Pack::header_bytes() + plan.memory.packed;
   Tensor result = torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
   Pack* pack = new (result.mutable_data_ptr()) Pack{Pack::kMagic, pack_sample(p), pack_key(p), &kernel, plan};
@@ -217,16 +221,39 @@ Tensor conv_packed(Tensor input, Tensor weight, std::optional<Tensor> bias, Tens
   return f.output;
 }
 
-// The convolution `p` turned round: the gradient of its input, or with a bias [G*C] a transposed convolution. One
-// convolution for each residue of the position modulo the stride.
-Tensor transposed(const ConvArguments& a, ConvParams p, Tensor grad_output, const Tensor& weight) {
-  Tensor grad_input = empty_as(grad_output, result_sizes(a, a.input), memory_format(grad_output));
-  if (grad_input.numel() == 0) return grad_input;
-  p.output = readable(grad_output);
-  p.weight = view_of(weight, weight.const_data_ptr());
-  p.weight_g = p.K * p.weight.n;
-  p.input = readable(grad_input);
-  p.threads = threads_for(p);
+// Whether `p`, of spread_params(), is a product of matrices: of images of one pixel every output has one tap, and the
+// weights of an input channel lie as the outputs of an image do.
+bool is_product(const ConvParams& p) {
+  const View4 &w = p.weight, &y = p.output;
+  return p.H == 1 && p.W == 1 && p.G == 1 && p.C > 1 && p.input.c == 1 && p.R * p.S > 1 && p.P == p.R && p.Q == p.S &&
+         p.dilation_h == 1 && p.dilation_w == 1 && p.pad_h == p.R - 1 && p.pad_w == p.S - 1 &&
+         (p.K == 1 || w.n == y.c) && (p.R == 1 || w.h == -y.h) && (p.S == 1 || w.w == -y.w);
+}
+
+// As a 1x1 convolution whose pixels are the images and whose output channels are all the outputs of one.
+void forward_product(const char* op, const ConvParams& p) {
+  ConvParams q = p;
+  const int64_t size = p.element_size();
+  q.N = q.H = q.P = q.R = q.S = q.up_h = q.up_w = q.dilation_h = q.dilation_w = 1;
+  q.W = q.Q = p.N;
+  q.K = p.K * p.R * p.S;
+  q.pad_h = q.pad_w = 0;
+  q.input = {p.input.data, p.N * p.input.n, 1, p.N * p.input.n, p.input.n};
+  q.output = {p.output.data, p.N * q.K, 1, p.N * q.K, q.K};
+  q.weight = {static_cast<char*>(p.weight.data) + ((p.R - 1) * p.weight.h + (p.S - 1) * p.weight.w) * size, 1,
+              p.weight.c, 1, 1};
+  Memory bias(p.bias ? q.K * size : 0);
+  for (int64_t k = 0; p.bias && k < p.K; ++k)
+    for (int64_t r = 0; r < p.R; ++r)
+      for (int64_t s = 0; s < p.S; ++s)
+        std::memcpy(bias.get() + (k * p.output.c + r * p.output.h + s * p.output.w) * size,
+                    static_cast<const char*>(p.bias) + k * size, static_cast<size_t>(size));
+  q.bias = p.bias ? bias.get() : nullptr;
+  forward(op, q);
+}
+
+// One convolution for each residue of the position modulo the strides; `p` as in transposed().
+void each_residue(const char* op, const ConvParams& p, Tensor& grad_input) {
   const int64_t rows = residues(p.R, p.stride_h, p.dilation_h), columns = residues(p.S, p.stride_w, p.dilation_w);
   if (rows < p.stride_h || columns < p.stride_w) {  // there are positions that no tap reaches
     if (p.bias) {
@@ -236,7 +263,7 @@ Tensor transposed(const ConvArguments& a, ConvParams p, Tensor grad_output, cons
       nothing.Q = p.W;
       nothing.R = nothing.S = 0;
       nothing.output = p.input;
-      forward(a.op, nothing);
+      forward(op, nothing);
     } else {
       torch::stable::zero_(grad_input);
     }
@@ -246,9 +273,35 @@ Tensor transposed(const ConvArguments& a, ConvParams p, Tensor grad_output, cons
       const Residue h = residue_of(r, p.H, p.R, p.stride_h, p.dilation_h, p.pad_h);
       const Residue w = residue_of(s, p.W, p.S, p.stride_w, p.dilation_w, p.pad_w);
       if (h.positions * w.positions == 0) continue;
-      forward(a.op, grad_input_params(p, h, w));
+      forward(op, residue_params(p, h, w));
     }
-  return grad_input;
+}
+
+// The convolution `p` turned round: the gradient of its input, or with a bias [G*C] a transposed convolution. Where no
+// kernel serves an input that is spread out by the strides, a convolution for each residue of the position modulo them.
+Tensor transposed(const ConvArguments& a, ConvParams p, Tensor grad_output, const Tensor& weight) {
+  const MemoryFormat format = memory_format(grad_output);
+  // What comes from one pixel has the layout of the weight first: it is smaller, and better copied.
+  const bool one_pixel = p.P == 1 && p.Q == 1;
+  Tensor grad_input = empty_as(grad_output, result_sizes(a, a.input), one_pixel ? memory_format(weight) : format);
+  if (grad_input.numel() == 0) return grad_input;
+  p.output = readable(grad_output);
+  p.weight = view_of(weight, weight.const_data_ptr());
+  p.weight_g = p.K * p.weight.n;
+  p.input = readable(grad_input);
+  p.threads = threads_for(p);
+  const ConvParams whole = spread_params(p);
+  ConvPlan plan;
+  if (is_product(whole)) {
+    forward_product(a.op, whole);
+  } else if (p.stride_h == 1 && p.stride_w == 1) {
+    forward(a.op, whole);
+  } else if (const ConvKernel* kernel = find_forward(whole, plan)) {
+    run(*kernel, whole, plan);
+  } else {
+    each_residue(a.op, p, grad_input);
+  }
+  return torch::stable::contiguous(grad_input, format);
 }
 
 Tensor conv_transpose(Tensor input, Tensor weight, std::optional<Tensor> bias, Sizes stride, Sizes padding,

@@ -12,17 +12,17 @@ namespace fastconv {
 // What the choice of a kernel and its plan may depend on: all of the params but the addresses of input, output, bias
 // and residual, and the activation.
 struct PackKey {
-  int64_t choice, threads, sizes[10], geometry[6], weight[6], strides[9];
+  int64_t choice, threads, sizes[10], geometry[8], weight[6], strides[9];
 };
 
 inline PackKey pack_key(const ConvParams& p) {
-  static_assert(sizeof(ConvParams) == 296, "a new field belongs into the key, or into the list of those left out");
+  static_assert(sizeof(ConvParams) == 312, "a new field belongs into the key, or into the list of those left out");
   const View4 &x = p.input, &w = p.weight, &y = p.output;
   return {
       conv_choice(),
       p.threads,
       {p.N, p.G, p.C, p.K, p.H, p.W, p.P, p.Q, p.R, p.S},
-      {p.stride_h, p.stride_w, p.dilation_h, p.dilation_w, p.pad_h, p.pad_w},
+      {p.stride_h, p.stride_w, p.dilation_h, p.dilation_w, p.pad_h, p.pad_w, p.up_h, p.up_w},
       {reinterpret_cast<int64_t>(w.data), w.n, w.c, w.h, w.w, p.weight_g},
       {static_cast<int64_t>(p.dtype), x.n, x.c, x.h, x.w, y.n, y.c, y.h, y.w},
   };

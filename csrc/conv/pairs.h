@@ -136,6 +136,7 @@ struct PairsPlan {
   int64_t k_blocks, k_range, k_splits;
   int64_t pass_weights;  // bytes of packed weights for one block of output channels and one pass
   int64_t x_bytes, sum_bytes, weight_bytes, pieces;
+  int64_t piece_sums;  // floats: those of a piece, of all residues of the columns
 };
 
 // The pieces of `length` adjoining pixels.
@@ -187,11 +188,13 @@ inline bool pairs_row_adjoins(const ConvParams& p, int64_t channels) {
 
 inline PairsPlan pairs_plan_for(const ConvParams& p, int64_t rows, int64_t k_splits) {
   PairsPlan plan;
-  plan.g = make_geometry(p, rows);
+  const ConvParams base = spread_base(p);
+  plan.g = make_geometry(base, rows, spread_columns(p));
   const int64_t channels = p.C <= 4 ? 4 : p.C <= 8 ? 8 : 16;  // of a position, if thin
-  plan.thin = p.S > 1 && p.dilation_w == 1 && (p.C <= 8 || (p.C == 16 && pairs_row_adjoins(p, 16)));
+  plan.thin = !spread(p) && p.S > 1 && p.dilation_w == 1 && (p.C <= 8 || (p.C == 16 && pairs_row_adjoins(p, 16)));
   plan.in_place = false;
-  plan.planar = kPiecesAtOnce == 2 && p.R == 1 && p.S == 1 && p.input.c != 1 && p.output.c != 1 && p.output.w == 1;
+  plan.planar =
+      !spread(p) && kPiecesAtOnce == 2 && p.R == 1 && p.S == 1 && p.input.c != 1 && p.output.c != 1 && p.output.w == 1;
   plan.columns = 1;
   if (plan.thin) {
     // All values of a kernel row in steps of one size.
@@ -212,9 +215,9 @@ inline PairsPlan pairs_plan_for(const ConvParams& p, int64_t rows, int64_t k_spl
     plan.width = round_up(ceil_div(p.C, plan.c_blocks), 2);
     plan.pixel = plan.width <= 8 ? 16 : plan.width <= 16 ? 32 : 64;
     plan.taps = p.R * p.S;
-    plan.in_place = p.input.c == 1 && p.R == 1 && p.S == 1 && p.pad_h == 0 && p.pad_w == 0 &&
-                    (p.P - 1) * p.stride_h < p.H && (p.Q - 1) * p.stride_w < p.W && plan.c_blocks * plan.width == p.C &&
-                    p.input.w * p.stride_w * 2 <= kInPlaceBytes;
+    plan.in_place = p.input.c == 1 && base.R == 1 && base.S == 1 && base.pad_h == 0 && base.pad_w == 0 &&
+                    (base.P - 1) * p.stride_h < p.H && (base.Q - 1) * p.stride_w < p.W &&
+                    plan.c_blocks * plan.width == p.C && p.input.w * p.stride_w * 2 <= kInPlaceBytes;
   }
   // Room for the columns that are written beyond a row, and an odd number of cache lines.
   plan.block_bytes = (ceil_div((plan.g.channel + 16) * plan.pixel, 64) | 1) * 64;
@@ -236,7 +239,9 @@ inline PairsPlan pairs_plan_for(const ConvParams& p, int64_t rows, int64_t k_spl
   plan.pieces = max64(plan.pieces, rows * Pieces(plan.g.w.tile).count) + 1;
   if (plan.planar) plan.pieces = rows * round_up(ceil_div(plan.g.w.tile, 16), 2);
   plan.x_bytes = plan.in_place ? 0 : plan.pass_blocks * plan.block_bytes;
-  plan.sum_bytes = (plan.passes > 1 ? plan.k_range * plan.pieces + 1 : kPiecesAtOnce + 1) * kPieceRows * kBlockK * 4;
+  plan.piece_sums = kPieceRows * p.up_w * kBlockK;
+  plan.sum_bytes = (plan.passes > 1 ? p.up_h * plan.k_range * plan.pieces : kPiecesAtOnce) * plan.piece_sums * 4;
+  plan.sum_bytes += kPieceRows * kBlockK * 4;  // sixteen pixels are written at a time
   plan.weight_bytes = plan.prepack ? 0 : plan.pass_weights;
   return plan;
 }
@@ -256,7 +261,8 @@ inline double pairs_cost(const ConvParams& p, const PairsPlan& plan) {
                                     : static_cast<double>(plan.c_blocks * plan.g.channel) * (plan.planar      ? 2
                                                                                              : p.input.c == 1 ? 3
                                                                                                               : 7);
-  const double out = static_cast<double>(rows * columns * plan.k_range) * (plan.planar || p.output.c == 1 ? 6 : 12);
+  const double out =
+      static_cast<double>(rows * p.up_h * columns * p.up_w * plan.k_range) * (plan.planar || p.output.c == 1 ? 6 : 12);
   const double passes = plan.passes > 1 ? static_cast<double>(plan.passes * plan.k_range * plan.pieces) * 100 : 0;
   const double weights = static_cast<double>(plan.k_range * plan.passes * plan.pass_weights);
   const double all = static_cast<double>(p.G * plan.k_blocks * plan.passes * plan.pass_weights);
@@ -266,14 +272,18 @@ inline double pairs_cost(const ConvParams& p, const PairsPlan& plan) {
 
 inline bool pairs_plan(const ConvParams& p, PairsPlan& best) {
   double best_total = 0;
+  const ConvParams base = spread_base(p);
+  if (spread_too_far(p, base)) return false;
   for (int64_t limit : {kCacheBytes, int64_t{24} << 20}) {
     for (int64_t k_splits = 1; k_splits <= 4 * p.threads; k_splits *= 2) {
       const auto plan_of = [&](int64_t r) { return pairs_plan_for(p, r, k_splits); };
       const int64_t rows = choose_rows(
-          p.P, p.threads,
+          base.P, p.threads,
           [&](int64_t r) {
             const PairsPlan plan = plan_of(r);
-            return plan.x_bytes + plan.pass_weights + (plan.passes > 1 ? plan.sum_bytes / 2 : 0) <= limit;
+            // What is read in place stays near from one residue to the next.
+            const int64_t in_place = spread(p) && plan.in_place ? r * plan.g.w.tile * p.C * 2 : 0;
+            return plan.x_bytes + in_place + plan.pass_weights + (plan.passes > 1 ? plan.sum_bytes / 2 : 0) <= limit;
           },
           [&](int64_t r) { return pairs_items(p, plan_of(r)); }, [&](int64_t r) { return pairs_cost(p, plan_of(r)); });
       if (!rows) continue;
@@ -359,6 +369,18 @@ inline void pairs_pack(const ConvParams& p, const PairsPlan& plan, int64_t g, in
         for (int64_t tap = 0; tap < taps; ++tap)
           put_rows(buffer[first + sign * tap], taps * 64, count / taps, to + (tap * 2 + half) * tile);
       }
+    } else if (w.n == 1) {
+      // Rows of memory are output channels of one input channel and tap.
+      const uint32_t mask = first_words(kn);
+      for (int64_t tap = 0; tap < taps; ++tap)
+        for (int64_t c = 0; c < plan.width; c += 2) {
+          const bfloat16* source = from + c * w.c + tap / p.S * w.h + tap % p.S * w.w;
+          const Words first = c < cn ? load_words(source, mask) : Words{};
+          const Words second = c + 1 < cn ? load_words(source + w.c, mask) : Words{};
+          char* out = to + tap * 2 * tile + c * 32;
+          store_words(out, pair_rows(low_half(first), low_half(second)));
+          if (halves == 2) store_words(out + tile, pair_rows(high_half(first), high_half(second)));
+        }
     } else {
       // Rows of memory are output channels, (c, tap) runs along them; or they are gathered that way.
       for (int64_t c = 0; c < plan.width; c += kPacked16) {
@@ -375,8 +397,6 @@ inline void pairs_pack(const ConvParams& p, const PairsPlan& plan, int64_t g, in
               const bfloat16* source = from + (c + 2 * pair + i) * w.c + tap / p.S * w.h + tap % p.S * w.w;
               if (rows)
                 two[i] = buffer[(2 * pair + i) * taps + first + sign * tap];
-              else if (w.n == 1)
-                store_words(gathered[i], load_words(source, first_words(kn)));
               else
                 for (int64_t k = 0; k < kn; ++k) gathered[i][k] = source[k * w.n].bits;
             }
@@ -471,6 +491,7 @@ struct PairsBlock {
   int64_t rows;   // of one tile of a
   int64_t pairs;  // of a step
   int64_t a_row, a_block, b_row, b_block;
+  int64_t sum_row;  // floats
   const Step* steps;
   int64_t step_count, blocks;
 };
@@ -501,14 +522,14 @@ struct Tiles {
 template <int TilesA, int TilesB>
 void pairs_micro(const PairsBlock& block, const char* a, int64_t to_a1, const char* b, int64_t to_b1, bool add,
                  float* sum) {
-  constexpr int kRow = kBlockK * 4;
-  float* below = sum + block.rows * kBlockK;
+  const int64_t row = block.sum_row * 4;
+  float* below = sum + block.rows * block.sum_row;
   asm volatile("" ::: "memory");  // tile loads say nothing of what they read
   if (add) {
-    _tile_loadd(0, sum, kRow);
-    if constexpr (TilesB == 2) _tile_loadd(1, sum + 16, kRow);
-    if constexpr (TilesA == 2) _tile_loadd(2, below, kRow);
-    if constexpr (TilesA == 2 && TilesB == 2) _tile_loadd(3, below + 16, kRow);
+    _tile_loadd(0, sum, row);
+    if constexpr (TilesB == 2) _tile_loadd(1, sum + 16, row);
+    if constexpr (TilesA == 2) _tile_loadd(2, below, row);
+    if constexpr (TilesA == 2 && TilesB == 2) _tile_loadd(3, below + 16, row);
   } else {
     _tile_zero(0);
     _tile_zero(1);
@@ -538,10 +559,10 @@ void pairs_micro(const PairsBlock& block, const char* a, int64_t to_a1, const ch
     a += block.a_block;
     b += block.b_block;
   } while (--blocks);
-  _tile_stored(0, sum, kRow);
-  if constexpr (TilesB == 2) _tile_stored(1, sum + 16, kRow);
-  if constexpr (TilesA == 2) _tile_stored(2, below, kRow);
-  if constexpr (TilesA == 2 && TilesB == 2) _tile_stored(3, below + 16, kRow);
+  _tile_stored(0, sum, row);
+  if constexpr (TilesB == 2) _tile_stored(1, sum + 16, row);
+  if constexpr (TilesA == 2) _tile_stored(2, below, row);
+  if constexpr (TilesA == 2 && TilesB == 2) _tile_stored(3, below + 16, row);
   asm volatile("" ::: "memory");
 }
 
@@ -569,7 +590,7 @@ void pairs_micro(const PairsBlock& block, const char* a, const char* b, int64_t 
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 2
-    for (int j = 0; j < TilesB; ++j) v[i][j] = add ? load(sum + i * kBlockK + j * 16) : Vec<float>{};
+    for (int j = 0; j < TilesB; ++j) v[i][j] = add ? load(sum + i * block.sum_row + j * 16) : Vec<float>{};
   const int64_t a_row = block.a_row;
   int64_t blocks = block.blocks;
   do {
@@ -602,7 +623,7 @@ void pairs_micro(const PairsBlock& block, const char* a, const char* b, int64_t 
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 2
-    for (int j = 0; j < TilesB; ++j) store(sum + i * kBlockK + j * 16, v[i][j]);
+    for (int j = 0; j < TilesB; ++j) store(sum + i * block.sum_row + j * 16, v[i][j]);
 }
 
 using PairsMicro = void (*)(const PairsBlock&, const char*, const char*, int64_t, bool, float*);
@@ -696,16 +717,20 @@ struct Piece {
 
 struct PairsScratch {
   float* bias;
+  SortedTaps h, w;
   char* threads;
   int64_t thread_bytes, total;
 
   PairsScratch(const ConvParams& p, const PairsPlan& plan, void* scratch) {
     Carver carve(scratch);
     bias = carve.take<float>(p.G * plan.k_blocks * kBlockK);
+    h.place(carve, p.R, p.up_h);
+    w.place(carve, p.S, p.up_w);
     thread_bytes = round_up(plan.x_bytes, 64) + round_up(plan.sum_bytes, 64) + round_up(plan.weight_bytes, 64) +
                    round_up(plan.pieces * static_cast<int64_t>(sizeof(Piece)), 64) +
                    round_up(p.R * p.S * static_cast<int64_t>(sizeof(Tap)), 64) +
-                   round_up(max64(plan.taps, p.R * p.S) * static_cast<int64_t>(sizeof(Step)), 64);
+                   round_up(max64(plan.taps, p.R * p.S) * static_cast<int64_t>(sizeof(Step)), 64) +
+                   round_up(p.up_h * p.up_w * static_cast<int64_t>(sizeof(Range)), 64);
     threads = carve.take<char>(thread_bytes * p.threads);
     total = carve.used();
   }
@@ -734,9 +759,34 @@ inline int64_t pairs_steps(const ConvParams& p, const PairsPlan& plan, const Til
   return count;
 }
 
+// The same where the input is spread out: for each residue its steps, none where no tap reaches it.
+inline void pairs_spread_steps(const ConvParams& p, const PairsPlan& plan, const SortedTaps& h, const SortedTaps& w,
+                               const Tile& t, Step* steps, Range* residues) {
+  const ConvParams base = spread_base(p);
+  int64_t count = 0;
+  for (int64_t e = 0; e < p.up_h * p.up_w; ++e) {
+    const ResidueTaps rows = h.residues[e / p.up_w], columns = w.residues[e % p.up_w];
+    residues[e].begin = count;
+    for (int64_t i = 0; i < rows.count; ++i)
+      for (int64_t j = 0; j < columns.count; ++j) {
+        const bool live = reads_input(t.p0 + rows.row + i * h.step, t.rows, 1, p.H) &&
+                          reads_input(t.q0 + columns.row + j * w.step, t.columns, 1, p.W);
+        const bool last = i == rows.count - 1 && j == columns.count - 1 && count == residues[e].begin;
+        if (!live && !last) continue;
+        const Tap tap = spread_tap(p, base, plan.g, h.order[rows.begin + i], w.order[columns.begin + j]);
+        steps[count++] = {plan.in_place ? 0 : static_cast<int32_t>(tap.offset * plan.pixel),
+                          static_cast<int32_t>(tap.index * plan.width * 64)};
+      }
+    residues[e].end = count;
+  }
+}
+
 inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char* packed, void* scratch) {
-  const PairsScratch memory(p, plan, scratch);
+  PairsScratch memory(p, plan, scratch);
+  const ConvParams base = spread_base(p);
   const Finish<bfloat16> finish(p);
+  memory.h.sort(p.R, p.up_h, p.dilation_h, p.pad_h);
+  memory.w.sort(p.S, p.up_w, p.dilation_w, p.pad_w);
   padded_bias<bfloat16>(p, plan.k_blocks * kBlockK, memory.bias);
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles;
   parallel_for(p.threads, pairs_items(p, plan), [&](int64_t item, int thread) {
@@ -747,9 +797,11 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
     Piece* pieces = carve.take<Piece>(plan.pieces);
     Tap* taps = carve.take<Tap>(p.R * p.S);
     Step* steps = carve.take<Step>(max64(plan.taps, p.R * p.S));
+    Range* residues = carve.take<Range>(p.up_h * p.up_w);  // the steps of each
     const int64_t first_block = item % plan.k_splits * plan.k_range;
     const int64_t k_blocks = min64(plan.k_range, plan.k_blocks - first_block);
-    const Tile t = make_tile(p, plan.g, item / plan.k_splits / tiles / p.G, item / plan.k_splits % tiles);
+    const Tile t = make_tile(base, plan.g, item / plan.k_splits / tiles / p.G, item / plan.k_splits % tiles);
+    const Tile out = spread_tile(p, t);
     const int64_t g = item / plan.k_splits / tiles % p.G;
 
     // Bytes from a pixel, a row and a block of channels to the next.
@@ -780,8 +832,13 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
     block.a_block = plan.planar ? plan.width * 64 : plan.in_place ? plan.width * 2 : plan.block_bytes;
     block.b_row = plan.planar ? plan.pair_bytes : 64;
     block.b_block = plan.planar ? plan.block_bytes : plan.taps * plan.width * 64;
+    block.sum_row = p.up_w * kBlockK;
+    if (spread(p))
+      pairs_spread_steps(p, plan, memory.h, memory.w, t, steps, residues);
+    else
+      residues[0] = {0, pairs_steps(p, plan, t, taps, steps)};
     block.steps = steps;
-    block.step_count = pairs_steps(p, plan, t, taps, steps);
+    block.step_count = residues[0].end;
     const Tiles configured(block);
 
     for (int64_t pass = 0; pass < plan.passes; ++pass) {
@@ -796,7 +853,7 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
       else if (plan.thin)
         pairs_fill(thin_params(p), plan, thin_geometry(plan, p.stride_w), thin_tile(t, p.stride_w), c0, channels, x);
       else
-        pairs_fill(p, plan, plan.g, t, c0, channels, x);
+        pairs_fill(base, plan, plan.g, t, c0, channels, x);
       const bool last = pass == plan.passes - 1;
       for (int64_t b = 0; b < k_blocks; ++b) {
         const int64_t k = (first_block + b) * kBlockK, k_count = min64(kBlockK, p.K - k);
@@ -807,14 +864,16 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
         }
         const int halves = k_count > 16 ? 2 : 1;
         const float* bias = memory.bias + g * plan.k_blocks * kBlockK + k;
-        const auto write = [&](int64_t i, const float* sum) {
-          for (int64_t j = i; j < min64(i + kPiecesAtOnce, count); ++j, sum += block.rows * kBlockK) {
+        // Residue e of the rows, all of the columns.
+        const auto write = [&](int64_t i, int64_t e, const float* sum) {
+          for (int64_t j = i; j < min64(i + kPiecesAtOnce, count); ++j, sum += block.rows * block.sum_row) {
             int64_t done = pieces[j].skip, row = pieces[j].row, q = pieces[j].q + done;
             while (done < block.rows) {
-              const int64_t left = block.rows - done, n = min64(left, t.columns - q);
-              if (n > 0)
-                pairs_store(p, finish, sum + done * kBlockK, bias, k_count, n,
-                            at<bfloat16>(p.output, t.n, g * p.K + k, t.p0 + row, t.q0 + q));
+              const int64_t left = block.rows - done, end = row * p.up_h + e < out.rows ? out.columns : 0;
+              for (int64_t s = q * p.up_w; s < min64((q + left) * p.up_w, end); s += 16)
+                pairs_store(p, finish, sum + done * block.sum_row + (s - q * p.up_w) * kBlockK, bias, k_count,
+                            min64(16, min64((q + left) * p.up_w, end) - s),
+                            at<bfloat16>(p.output, t.n, g * p.K + k, out.p0 + row * p.up_h + e, out.q0 + s));
               const int64_t on = joined ? min64(left, plan.g.pitch - q) : left;
               done += on;
               q = 0;
@@ -831,13 +890,23 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
             pairs_store_planar(p, finish, sum, bias, k_count, n,
                                at<bfloat16>(p.output, t.n, g * p.K + k, t.p0 + pieces[i].row, t.q0 + pieces[i].q));
         }
-        for (int64_t i = 0; !plan.planar && i < count; i += kPiecesAtOnce) {
-          float* sum = plan.passes > 1 ? sums + (b * plan.pieces + i) * kPieceRows * kBlockK : sums;
-          const bool two = kPiecesAtOnce == 2 && i + 1 < count;
-          pairs_multiply(block, 1 + two, source + pieces[i].x, two ? pieces[i + 1].x - pieces[i].x : 0, halves, weights,
-                         plan.width * 32, pass > 0, sum);
-          if (last) write(i, sum);
-        }
+        for (int64_t e = 0; e < p.up_h; ++e)
+          for (int64_t i = 0; !plan.planar && i < count; i += kPiecesAtOnce) {
+            float* sum = plan.passes > 1 ? sums + ((b * p.up_h + e) * plan.pieces + i) * plan.piece_sums : sums;
+            const bool two = kPiecesAtOnce == 2 && i + 1 < count;
+            for (int64_t s = 0; s < p.up_w; ++s) {
+              const Range of_residue = residues[e * p.up_w + s];
+              block.steps = steps + of_residue.begin;
+              block.step_count = of_residue.end - of_residue.begin;
+              if (block.step_count > 0)
+                pairs_multiply(block, 1 + two, source + pieces[i].x, two ? pieces[i + 1].x - pieces[i].x : 0, halves,
+                               weights, plan.width * 32, pass > 0, sum + s * kBlockK);
+              else
+                for (int64_t row = 0; row < (1 + two) * block.rows; ++row)
+                  zero(sum + row * block.sum_row + s * kBlockK, kBlockK);
+            }
+            if (last) write(i, e, sum);
+          }
       }
     }
   });
@@ -847,6 +916,7 @@ struct PairsForward {
   using Plan = PairsPlan;
   // Of few channels a group most of a tile would be zeros.
   static bool preferred(const ConvParams& p) {
+    if (spread(p) && p.C <= 8) return false;  // a step of several kernel columns serves the residues better
     const bool wide_groups = p.G == 1 || p.C >= 16 || (p.C >= 8 && p.input.c != 1);
     return p.K >= (kPiecesAtOnce == 2 ? 4 : 8) && p.C >= 2 && wide_groups;
   }

@@ -13,17 +13,22 @@ enum class Activation : int32_t { kNone, kRelu, kRelu6, kSilu, kHardswish };
 //   output[n, g*K + k, p, q] = activation(residual[n, g*K + k, p, q] + bias[g*K + k] +
 //     sum over c, r, s of weight[g][k, c, r, s] *
 //       input[n, g*C + c, p * stride_h + r * dilation_h - pad_h, q * stride_w + s * dilation_w - pad_w]),
-// where input is zero outside [0, H) x [0, W). Every direction comes down to it: the input gradient is one such
-// convolution of grad_output per residue of the position modulo the stride, with weights read backwards and C and K
-// exchanged (strides may be negative, padding may be negative, output may be a lattice of a larger tensor). For the
-// weight gradient, `output` holds grad_output and is read, and `weight` is written.
+// where input is zero outside [0, H) x [0, W). Where it is spread out (up_h, up_w > 1, and strides of 1 then), up_h - 1
+// rows of zeros lie between any two rows of it: row h of the formula is row h / up_h of the tensor, or zero.
+//
+// Every direction comes down to it: the input gradient is such a convolution of grad_output, spread out by the stride,
+// with weights read backwards and C and K exchanged. Where no kernel serves that, it is an ordinary convolution for
+// each residue of the position modulo the stride (strides may be negative, padding may be negative, output may be a
+// lattice of a larger tensor). For the weight gradient, `output` holds grad_output and is read, and `weight` is
+// written.
 struct ConvParams {
   Dtype dtype;               // of input, weight, bias and output
   int64_t N, G;              // images, groups
   int64_t C, K;              // input and output channels of one group
   int64_t H, W, P, Q, R, S;  // sizes of input, output and kernel
   int64_t stride_h, stride_w, dilation_h, dilation_w;
-  int64_t pad_h, pad_w;  // rows above and columns to the left; negative crops
+  int64_t pad_h, pad_w;  // rows above and columns to the left, of the input spread out; negative crops
+  int64_t up_h, up_w;    // by how much the input is spread out
   View4 input;           // [N, G*C, H, W], w or c of stride 1
   View4 weight;          // [K, C, R, S] of group 0
   int64_t weight_g;      // elements from one group's weights to the next
@@ -66,7 +71,7 @@ struct ConvGradKernel {
 };
 
 struct ConvKernels {
-  ConvKernel forward[11];  // also the input gradient
+  ConvKernel forward[12];  // also the input gradient
   ConvGradKernel grad_weight[6];
 };
 FASTCONV_DECLARE_KERNELS(ConvKernels, conv_kernels)

@@ -216,8 +216,9 @@ struct RowsForward {
   template <class A>
   static bool preferred(const ConvParams& p) {
     const bool small_groups = p.G > 1 && p.C <= 8 && p.K <= 8 && p.Q * 2 > kLanes<A>;
-    const bool large_pointwise = p.R == 1 && p.S == 1 && p.Q >= 512 && p.C <= 512;  // rows have been joined
-    return small_groups || large_pointwise;
+    // Rows have been joined; of many output channels, panels are read again and again from closer by.
+    const bool few_channels = p.R * p.S == 1 && p.Q >= 512 && p.C <= 512 && p.K <= 2 * kLanes<A>;
+    return small_groups || few_channels;
   }
   template <class A>
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {

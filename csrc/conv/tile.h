@@ -17,7 +17,7 @@
 namespace fastconv {
 namespace {
 
-constexpr int64_t kMaxTileColumns = 512;
+constexpr int64_t kMaxTileColumns = 512, kLeastSpreadColumns = 14;
 
 // One axis of the tiling.
 struct Axis {
@@ -49,12 +49,12 @@ struct Geometry {
 };
 
 // Balanced column tiles: a row of 600 is two of 300, not 512 and 88.
-inline int64_t tile_columns(int64_t Q) { return ceil_div(Q, ceil_div(Q, kMaxTileColumns)); }
+inline int64_t tile_columns(int64_t Q, int64_t most) { return ceil_div(Q, ceil_div(Q, most)); }
 
-inline Geometry make_geometry(const ConvParams& p, int64_t rows) {
+inline Geometry make_geometry(const ConvParams& p, int64_t rows, int64_t most_columns = kMaxTileColumns) {
   Geometry g;
   g.h = make_axis(p.P, rows, p.R, p.stride_h, p.dilation_h);
-  g.w = make_axis(p.Q, tile_columns(p.Q), p.S, p.stride_w, p.dilation_w);
+  g.w = make_axis(p.Q, tile_columns(p.Q, most_columns), p.S, p.stride_w, p.dilation_w);
   g.pitch = g.w.span;
   g.channel = g.h.planes * g.w.planes * g.h.span * g.pitch;
   return g;
@@ -313,6 +313,88 @@ class Carver {
   char* base_;
   int64_t used_ = 0;
 };
+
+// ---- inputs that are spread out
+// -------------------------------------------------------------------------------------------------------
+//
+// Of the outputs p = u * up + e, those of one residue e are an ordinary convolution over u, and no two residues share a
+// tap: tap r serves one, and reads row u + spread_row(r) for it. What all residues read together is the input of one
+// ordinary convolution of stride 1 with outputs u, spread_base(); tiles and scratch are that one's.
+
+inline bool spread(const ConvParams& p) { return p.up_h > 1 || p.up_w > 1; }
+
+inline int64_t spread_row(int64_t tap, int64_t up, int64_t dilation, int64_t pad) {
+  const int64_t row = tap * dilation - pad;
+  return row > 0 ? ceil_div(row, up) : row / up;
+}
+
+inline ConvParams spread_base(const ConvParams& p) {
+  if (!spread(p)) return p;
+  ConvParams base = p;
+  base.up_h = base.up_w = base.dilation_h = base.dilation_w = 1;
+  base.P = ceil_div(p.P, p.up_h);
+  base.Q = ceil_div(p.Q, p.up_w);
+  base.pad_h = -spread_row(0, p.up_h, p.dilation_h, p.pad_h);
+  base.pad_w = -spread_row(0, p.up_w, p.dilation_w, p.pad_w);
+  base.R = base.pad_h + spread_row(p.R - 1, p.up_h, p.dilation_h, p.pad_h) + 1;
+  base.S = base.pad_w + spread_row(p.S - 1, p.up_w, p.dilation_w, p.pad_w) + 1;
+  return base;
+}
+
+// The taps of one residue: `count` from `begin` on, where taps are sorted by residue; the first reads input row `row`
+// for the first output.
+struct ResidueTaps {
+  int64_t begin, count, row;
+};
+
+// Tap (r, s) of the kernel in the scratch of the base.
+inline Tap spread_tap(const ConvParams& p, const ConvParams& base, const Geometry& g, int64_t r, int64_t s) {
+  if (!spread(p)) return tap_of(p, g, r, s);
+  const Tap tap = tap_of(base, g, base.pad_h + spread_row(r, p.up_h, p.dilation_h, p.pad_h),
+                         base.pad_w + spread_row(s, p.up_w, p.dilation_w, p.pad_w));
+  return {tap.offset, static_cast<int32_t>(r * p.S + s)};
+}
+
+// Whether residues are so many, or read what is so far apart, that no tile serves them together.
+inline bool spread_too_far(const ConvParams& p, const ConvParams& base) {
+  constexpr int64_t kMost = 64;
+  return spread(p) && (p.up_h > kMost || p.up_w > kMost || base.R > kMost || base.S > kMost);
+}
+
+// Columns of the base in a tile of at most kMaxTileColumns outputs, both axes taken together.
+inline int64_t spread_columns(const ConvParams& p) {
+  return max64(kLeastSpreadColumns, kMaxTileColumns / (p.up_h * p.up_w));
+}
+
+// The taps of one axis, sorted by the residue that they serve.
+struct SortedTaps {
+  int64_t* order;
+  ResidueTaps* residues;
+  int64_t step;  // input rows from one tap of a residue to the next
+
+  void place(Carver& carve, int64_t taps, int64_t up) {
+    order = carve.take<int64_t>(taps);
+    residues = carve.take<ResidueTaps>(up);
+  }
+
+  void sort(int64_t taps, int64_t up, int64_t dilation, int64_t pad) {
+    const int64_t period = up / gcd(up, dilation);
+    step = period * dilation / up;
+    for (int64_t e = 0; e < up; ++e) residues[e] = {0, 0, 0};
+    int64_t count = 0;
+    for (int64_t first = 0; first < min64(taps, period); ++first) {
+      const int64_t row = spread_row(first, up, dilation, pad);
+      residues[row * up - (first * dilation - pad)] = {count, ceil_div(taps - first, period), row};
+      for (int64_t tap = first; tap < taps; tap += period) order[count++] = tap;
+    }
+  }
+};
+
+// The output positions of a tile of the base.
+inline Tile spread_tile(const ConvParams& p, const Tile& t) {
+  const int64_t p0 = t.p0 * p.up_h, q0 = t.q0 * p.up_w;
+  return {t.n, p0, q0, min64(t.rows * p.up_h, p.P - p0), min64(t.columns * p.up_w, p.Q - q0)};
+}
 
 }  // namespace
 }  // namespace fastconv

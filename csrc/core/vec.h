@@ -204,6 +204,20 @@ inline void store_partial(double* p, Vec<double> v, int n) {
 }
 #endif
 
+// Integers as wide as T, one for each lane.
+template <class T>
+struct LanesOf;
+template <>
+struct LanesOf<float> {
+  using type = uint32_t;
+};
+template <>
+struct LanesOf<double> {
+  using type = uint64_t;
+};
+template <class T>
+using Lanes = Vec<typename LanesOf<T>::type>;
+
 // The lanes [begin, end) of vectors that are loaded many times over: the others are zero, and nothing of theirs is
 // touched.
 template <class T>
@@ -252,6 +266,46 @@ inline Vec<float> load(const float* p, Window<float> w) {
 template <>
 inline Vec<double> load(const double* p, Window<double> w) {
   return _mm256_maskload_pd(p, window_mask<int64_t>(w.begin, w.end));
+}
+#endif
+#endif
+
+// Any lanes of vectors that are loaded many times over, those that are not zero in `lanes`: the others are zero, and
+// nothing of theirs is touched.
+#if defined(__AVX512F__)
+template <class T>
+struct Chosen {
+  Window<T> window;
+  Chosen() = default;
+  explicit Chosen(Lanes<float> lanes) : window(0, 0) { window.mask = _mm512_movepi32_mask(bits_as<__m512i>(lanes)); }
+  explicit Chosen(Lanes<double> lanes) : window(0, 0) { window.mask = _mm512_movepi64_mask(bits_as<__m512i>(lanes)); }
+};
+template <class T>
+inline Vec<Accumulate<T>> load(const T* p, Chosen<T> chosen) {
+  return load(p, chosen.window);
+}
+#else
+template <class T>
+struct Chosen {
+  Lanes<Accumulate<T>> lanes;
+  Chosen() = default;
+  explicit Chosen(Lanes<Accumulate<T>> chosen) : lanes(chosen) {}
+};
+template <class T>
+[[gnu::noinline]] Vec<Accumulate<T>> load(const T* p, const Chosen<T>& chosen) {
+  T lanes[Window<T>::L] = {};
+  for (int i = 0; i < Window<T>::L; ++i)
+    if (chosen.lanes[i]) lanes[i] = p[i];
+  return load(lanes);
+}
+#if defined(__AVX2__)
+template <>
+inline Vec<float> load(const float* p, const Chosen<float>& chosen) {
+  return _mm256_maskload_ps(p, bits_as<__m256i>(chosen.lanes));
+}
+template <>
+inline Vec<double> load(const double* p, const Chosen<double>& chosen) {
+  return _mm256_maskload_pd(p, bits_as<__m256i>(chosen.lanes));
 }
 #endif
 #endif
@@ -308,19 +362,28 @@ inline Vec<T> even_lanes(Vec<T> a, Vec<T> b) {
   return even_lanes(a, b, std::make_integer_sequence<int, kLanes<T>>{});
 }
 
-// The lane numbers by which `permute` picks, integers as wide as T.
-template <class T>
-struct LanesOf;
-template <>
-struct LanesOf<float> {
-  using type = uint32_t;
-};
-template <>
-struct LanesOf<double> {
-  using type = uint64_t;
-};
-template <class T>
-using Lanes = Vec<typename LanesOf<T>::type>;
+template <class V, int... I>
+inline V odd_lanes(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (2 * I + 1)...);
+}
+
+// Of a run of Count vectors every Count-th element: v[i] becomes elements i, i + Count, i + 2 * Count, ...; Count is a
+// power of two.
+template <class T, int Count>
+inline void deinterleave(Vec<T>* v) {
+  using All = std::make_integer_sequence<int, kLanes<T>>;
+#pragma GCC unroll 4
+  for (int round = 1; round < Count; round *= 2) {
+    Vec<T> t[Count];
+#pragma GCC unroll 8
+    for (int i = 0; i < Count / 2; ++i) {
+      t[i] = even_lanes(v[2 * i], v[2 * i + 1], All{});
+      t[Count / 2 + i] = odd_lanes(v[2 * i], v[2 * i + 1], All{});
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < Count; ++i) v[i] = t[i];
+  }
+}
 
 // Lane l of the result is lane from[l] of v, for any vector of lane numbers.
 inline Vec<float> permute(Vec<float> v, Lanes<float> from) {
