@@ -376,7 +376,8 @@ inline bool winograd_pays(const ConvParams& p) {
   const double products = kProducts * tiles * pairs / L * 0.62 * step, streaming = weights * streams / 3.5;
   const double transforms = tiles * 160 * static_cast<double>(p.C + p.K) / L;
   const double pack = p.prepacked ? 0 : kProducts * pairs * 1.4;
-  const double direct = static_cast<double>(p.N * p.P * p.Q) * 9 * pairs / L * 0.58;
+  // With one vector of output channels, each multiply-add waits for an input value of its own.
+  const double direct = static_cast<double>(p.N * p.P * p.Q) * 9 * pairs / L * (p.K <= kLanes<float> ? 1 : 0.58);
   return (products > streaming ? products : streaming) + transforms + pack < 0.9 * direct;
 }
 

@@ -13,6 +13,7 @@
 #pragma once
 #include "conv/grouped.h"
 #include "conv/pixel.h"
+#include "conv/winograd.h"
 
 namespace fastconv {
 namespace {
@@ -416,10 +417,16 @@ struct Winograd1dForward {
   using Plan = Winograd1dPlan;
   template <class A>
   static bool preferred(const ConvParams& p) {
+    constexpr int64_t L = kLanes<A>;
+    const bool last = p.input.c == 1;
     // Transposing in and out costs what it saves where a channels_last group has four channels.
-    const int64_t least = p.input.c == 1 ? 8 : 4;
-    return p.dtype != Dtype::kFloat64 && p.R == 3 && p.S == 3 && p.G > 1 && min64(p.C, p.K) >= least &&
-           max64(p.C, p.K) <= 32;
+    const int64_t fewest = min64(p.C, p.K), most = max64(p.C, p.K);
+    if (p.dtype == Dtype::kFloat64 || p.R != 3 || p.S != 3 || p.G == 1 || fewest < (last ? 8 : 4) || most > 32)
+      return false;
+    // Of whole vectors of channels the other Winograd kernel makes more, and small channels_last maps do not pay for
+    // the larger weights.
+    if (p.C % L == 0 && p.K % L == 0 && (last || most > L) && WinogradForward::preferred<A>(p)) return false;
+    return !last || fewest < L || p.prepacked || p.N * p.P * p.Q > 64;
   }
   template <class A>
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
