@@ -26,6 +26,8 @@ struct DiagonalTile {
   int64_t x_step, w_row;          // elements between input columns, between kernel rows
   int64_t begin, end, first_tap;  // the tap that connects input column `begin` with output column 0 of the tile
   int64_t taps;                   // S
+  int64_t ahead;                  // elements from an input row to that which as many rows later is read first
+  uint32_t inside;                // of the columns that the tile reads, from its first on, those inside the image
   int64_t out_row, out_step;
   int64_t rows, columns, channels;
 };
@@ -49,7 +51,37 @@ template <class A, int Stride, int First, int Rows>
   }
 }
 
-template <class T, int Stride, bool Whole>
+// The same for a kernel of S columns, few enough to keep their weights in registers: every column of an input row, from
+// `x` on, is loaded once and multiplied by all of them, and all that is decided while running is whether it lies inside
+// the image.
+template <class T, int Stride, bool Whole, int S, int First, int Rows>
+[[gnu::always_inline]] inline void short_line(Vec<Accumulate<T>> (&sum)[kDiagonalRows][kDiagonalColumns], const T* x,
+                                              int64_t step, int64_t ahead, uint32_t inside, int channels,
+                                              const Accumulate<T>* w0, const Accumulate<T>* w1) {
+  using A = Accumulate<T>;
+  constexpr int B = kDiagonalColumns, L = kLanes<A>;
+  Vec<A> a[S], b[S];
+#pragma GCC unroll 8
+  for (int s = 0; s < S; ++s) {
+    a[s] = load((First == 0 ? w0 : w1) + s * L);
+    b[s] = Rows == 2 ? load(w1 + s * L) : a[s];
+  }
+#pragma GCC unroll 32
+  for (int j = 0; j < (B - 1) * Stride + S; ++j, x += step) {
+    if constexpr (Stride == 1) __builtin_prefetch(x + ahead);  // at stride 2 there are too few multiply-adds for it
+    if (__builtin_expect(!(inside >> j & 1), 0)) continue;
+    const Vec<A> v = Whole ? load(x) : load_partial(x, channels);
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) {
+      if (j < s || (j - s) % Stride != 0 || (j - s) / Stride >= B) continue;
+      sum[First][(j - s) / Stride] += a[s] * v;
+      if constexpr (Rows == 2) sum[1][(j - s) / Stride] += b[s] * v;
+    }
+  }
+}
+
+// S: 3, 5 or 7 where the kernel has so many columns, 0 for any.
+template <class T, int Stride, bool Whole, int S>
 void diagonal_micro(const DiagonalTile& t, const T* x, const Accumulate<T>* w, Vec<Accumulate<T>> bias, T* out,
                     const Finish<T>& finish) {
   using A = Accumulate<T>;
@@ -60,7 +92,23 @@ void diagonal_micro(const DiagonalTile& t, const T* x, const Accumulate<T>* w, V
   for (int k = 0; k < kDiagonalRows; ++k)
 #pragma GCC unroll 8
     for (int i = 0; i < B; ++i) sum[k][i] = bias;
+  const int64_t step = t.x_step;
+  const uint32_t inside = t.inside;
+  if constexpr (S > 0) x += (t.begin - t.first_tap) * step;
   for (const DiagonalLine* line = t.lines; line != t.lines_end; ++line) {
+    if constexpr (S > 0) {
+      const T* from = x + line->offset;
+      // What the next two output rows will be the first to read.
+      const int64_t ahead = line + kDiagonalRows >= t.lines_end ? t.ahead : 0;
+      const A *w0 = w + line->r[0] * t.w_row, *w1 = w + line->r[1] * t.w_row;
+      if (line->r[1] < 0)
+        short_line<T, Stride, Whole, S, 0, 1>(sum, from, step, ahead, inside, channels, w0, w1);
+      else if (line->r[0] < 0)
+        short_line<T, Stride, Whole, S, 1, 1>(sum, from, step, ahead, inside, channels, w0, w1);
+      else
+        short_line<T, Stride, Whole, S, 0, 2>(sum, from, step, ahead, inside, channels, w0, w1);
+      continue;
+    }
     const T* from = x + line->offset + t.begin * t.x_step;
     int64_t tap = t.first_tap;
     for (int64_t column = t.begin; column < t.end; column += B, tap += B, from += B * t.x_step) {
@@ -99,10 +147,20 @@ template <class T>
 using DiagonalMicro = void (*)(const DiagonalTile&, const T*, const Accumulate<T>*, Vec<Accumulate<T>>, T*,
                                const Finish<T>&);
 
-template <class T>
+template <class T, int S>
 DiagonalMicro<T> diagonal_micro_of(int64_t stride, bool whole) {
-  if (stride == 1) return whole ? diagonal_micro<T, 1, true> : diagonal_micro<T, 1, false>;
-  return whole ? diagonal_micro<T, 2, true> : diagonal_micro<T, 2, false>;
+  if (stride == 1) return whole ? diagonal_micro<T, 1, true, S> : diagonal_micro<T, 1, false, S>;
+  return whole ? diagonal_micro<T, 2, true, S> : diagonal_micro<T, 2, false, S>;
+}
+
+template <class T>
+DiagonalMicro<T> diagonal_micro_of(int64_t taps, int64_t stride, bool whole) {
+  switch (taps) {
+    case 3: return diagonal_micro_of<T, 3>(stride, whole);
+    case 5: return diagonal_micro_of<T, 5>(stride, whole);
+    case 7: return diagonal_micro_of<T, 7>(stride, whole);
+    default: return diagonal_micro_of<T, 0>(stride, whole);
+  }
 }
 
 // The input rows of output rows [p0, p0 + rows).
@@ -113,8 +171,10 @@ inline int64_t diagonal_lines(const ConvParams& p, int64_t x_row, int64_t p0, in
   for (int64_t h = max64(0, first); h <= min64(p.H - 1, last); ++h) {
     DiagonalLine line = {h * x_row, {-1, -1}};
     for (int64_t k = 0; k < rows; ++k) {
-      const int64_t r = h - first - k * p.stride_h;
-      if (r >= 0 && r % p.dilation_h == 0 && r / p.dilation_h < p.R) line.r[k] = static_cast<int32_t>(r / p.dilation_h);
+      const int64_t shift = h - first - k * p.stride_h;
+      if (shift < 0) continue;
+      const int64_t r = p.dilation_h == 1 ? shift : shift / p.dilation_h;  // divisions take longer than all else here
+      if (r * p.dilation_h == shift && r < p.R) line.r[k] = static_cast<int32_t>(r);
     }
     if (line.r[0] >= 0 || line.r[1] >= 0) lines[found++] = line;
   }
@@ -184,9 +244,10 @@ void diagonal_rows(const ConvParams& p, const View4& input, const View4& output,
   t.x_step = input.w;
   t.w_row = p.S * L;
   t.taps = p.S;
+  t.ahead = in_place ? kDiagonalRows * p.stride_h * input.h : 0;
   t.out_row = output.h;
   t.out_step = output.w;
-  const auto whole = diagonal_micro_of<X>(p.stride_w, true), part = diagonal_micro_of<X>(p.stride_w, false);
+  const auto whole = diagonal_micro_of<X>(p.S, p.stride_w, true), part = diagonal_micro_of<X>(p.S, p.stride_w, false);
   for (int64_t row = p0; row < p0 + rows; row += kDiagonalRows) {
     t.rows = min64(kDiagonalRows, p0 + rows - row);
     t.lines_end = lines + diagonal_lines(p, input.h, row, t.rows, lines);
@@ -196,16 +257,13 @@ void diagonal_rows(const ConvParams& p, const View4& input, const View4& output,
       t.begin = max64(0, first);
       t.end = min64(p.W, first + (t.columns - 1) * p.stride_w + p.S);
       t.first_tap = t.begin - first;
+      // None, where the tile lies beyond the image on either side.
+      const int64_t inside = max64(0, min64(t.end - first, 31));
+      t.inside = t.first_tap < inside ? ((1u << inside) - 1) & ~((1u << t.first_tap) - 1) : 0;
       const X* x = at<const X>(input, n, c0, 0, 0);
       X* out = at<X>(output, n, c0, row, q);
-      // The rows that the next two output rows will be the first to read.
-      const int64_t ahead = row * p.stride_h - p.pad_h + diagonal_span(p, kDiagonalRows);
-      const int64_t fetched = in_place ? min64(p.H, ahead + kDiagonalRows * p.stride_h) : ahead;
       for (int64_t b = 0; b < blocks; ++b) {
         t.channels = min64(L, channels - b * L);
-        for (int64_t h = max64(0, ahead); h < fetched; ++h)
-          for (int64_t w = max64(0, first); w < min64(p.W, first + B * p.stride_w); ++w)
-            __builtin_prefetch(x + h * input.h + w * input.w + b * L);
         (t.channels == L ? whole : part)(t, x + b * L, weights + b * p.R * t.w_row, bias[b], out + b * L, finish);
       }
     }
