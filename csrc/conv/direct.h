@@ -3,8 +3,8 @@
 // belongs, and padding is clipped away instead of being filled in. Two kernels, one for each layout:
 //
 // depthwise_rows, contiguous: vectors along a row. A register tile is RB output rows by NV vectors, and a loaded vector
-// of an input row serves every output row that it reaches. A vector that sticks out over the edge of the image is
-// loaded through a mask. Strides 1 and 2; kernels of 1, 3, 5 or 7 rows.
+// of an input row serves every output row that it reaches. Vectors are loaded through masks, for those that stick out
+// over the edge of the image. Strides 1 and 2; kernels of 1, 3, 5 or 7 rows.
 //
 // depthwise_pixels, channels_last: vectors along the channels. A register tile is PX pixels; a strip of rows shares
 // what it reads through the first-level cache.
@@ -15,26 +15,14 @@
 namespace fastconv {
 namespace {
 
-// Weights of all channels as to[tap][G], or to[G][s][r] for depthwise_rows.
-template <class T, class A>
-void direct_weights(const ConvParams& p, bool by_row, A* to) {
-  for (int64_t r = 0; r < p.R; ++r)
-    for (int64_t s = 0; s < p.S; ++s) {
-      const T* from = at<const T>(p.weight, 0, 0, r, s);
-      A* target = by_row ? to + s * p.R + r : to + (r * p.S + s) * p.G;
-      const int64_t step = by_row ? p.R * p.S : 1;
-      for (int64_t g = 0; g < p.G; ++g) target[g * step] = get(from + g * p.weight_g);
-    }
-}
-
 // ---- contiguous
 // ------------------------------------------------------------------------------------------------------
 
-constexpr int kRowVectors = 8;      // the most of a register tile
-constexpr int64_t kRowTaps = 64;    // the widest kernel
-constexpr int64_t kRowsAhead = 10;  // how far ahead input is fetched
-constexpr int row_block(int taps) { return taps == 1 ? 1 : kVecRegisters == 32 ? 4 : 2; }
-constexpr int row_vectors(int taps) { return taps == 1 ? 8 : 4; }
+constexpr int kRowVectors = 8;    // the most of a register tile
+constexpr int64_t kRowTaps = 64;  // the widest kernel
+constexpr int row_vectors(int taps) { return taps == 1 ? 8 : kVecRegisters == 32 ? 4 : 2; }
+// Enough running sums that none waits for its own last addition.
+constexpr int row_block(int taps, int vectors) { return taps == 1 ? 1 : vectors == 1 ? 7 : 4; }
 
 // The lanes of a vector of row elements from `start` on that lie inside [0, W).
 template <class T>
@@ -44,65 +32,72 @@ inline Window<T> inside_row(int64_t start, int64_t W) {
   return begin < end ? Window<T>(begin, end) : Window<T>(0, 0);
 }
 
-// RB output rows by NV vectors of columns. rows[i] is an input row, from the column that the first output reads through
-// tap 0, or null where that is padding; windows[s][vector] are the lanes inside the image; w[s][r]; out[i] is an output
-// row or null beyond the last. Square: S = R and dilation = 1 are known to the compiler, which gives 8 %.
+// All output rows of NV vectors of columns, RB rows at a time. x is input row 0, from the column that the first output
+// reads through tap 0; windows[s][vector] are the lanes inside the image; w[r][s]; out is output row 0. Square: S = R
+// and dilation = 1 are known to the compiler, which gives 8 %.
+//
+// The loop over rows is in here, since preparing a call took as long as a quarter of a tile: 3x3 of 112 columns 128 µs
+// -> 95, of 14 columns (with 7 rows instead of 4 besides) 70 -> 39. Fetching ahead no longer pays, and neither does
+// loading without masks where the image allows it (95 -> 103).
 template <class T, int R, int Stride, int NV, bool Square>
-void rows_micro(const T* const* rows, int64_t S, int64_t dilation, const Window<T>* windows, const Accumulate<T>* w,
-                Accumulate<T> bias, T* const* out, int64_t columns, const Finish<T>& finish) {
+void rows_micro(const ConvParams& p, const T* x, const Window<T>* windows, const Accumulate<T>* w, Accumulate<T> bias,
+                T* out, int64_t columns, const Finish<T>& finish) {
   using A = Accumulate<T>;
-  constexpr int L = kLanes<A>, RB = row_block(R);
-  Vec<A> sum[RB][NV];
+  constexpr int L = kLanes<A>, RB = row_block(R, NV);
+  const int64_t S = Square ? R : p.S, dilation = Square ? 1 : p.dilation_w;
+  const int64_t x_row = p.input.h, out_row = p.output.h, H = p.H, P = p.P, rest = columns - (NV - 1) * L;
+  int64_t h = -p.pad_h;
+  x += h * x_row;
+  for (int64_t row = 0; row < P; row += RB) {
+    Vec<A> sum[RB][NV];
 #pragma GCC unroll 8
-  for (int i = 0; i < RB; ++i)
+    for (int i = 0; i < RB; ++i)
 #pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) sum[i][j] = splat(bias);
-  if constexpr (Square) {
-    S = R;
-    dilation = 1;
-  }
-  int64_t start = 0;
+      for (int j = 0; j < NV; ++j) sum[i][j] = splat(bias);
+    int64_t start = 0;
 #pragma GCC unroll 8
-  for (int64_t s = 0; s < (Square ? R : S); ++s, w += R, start += dilation) {
-    Window<T> window[NV * Stride];
+    for (int64_t s = 0; s < (Square ? R : S); ++s, start += dilation) {
+      Window<T> window[NV * Stride];
 #pragma GCC unroll 16
-    for (int j = 0; j < NV * Stride; ++j) window[j] = windows[s * (kRowVectors * Stride) + j];
-#pragma GCC unroll 16
-    for (int i = 0; i < (RB - 1) * Stride + R; ++i) {
-      if (!rows[i]) continue;
-      Vec<A> v[NV];
+      for (int j = 0; j < NV * Stride; ++j) window[j] = windows[s * (kRowVectors * Stride) + j];
+#pragma GCC unroll 32
+      for (int i = 0; i < (RB - 1) * Stride + R; ++i) {
+        if (static_cast<uint64_t>(h + i) >= static_cast<uint64_t>(H)) continue;
+        Vec<A> v[NV];
 #pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) {
-        const T* from = rows[i] + start + j * L * Stride;
-        v[j] = load(from, window[j * Stride]);
-        if constexpr (Stride == 2) v[j] = even_lanes<A>(v[j], load(from + L, window[j * 2 + 1]));
-      }
+        for (int j = 0; j < NV; ++j) {
+          const T* from = x + i * x_row + start + j * L * Stride;
+          v[j] = load(from, window[j * Stride]);
+          if constexpr (Stride == 2) v[j] = even_lanes<A>(v[j], load(from + L, window[j * 2 + 1]));
+        }
 #pragma GCC unroll 8
-      for (int o = 0; o < RB; ++o) {
-        const int r = i - o * Stride;
-        if (r < 0 || r >= R) continue;
-        const Vec<A> weight = splat(w[r]);
+        for (int o = 0; o < RB; ++o) {
+          const int r = i - o * Stride;
+          if (r < 0 || r >= R) continue;
+          const Vec<A> weight = splat(w[r * S + s]);
 #pragma GCC unroll 8
-        for (int j = 0; j < NV; ++j) sum[o][j] += weight * v[j];
+          for (int j = 0; j < NV; ++j) sum[o][j] += weight * v[j];
+        }
       }
     }
-  }
 #pragma GCC unroll 8
-  for (int i = 0; i < RB; ++i) {
-    if (!out[i]) continue;
+    for (int i = 0; i < RB; ++i, out += out_row) {
+      if (row + i >= P) continue;
 #pragma GCC unroll 8
-    for (int j = 0; j < NV - 1; ++j) finish.store(out[i] + j * L, sum[i][j]);
-    const int64_t rest = columns - (NV - 1) * L;
-    if (rest >= L)
-      finish.store(out[i] + (NV - 1) * L, sum[i][NV - 1]);
-    else
-      finish.store_partial(out[i] + (NV - 1) * L, sum[i][NV - 1], static_cast<int>(rest));
+      for (int j = 0; j < NV - 1; ++j) finish.store(out + j * L, sum[i][j]);
+      if (rest >= L)
+        finish.store(out + (NV - 1) * L, sum[i][NV - 1]);
+      else
+        finish.store_partial(out + (NV - 1) * L, sum[i][NV - 1], static_cast<int>(rest));
+    }
+    h += RB * Stride;
+    x += RB * Stride * x_row;
   }
 }
 
 template <class T>
-using RowsMicro = void (*)(const T* const*, int64_t, int64_t, const Window<T>*, const Accumulate<T>*, Accumulate<T>,
-                           T* const*, int64_t, const Finish<T>&);
+using RowsMicro = void (*)(const ConvParams&, const T*, const Window<T>*, const Accumulate<T>*, Accumulate<T>, T*,
+                           int64_t, const Finish<T>&);
 
 template <class T, int R, int Stride, bool Square, int... I>
 RowsMicro<T> rows_micro_of(int64_t vectors, std::integer_sequence<int, I...>) {
@@ -133,11 +128,11 @@ RowsMicro<T> rows_micro_of(const ConvParams& p, int64_t vectors) {
 template <class T>
 void depthwise_rows(const ConvParams& p, const void* packed) {
   using A = Accumulate<T>;
-  constexpr int L = kLanes<A>, kMostRows = 4, kMostInputs = 3 * 2 + 7;
+  constexpr int L = kLanes<A>;
   const A* weights = static_cast<const A*>(packed);
   const Finish<T> finish(p);
-  const int64_t block = row_block(static_cast<int>(p.R)), stride = p.stride_w;
-  const int64_t vectors = ceil_div(p.Q, L), chunks = ceil_div(vectors, row_vectors(static_cast<int>(p.R)));
+  const int64_t stride = p.stride_w, vectors = ceil_div(p.Q, L),
+                chunks = ceil_div(vectors, row_vectors(static_cast<int>(p.R)));
   // The lanes inside the image: of the first chunk, of the last, and of those between, which mostly are all.
   using Windows = Window<T>[kRowTaps * kRowVectors * 2];
   const auto chunk_vectors = [&](int64_t chunk) { return vectors * chunk / chunks; };
@@ -162,22 +157,8 @@ void depthwise_rows(const ConvParams& p, const void* packed) {
       Windows rare;
       if (!inside && chunk > 0 && chunk < chunks - 1) look(chunk, rare);
       const Window<T>* windows = inside ? whole : chunk == 0 ? of_first : chunk == chunks - 1 ? of_last : rare;
-      const auto micro = rows_micro_of<T>(p, count);
-      for (int64_t p0 = 0; p0 < p.P; p0 += block) {
-        const T* rows[kMostInputs];
-        T* out[kMostRows];
-        for (int64_t i = 0; i < (block - 1) * stride + p.R; ++i) {
-          const int64_t h = p0 * stride - p.pad_h + i;
-          rows[i] = h >= 0 && h < p.H ? at<const T>(p.input, n, g, h, w) : nullptr;
-        }
-        for (int64_t i = 0; i < block; ++i) out[i] = p0 + i < p.P ? at<T>(p.output, n, g, p0 + i, q) : nullptr;
-        if (p.P > block) {
-          const T* ahead = at<const T>(p.input, n, g, p0 * stride + kRowsAhead, 0);
-          for (int64_t i = 0; i < block * stride * p.input.h; i += 64 / static_cast<int64_t>(sizeof(T)))
-            __builtin_prefetch(ahead + i);
-        }
-        micro(rows, p.S, p.dilation_w, windows, weights + g * p.R * p.S, bias, out, p.Q - q, finish);
-      }
+      rows_micro_of<T>(p, count)(p, at<const T>(p.input, n, g, 0, w), windows, weights + g * p.R * p.S, bias,
+                                 at<T>(p.output, n, g, 0, q), p.Q - q, finish);
     }
   });
 }
@@ -196,7 +177,13 @@ struct DepthwiseRows {
   }
   template <class T>
   static void pack(const ConvParams& p, const Plan&, void* packed) {
-    direct_weights<T>(p, true, static_cast<Accumulate<T>*>(packed));
+    auto* to = static_cast<Accumulate<T>*>(packed);
+    const View4& w = p.weight;
+    if (w.w == 1 && w.h == p.S && p.weight_g == p.R * p.S)
+      return copy_row(to, static_cast<const T*>(w.data), p.G * p.R * p.S);
+    for (int64_t g = 0; g < p.G; ++g)
+      for (int64_t r = 0; r < p.R; ++r)
+        for (int64_t s = 0; s < p.S; ++s) *to++ = get(at<const T>(w, 0, 0, r, s) + g * p.weight_g);
   }
   template <class T>
   static void run(const ConvParams& p, const Plan&, const void* packed, void*) {
@@ -313,7 +300,13 @@ struct DepthwisePixels {
   }
   template <class T>
   static void pack(const ConvParams& p, const Plan&, void* packed) {
-    direct_weights<T>(p, false, static_cast<Accumulate<T>*>(packed));
+    // As [tap][G].
+    auto* to = static_cast<Accumulate<T>*>(packed);
+    for (int64_t r = 0; r < p.R; ++r)
+      for (int64_t s = 0; s < p.S; ++s) {
+        const T* from = at<const T>(p.weight, 0, 0, r, s);
+        for (int64_t g = 0; g < p.G; ++g) *to++ = get(from + g * p.weight_g);
+      }
   }
   template <class T>
   static void run(const ConvParams& p, const Plan&, const void* packed, void*) {
