@@ -25,8 +25,6 @@ namespace {
 constexpr int64_t kOwnWeightBytes = 64 << 10;    // of weights that are packed just before they are used
 constexpr int64_t kPassWeightBytes = 640 << 10;  // of weights that stay in the second-level cache while pixels pass
 constexpr int kWeightsAhead = 1024;              // bytes
-constexpr int64_t kSegmentDilation = 4;          // the smallest for which rows are cut into segments
-constexpr int64_t kMostSegments = 16;
 constexpr int64_t kPrepackBytes = 16 << 20;  // a thread; larger weights are packed block by block where they are used
 
 // Pixels of a register tile of `kv` vectors: accumulators, weights and two broadcasts must fit.
@@ -56,39 +54,6 @@ struct ChannelPlan {
   bool prepack;
   int64_t x_elements, acc_elements, weight_elements;  // of one thread
 };
-
-// The taps of one axis that reach the image from outputs [first, first + count); at least one, which then reads zeros.
-inline Range live_axis(int64_t first, int64_t count, int64_t taps, int64_t stride, int64_t dilation, int64_t pad,
-                       int64_t size) {
-  const int64_t low = first * stride - pad, high = (first + count - 1) * stride - pad;
-  const int64_t begin = max64(0, min64(ceil_div(max64(-high, 0), dilation), taps - 1));
-  const int64_t end = low >= size ? 0 : min64(taps, (size - 1 - low) / dilation + 1);
-  return {begin, max64(begin + 1, end)};
-}
-
-// Columns of a tile with the kernel columns that they need.
-struct Segment {
-  Range columns, taps;
-};
-
-inline Range live_columns(const ConvParams& p, int64_t begin, int64_t end) {
-  return live_axis(begin, end - begin, p.S, p.stride_w, p.dilation_w, p.pad_w, p.W);
-}
-
-inline int64_t tap_segments(const ConvParams& p, Segment* segments) {
-  int64_t count = 0, begin = 0;
-  for (int64_t end = 1; end <= p.Q; ++end) {
-    const Range here = live_columns(p, begin, begin + 1);
-    if (end < p.Q) {
-      const Range next = live_columns(p, end, end + 1);
-      if (here.begin == next.begin && here.end == next.end) continue;
-    }
-    if (count == kMostSegments) return 0;
-    segments[count++] = {{begin, end}, here};
-    begin = end;
-  }
-  return count;
-}
 
 // Every output must have a live tap: register tiles have no way around their loops.
 inline bool reaches_image(int64_t outputs, int64_t taps, int64_t dilation, int64_t pad, int64_t size) {

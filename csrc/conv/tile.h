@@ -109,6 +109,44 @@ inline int live_taps(const ConvParams& p, const Geometry& g, const Tile& t, Tap*
   return count;
 }
 
+// ---- rows of outputs, cut where the set of taps that read the image changes ----------------------------------------
+
+constexpr int64_t kSegmentDilation = 4;  // the smallest for which it pays
+constexpr int64_t kMostSegments = 16;
+
+// The taps of one axis that reach the image from outputs [first, first + count); at least one, which then reads zeros.
+inline Range live_axis(int64_t first, int64_t count, int64_t taps, int64_t stride, int64_t dilation, int64_t pad,
+                       int64_t size) {
+  const int64_t low = first * stride - pad, high = (first + count - 1) * stride - pad;
+  const int64_t begin = max64(0, min64(ceil_div(max64(-high, 0), dilation), taps - 1));
+  const int64_t end = low >= size ? 0 : min64(taps, (size - 1 - low) / dilation + 1);
+  return {begin, max64(begin + 1, end)};
+}
+
+// Columns of a tile with the kernel columns that they need.
+struct Segment {
+  Range columns, taps;
+};
+
+inline Range live_columns(const ConvParams& p, int64_t begin, int64_t end) {
+  return live_axis(begin, end - begin, p.S, p.stride_w, p.dilation_w, p.pad_w, p.W);
+}
+
+inline int64_t tap_segments(const ConvParams& p, Segment* segments) {
+  int64_t count = 0, begin = 0;
+  for (int64_t end = 1; end <= p.Q; ++end) {
+    const Range here = live_columns(p, begin, begin + 1);
+    if (end < p.Q) {
+      const Range next = live_columns(p, end, end + 1);
+      if (here.begin == next.begin && here.end == next.end) continue;
+    }
+    if (count == kMostSegments) return 0;
+    segments[count++] = {{begin, end}, here};
+    begin = end;
+  }
+  return count;
+}
+
 // ---- filling scratch with the input of a tile
 // ------------------------------------------------------------------------
 
