@@ -22,12 +22,13 @@ import fastconv
 from fastconv._native import ISAS, native
 
 SUPPORTED = ISAS[: ISAS.index(native.isa_supported()) + 1]
-#: Those that only add the kernel "pairs", for bfloat16, and otherwise run what avx512 runs.
+#: Those that only add the kernels EXTRA, for bfloat16, and otherwise run what avx512 runs.
 BEYOND = [isa for isa in ("avx512_bf16", "amx") if isa in SUPPORTED]
 #: Kernels of all three directions; "depthwise" wants one channel to a group, the others serve everything.
 KERNELS = ["depthwise", "channel", "pixel", "general"]
+EXTRA = ["winograd_bfloat16", "pairs"]
 #: Kernels of the forward pass and the input gradient that choose among layouts and geometries.
-CHOOSY = [kernel for kernel in native.conv_kernels() if kernel not in [*KERNELS, "pairs"]]
+CHOOSY = [kernel for kernel in native.conv_kernels() if kernel not in [*KERNELS, *EXTRA]]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 BY_NAME = {case.name: case for case in CASES}
 #: Too slow with the general kernel on three instruction sets, and there for the sake of another kernel.
@@ -174,20 +175,21 @@ def served(kernel: str, call: Callable[[], torch.Tensor]) -> torch.Tensor | None
 
 
 def kernel_meets_isa(kernel: str, isa: str) -> bool:
-    """Beyond avx512 there is one kernel more, and the others are avx512's."""
-    return (kernel == "pairs") == (isa in BEYOND)
+    """Beyond avx512 there are a few kernels more, and the others are avx512's."""
+    return (kernel in EXTRA) == (isa in BEYOND)
 
 
 def dtypes_of(kernel: str, isa: str) -> list[torch.dtype]:
     """What a choosy kernel serves."""
-    if kernel == "pairs":
+    if kernel in EXTRA:
         return [torch.bfloat16] if isa in ("avx512_bf16", "amx") else []
     return [dtype for dtype in DTYPES if not kernel.startswith("winograd") or dtype != torch.float64]
 
 
 @pytest.mark.parametrize(
     ("kernel", "isa"),
-    [(kernel, isa) for kernel in CHOOSY for isa in SUPPORTED if isa not in BEYOND] + [("pairs", isa) for isa in BEYOND],
+    [(kernel, isa) for kernel in CHOOSY for isa in SUPPORTED if isa not in BEYOND]
+    + [(kernel, isa) for kernel in EXTRA for isa in BEYOND],
 )
 def test_choosy_kernel(kernel: str, isa: str) -> None:
     """Wherever such a kernel serves it is right; what it serves is enough for every dtype, and what its name says."""
@@ -241,6 +243,9 @@ def test_choosy_kernel(kernel: str, isa: str) -> None:
         pytest.param((1, 51, 12, 19), (16, 51, 1, 1), {"padding": 1, "stride": 3}, id="1x1, padded"),
         pytest.param((3, 70, 7, 7), (70, 70, 3, 3), {"padding": 1}, id="pieces over several rows"),
         pytest.param((1, 40, 33, 35), (40, 40, 3, 3), {"padding": 12, "dilation": 12}, id="few live taps"),
+        pytest.param((2, 34, 11, 64), (40, 34, 3, 3), {"padding": 16, "dilation": 16}, id="cut where taps change"),
+        pytest.param((1, 34, 19, 40), (20, 34, 3, 5), {"padding": 8, "dilation": (6, 4), "stride": 2}, id="trimmed"),
+        pytest.param((1, 40, 9, 9), (40, 40, 3, 3), {"padding": 20, "dilation": 12}, id="no live tap"),
         pytest.param((1, 36, 1, 700), (36, 36, 1, 2), {"dilation": (1, 16)}, id="tiles of columns"),
     ],
 )
@@ -289,11 +294,16 @@ def test_ways_of_the_pairs_kernel(size, weight_size, geometry, isa: str) -> None
         ("winograd", (2, 64, 32, 32), (64, 64, 3, 3), 1, "contiguous", 1),
         ("winograd", (2, 64, 32, 32), (64, 64, 3, 3), 1, "channels_last", 2),
         *[("pairs", (2, 40, 9, 10), (64, 40, 3, 3), 1, layout, 1) for layout in LAYOUTS if BEYOND],
+        *[
+            ("winograd_bfloat16", (2, 64, 32, 32), (64, 64, 3, 3), 1, layout, 1)
+            for layout in ("contiguous", "channels_last")
+            if SUPPORTED[-1] == "avx512_bf16"
+        ],
     ],
 )
 def test_preferred_kernel(preferred, size, weight_size, groups, layout, dilation) -> None:
     """The table's own choice has the bits of the kernel that should be preferred, and not those of every other."""
-    dtype = torch.bfloat16 if preferred == "pairs" else torch.float32
+    dtype = torch.bfloat16 if preferred in EXTRA else torch.float32
     input, weight = LAYOUTS[layout](torch.randn(size).to(dtype)), torch.randn(weight_size).to(dtype)
 
     def call() -> torch.Tensor:
@@ -410,13 +420,13 @@ def test_expanded_input_and_weight(kernel: str) -> None:
 
 
 @pytest.mark.parametrize("isa", SUPPORTED)
-@pytest.mark.parametrize("kernel", ["", *CHOOSY, *KERNELS, "pairs"])
+@pytest.mark.parametrize("kernel", ["", *CHOOSY, *KERNELS, *EXTRA])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nan_and_infinity_reach_what_they_should(dtype: torch.dtype, kernel: str, isa: str) -> None:
     """A NaN or infinity of the input reaches the outputs that read it, as in float64, and no other."""
-    if kernel == "pairs" and (isa not in BEYOND or dtype != torch.bfloat16):
+    if kernel in EXTRA and (isa not in BEYOND or dtype != torch.bfloat16):
         pytest.skip("the kernel of bfloat16 beyond avx512")
-    if isa in BEYOND and kernel not in ("", "pairs"):
+    if isa in BEYOND and kernel not in ("", *EXTRA):
         pytest.skip("the kernel of avx512")
     native.isa_select(isa)
     count = 0

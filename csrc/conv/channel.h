@@ -22,10 +22,9 @@
 namespace fastconv {
 namespace {
 
-constexpr int64_t kOwnWeightBytes = 64 << 10;    // of weights that are packed just before they are used
-constexpr int64_t kPassWeightBytes = 640 << 10;  // of weights that stay in the second-level cache while pixels pass
-constexpr int kWeightsAhead = 1024;              // bytes
-constexpr int64_t kPrepackBytes = 16 << 20;  // a thread; larger weights are packed block by block where they are used
+constexpr int64_t kOwnWeightBytes = 64 << 10;  // of weights that are packed just before they are used
+constexpr int kWeightsAhead = 1024;            // bytes
+constexpr int64_t kPrepackBytes = 16 << 20;    // a thread; larger weights are packed block by block where they are used
 
 // Pixels of a register tile of `kv` vectors: accumulators, weights and two broadcasts must fit.
 constexpr int channel_pixels(int kv) { return min64((kVecRegisters - 2 - kv) / kv, 14); }
@@ -65,11 +64,12 @@ inline bool reaches_image(int64_t outputs, int64_t taps, int64_t dilation, int64
   return true;
 }
 
+// Takes microseconds, so it is not asked for every plan that is looked at.
 inline bool can_segment(const ConvParams& p) {
   Segment segments[kMostSegments];
-  return p.stride_h == 1 && p.stride_w == 1 && p.dilation_w >= kSegmentDilation && p.S > 1 && p.Q <= kMaxTileColumns &&
-         reaches_image(p.P, p.R, p.dilation_h, p.pad_h, p.H) && reaches_image(p.Q, p.S, p.dilation_w, p.pad_w, p.W) &&
-         tap_segments(p, segments) > 0;
+  return !spread(p) && p.stride_h == 1 && p.stride_w == 1 && p.dilation_w >= kSegmentDilation && p.S > 1 &&
+         p.Q <= kMaxTileColumns && reaches_image(p.P, p.R, p.dilation_h, p.pad_h, p.H) &&
+         reaches_image(p.Q, p.S, p.dilation_w, p.pad_w, p.W) && tap_segments(p, segments) > 0;
 }
 
 // Scratch is a copy of the rows of the image that a tile reads.
@@ -108,7 +108,7 @@ int channel_vectors(const ConvParams& p) {
 }
 
 template <class A>
-ChannelPlan channel_plan_for(const ConvParams& p, int64_t rows, int64_t k_splits, int64_t c_pass) {
+ChannelPlan channel_plan_for(const ConvParams& p, int64_t rows, int64_t k_splits, int64_t c_pass, bool segments) {
   constexpr int L = kLanes<A>;
   ChannelPlan plan;
   const ConvParams base = spread_base(p);
@@ -121,7 +121,7 @@ ChannelPlan channel_plan_for(const ConvParams& p, int64_t rows, int64_t k_splits
   plan.source = plan.in_place                         ? (last ? Source::kPixels : Source::kPlanes)
                 : last || (p.R * p.S > 1 && p.C >= L) ? Source::kPacked
                                                       : Source::kPlanes;
-  plan.segments = !spread(p) && plan.source == Source::kPacked && can_segment(p);
+  plan.segments = segments && plan.source == Source::kPacked;
   if (plan.segments) plan.g = segment_geometry(p, plan.g);
   plan.kv = channel_vectors<A>(p);
   plan.k_block = plan.kv * L;
@@ -182,6 +182,7 @@ template <class A>
 bool channel_plan(const ConvParams& p, ChannelPlan& best) {
   const ConvParams base = spread_base(p);
   if (spread_too_far(p, base) || (spread(p) && (p.residual || p.activation != Activation::kNone))) return false;
+  const bool segments = can_segment(p);
   double best_total = 0;
   const int64_t pass_bytes = p.R * p.S * channel_vectors<A>(p) * kLanes<A> * static_cast<int64_t>(sizeof(A));
   for (int64_t limit : {384 << 10, 6 << 20}) {
@@ -190,7 +191,7 @@ bool channel_plan(const ConvParams& p, ChannelPlan& best) {
     for (int64_t c_pass = ceil_div(p.C, ceil_div(p.C * pass_bytes, kPassWeightBytes)); best_total == 0;
          c_pass = ceil_div(c_pass, 2)) {
       for (int64_t k_splits = 1; k_splits <= 2 * p.threads; k_splits *= 2) {
-        const auto plan_of = [&](int64_t r) { return channel_plan_for<A>(p, r, k_splits, c_pass); };
+        const auto plan_of = [&](int64_t r) { return channel_plan_for<A>(p, r, k_splits, c_pass, segments); };
         const int64_t rows = choose_rows(
             base.P, p.threads,
             [&](int64_t r) {

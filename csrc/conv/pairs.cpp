@@ -1,5 +1,8 @@
 // The convolution kernels that only instruction sets beyond AVX-512 have, compiled for those alone.
+#include <cstring>
+
 #include "conv/pairs.h"
+#include "conv/winograd.h"
 
 namespace fastconv::FASTCONV_ISA {
 namespace {
@@ -25,8 +28,33 @@ void run(const ConvParams& p, const ConvPlan& plan, const void* packed, void* sc
   PairsForward::run(p, detail_of(plan), packed, scratch);
 }
 
+// ---- the Winograd kernel of the table for AVX-512, for bfloat16 and asked before the dot products: where those are
+// vectors it saves more than they do, in float32. With tiles it never does.
+
+const ConvKernel& winograd() {
+  for (const ConvKernel& kernel : avx512::conv_kernels.forward)
+    if (std::strcmp(kernel.name, "winograd") == 0) return kernel;
+  __builtin_unreachable();
+}
+
+bool winograd_preferred(const ConvParams& p) {
+  constexpr double kDotCycles = 0.29;  // a vector of dot products does two multiply-adds a lane
+  return kPiecesAtOnce == 1 && p.dtype == Dtype::kBFloat16 && PairsForward::preferred(p) && p.C >= 32 && p.K >= 32 &&
+         winograd_pays(p, kDotCycles);
+}
+bool winograd_plan(const ConvParams& p, ConvPlan& out) {
+  return p.dtype == Dtype::kBFloat16 && winograd().plan(p, out);
+}
+void winograd_pack(const ConvParams& p, const ConvPlan& plan, void* packed) { winograd().pack(p, plan, packed); }
+void winograd_run(const ConvParams& p, const ConvPlan& plan, const void* packed, void* scratch) {
+  winograd().run(p, plan, packed, scratch);
+}
+
 }  // namespace
 
-extern const ConvExtraKernels conv_extra_kernels = {{{"pairs", PairsForward::preferred, plan, pack, run}}};
+extern const ConvExtraKernels conv_extra_kernels = {{
+    {"winograd_bfloat16", winograd_preferred, winograd_plan, winograd_pack, winograd_run},
+    {"pairs", PairsForward::preferred, plan, pack, run},
+}};
 
 }  // namespace fastconv::FASTCONV_ISA

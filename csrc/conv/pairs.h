@@ -28,12 +28,11 @@ constexpr int kPieceRows = 16, kPiecesAtOnce = 2;
 #else
 constexpr int kPieceRows = 14, kPiecesAtOnce = 1;
 #endif
-constexpr int64_t kBlockK = 32;                  // output channels of a register tile
-constexpr int64_t kCacheBytes = 1200 << 10;      // of input and weights that stay in the second-level cache
-constexpr int64_t kNearBytes = 512 << 10;        // of them that leave room there for the output as it passes
-constexpr int64_t kPassWeightBytes = 640 << 10;  // of weights for one block of output channels and one pass
-constexpr int64_t kMostTaps = 64;                // of a kernel whose weights are transposed on the stack
-constexpr int kPacked16 = 16;                    // channels whose weights are transposed at a time
+constexpr int64_t kBlockK = 32;              // output channels of a register tile
+constexpr int64_t kCacheBytes = 1200 << 10;  // of input and weights that stay in the second-level cache
+constexpr int64_t kNearBytes = 512 << 10;    // of them that leave room there for the output as it passes
+constexpr int64_t kMostTaps = 64;            // of a kernel whose weights are transposed on the stack
+constexpr int kPacked16 = 16;                // channels whose weights are transposed at a time
 
 // ---- moving bfloat16
 // ------------------------------------------------------------------------------------------------
@@ -136,6 +135,7 @@ struct PairsPlan {
   int64_t pass_weights;  // bytes of packed weights for one block of output channels and one pass
   int64_t x_bytes, sum_bytes, weight_bytes, pieces;
   int64_t piece_sums;  // floats: those of a piece, of all residues of the columns
+  bool trimmed, cut;   // see Trim
 };
 
 // The pieces of `length` adjoining pixels.
@@ -148,9 +148,47 @@ struct Pieces {
   }
 };
 
+// Large dilations read much padding, and not the same all over a tile: taps are left out piece by piece. Ends of pieces
+// follow the taps where that saves more than smaller pieces cost. (Not tried with AMX.)
+struct Trim {
+  bool trimmed = false;    // every piece has steps of its own
+  bool cut = false;        // and pieces end where the set of live taps changes
+  int64_t row_pieces = 0;  // of a row, where it is cut
+};
+
+// Cycles of a row of outputs with one tile of weights and one kernel row.
+inline double segments_cost(const ConvParams& p, const Segment* segments, int64_t count) {
+  double cost = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const Range columns = segments[i].columns;
+    const Pieces pieces(columns.end - columns.begin);
+    for (int64_t j = 0; j < pieces.count; ++j) {
+      const int64_t q = min64(columns.begin + j * pieces.rows, columns.end - pieces.rows);
+      const Range taps = live_columns(p, q, q + pieces.rows);
+      cost += static_cast<double>(taps.end - taps.begin) * pieces.cost() / static_cast<double>(pieces.count);
+    }
+  }
+  return cost;
+}
+
+inline Trim pairs_trim(const ConvParams& p, const PairsPlan& plan) {
+  Trim trim;
+  if (kPiecesAtOnce > 1 || spread(p) || plan.thin || plan.in_place) return trim;
+  const int64_t dilation = max64(p.R > 1 ? p.dilation_h : 1, p.S > 1 ? p.dilation_w : 1);
+  trim.trimmed = dilation >= kSegmentDilation && p.R * p.S <= kMostTaps;
+  if (!trim.trimmed || plan.g.w.tiles > 1) return trim;
+  Segment segments[kMostSegments];
+  const Segment whole = {{0, p.Q}, {0, p.S}};
+  const int64_t count = tap_segments(p, segments);
+  trim.cut = count > 1 && segments_cost(p, segments, count) < 0.95 * segments_cost(p, &whole, 1);
+  for (int64_t i = 0; i < count; ++i)
+    trim.row_pieces += Pieces(segments[i].columns.end - segments[i].columns.begin).count;
+  return trim;
+}
+
 // Whether pieces go on from row to row, over the gap between them.
 inline bool joins_rows(const PairsPlan& plan, int64_t rows, int64_t columns) {
-  if (plan.thin || plan.in_place || plan.planar || rows == 1) return false;
+  if (plan.trimmed || plan.thin || plan.in_place || plan.planar || rows == 1) return false;
   return Pieces((rows - 1) * plan.g.pitch + columns).cost() < 0.9 * static_cast<double>(rows) * Pieces(columns).cost();
 }
 inline double piece_cost(const PairsPlan& plan, int64_t rows, int64_t columns) {
@@ -185,8 +223,10 @@ inline bool pairs_row_adjoins(const ConvParams& p, int64_t channels) {
   return p.C == channels && p.weight.c == 1 && p.weight.w == channels;
 }
 
-inline PairsPlan pairs_plan_for(const ConvParams& p, int64_t rows, int64_t k_splits) {
+inline PairsPlan pairs_plan_for(const ConvParams& p, int64_t rows, int64_t k_splits, const Trim& trim) {
   PairsPlan plan;
+  plan.trimmed = trim.trimmed;
+  plan.cut = trim.cut;
   const ConvParams base = spread_base(p);
   plan.g = make_geometry(base, rows, spread_columns(p));
   const int64_t channels = p.C <= 4 ? 4 : p.C <= 8 ? 8 : 16;  // of a position, if thin
@@ -236,6 +276,7 @@ inline PairsPlan pairs_plan_for(const ConvParams& p, int64_t rows, int64_t k_spl
   plan.pieces = piece_count(plan, rows, plan.g.w.tile);
   // A ragged tile may have other pieces, never many more.
   plan.pieces = max64(plan.pieces, rows * Pieces(plan.g.w.tile).count) + 1;
+  if (plan.cut) plan.pieces = rows * trim.row_pieces;
   if (plan.planar) plan.pieces = rows * round_up(ceil_div(plan.g.w.tile, 16), 2);
   plan.x_bytes = plan.in_place ? 0 : plan.pass_blocks * plan.block_bytes;
   plan.piece_sums = kPieceRows * p.up_w * kBlockK;
@@ -273,9 +314,10 @@ inline bool pairs_plan(const ConvParams& p, PairsPlan& best) {
   double best_total = 0;
   const ConvParams base = spread_base(p);
   if (spread_too_far(p, base)) return false;
+  const Trim trim = pairs_trim(p, pairs_plan_for(p, 1, 1, Trim()));
   for (int64_t limit : {kCacheBytes, int64_t{24} << 20}) {
     for (int64_t k_splits = 1; k_splits <= 4 * p.threads; k_splits *= 2) {
-      const auto plan_of = [&](int64_t r) { return pairs_plan_for(p, r, k_splits); };
+      const auto plan_of = [&](int64_t r) { return pairs_plan_for(p, r, k_splits, trim); };
       const int64_t rows = choose_rows(
           base.P, p.threads,
           [&](int64_t r) {
@@ -712,7 +754,13 @@ struct Piece {
   int64_t x;       // bytes from the input of the tile's first pixel
   int64_t row, q;  // of the piece's first pixel
   int64_t skip;    // pixels that the piece before has written; planar: where the row of pixels ends
+  int64_t rows;    // pixels
+  Range steps;     // of its own, where the plan is trimmed
 };
+
+inline int64_t pairs_step_room(const ConvParams& p, const PairsPlan& plan) {
+  return max64(plan.taps, p.R * p.S) * (plan.trimmed ? plan.pieces : 1);
+}
 
 struct PairsScratch {
   float* bias;
@@ -728,7 +776,7 @@ struct PairsScratch {
     thread_bytes = round_up(plan.x_bytes, 64) + round_up(plan.sum_bytes, 64) + round_up(plan.weight_bytes, 64) +
                    round_up(plan.pieces * static_cast<int64_t>(sizeof(Piece)), 64) +
                    round_up(p.R * p.S * static_cast<int64_t>(sizeof(Tap)), 64) +
-                   round_up(max64(plan.taps, p.R * p.S) * static_cast<int64_t>(sizeof(Step)), 64) +
+                   round_up(pairs_step_room(p, plan) * static_cast<int64_t>(sizeof(Step)), 64) +
                    round_up(p.up_h * p.up_w * static_cast<int64_t>(sizeof(Range)), 64);
     threads = carve.take<char>(thread_bytes * p.threads);
     total = carve.used();
@@ -755,6 +803,20 @@ inline int64_t pairs_steps(const ConvParams& p, const PairsPlan& plan, const Til
       steps[count++] = {static_cast<int32_t>(row * plan.g.pitch * plan.pixel + j * plan.width * 2),
                         static_cast<int32_t>((r * plan.columns + j) * tile)};
   }
+  return count;
+}
+
+// The same for `columns` pixels of a row from column q of the tile on, which needs these rows of the kernel.
+inline int64_t pairs_trimmed_steps(const ConvParams& p, const PairsPlan& plan, const Tile& t, Range rows, int64_t q,
+                                   int64_t columns, Step* steps) {
+  const Range taps = live_columns(p, t.q0 + q, t.q0 + q + columns);
+  int64_t count = 0;
+  for (int64_t r = rows.begin; r < rows.end; ++r)
+    for (int64_t s = taps.begin; s < taps.end; ++s) {
+      const Tap tap = tap_of(p, plan.g, r, s);
+      steps[count++] = {static_cast<int32_t>(tap.offset * plan.pixel),
+                        static_cast<int32_t>(tap.index * plan.width * 64)};
+    }
   return count;
 }
 
@@ -788,6 +850,8 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
   memory.w.sort(p.S, p.up_w, p.dilation_w, p.pad_w);
   padded_bias<bfloat16>(p, plan.k_blocks * kBlockK, memory.bias);
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles;
+  Segment segments[kMostSegments];
+  const int64_t segment_count = plan.cut ? tap_segments(p, segments) : 1;
   parallel_for(p.threads, pairs_items(p, plan), [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
     char* x = carve.take<char>(plan.x_bytes);
@@ -795,7 +859,7 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
     char* own_weights = carve.take<char>(plan.weight_bytes);
     Piece* pieces = carve.take<Piece>(plan.pieces);
     Tap* taps = carve.take<Tap>(p.R * p.S);
-    Step* steps = carve.take<Step>(max64(plan.taps, p.R * p.S));
+    Step* steps = carve.take<Step>(pairs_step_room(p, plan));
     Range* residues = carve.take<Range>(p.up_h * p.up_w);  // the steps of each
     const int64_t first_block = item % plan.k_splits * plan.k_range;
     const int64_t k_blocks = min64(plan.k_range, plan.k_blocks - first_block);
@@ -815,14 +879,38 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
       const bool one = t.columns == plan.g.pitch && p.output.h == t.columns;
       for (int64_t row = 0; row < (one ? 1 : t.rows); ++row)
         for (int64_t q = 0; q < (one ? t.rows * t.columns : t.columns); q += 32)
-          pieces[count++] = {(row * plan.g.pitch + q) * 4, row, q, one ? t.rows * t.columns : t.columns};
+          pieces[count++] = {(row * plan.g.pitch + q) * 4,         row,         q,
+                             one ? t.rows * t.columns : t.columns, of_row.rows, {}};
     }
-    for (int64_t row = 0; !plan.planar && row < (joined ? 1 : t.rows); ++row)
-      for (int64_t i = 0; i < of_row.count; ++i) {
-        const int64_t q = min64(i * of_row.rows, length - of_row.rows);
-        pieces[count++] = {row * row_step + q * step, joined ? q / plan.g.pitch : row, joined ? q % plan.g.pitch : q,
-                           i * of_row.rows - q};
+    int64_t step_count = 0, row_pieces = 0;
+    Range before = {0, 0};
+    for (int64_t row = 0; !plan.planar && row < (joined ? 1 : t.rows); ++row) {
+      const Range taps_h = live_axis(t.p0 + row, 1, p.R, p.stride_h, p.dilation_h, p.pad_h, p.H);
+      const bool again = row > 0 && taps_h.begin == before.begin && taps_h.end == before.end;
+      before = taps_h;
+      for (int64_t j = 0; j < segment_count; ++j) {
+        const Range columns = plan.cut ? segments[j].columns : Range{0, length};
+        const Pieces of_segment(columns.end - columns.begin);
+        for (int64_t i = 0; i < of_segment.count; ++i, ++count) {
+          const int64_t q = min64(columns.begin + i * of_segment.rows, columns.end - of_segment.rows);
+          Piece& piece = pieces[count];
+          piece.x = row * row_step + q * step;
+          piece.row = joined ? q / plan.g.pitch : row;
+          piece.q = joined ? q % plan.g.pitch : q;
+          piece.skip = columns.begin + i * of_segment.rows - q;
+          piece.rows = of_segment.rows;
+          piece.steps = {step_count, step_count};
+          if (!plan.trimmed) continue;
+          if (again) {
+            piece.steps = pieces[count - row_pieces].steps;
+          } else {
+            step_count += pairs_trimmed_steps(p, plan, t, taps_h, q, piece.rows, steps + step_count);
+            piece.steps.end = step_count;
+          }
+        }
       }
+      if (row == 0) row_pieces = count;
+    }
 
     PairsBlock block;
     block.rows = plan.planar ? 16 : of_row.rows;
@@ -834,10 +922,10 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
     block.sum_row = p.up_w * kBlockK;
     if (spread(p))
       pairs_spread_steps(p, plan, memory.h, memory.w, t, steps, residues);
-    else
+    else if (!plan.trimmed)
       residues[0] = {0, pairs_steps(p, plan, t, taps, steps)};
     block.steps = steps;
-    block.step_count = residues[0].end;
+    block.step_count = plan.trimmed ? 0 : residues[0].end;
     const Tiles configured(block);
 
     for (int64_t pass = 0; pass < plan.passes; ++pass) {
@@ -866,9 +954,10 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
         // Residue e of the rows, all of the columns.
         const auto write = [&](int64_t i, int64_t e, const float* sum) {
           for (int64_t j = i; j < min64(i + kPiecesAtOnce, count); ++j, sum += block.rows * block.sum_row) {
+            const int64_t rows = pieces[j].rows;
             int64_t done = pieces[j].skip, row = pieces[j].row, q = pieces[j].q + done;
-            while (done < block.rows) {
-              const int64_t left = block.rows - done, end = row * p.up_h + e < out.rows ? out.columns : 0;
+            while (done < rows) {
+              const int64_t left = rows - done, end = row * p.up_h + e < out.rows ? out.columns : 0;
               for (int64_t s = q * p.up_w; s < min64((q + left) * p.up_w, end); s += 16)
                 pairs_store(p, finish, sum + done * block.sum_row + (s - q * p.up_w) * kBlockK, bias, k_count,
                             min64(16, min64((q + left) * p.up_w, end) - s),
@@ -893,8 +982,9 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
           for (int64_t i = 0; !plan.planar && i < count; i += kPiecesAtOnce) {
             float* sum = plan.passes > 1 ? sums + ((b * p.up_h + e) * plan.pieces + i) * plan.piece_sums : sums;
             const bool two = kPiecesAtOnce == 2 && i + 1 < count;
+            block.rows = pieces[i].rows;
             for (int64_t s = 0; s < p.up_w; ++s) {
-              const Range of_residue = residues[e * p.up_w + s];
+              const Range of_residue = plan.trimmed ? pieces[i].steps : residues[e * p.up_w + s];
               block.steps = steps + of_residue.begin;
               block.step_count = of_residue.end - of_residue.begin;
               if (block.step_count > 0)
@@ -916,7 +1006,10 @@ struct PairsForward {
   // Of few channels a group most of a tile would be zeros.
   static bool preferred(const ConvParams& p) {
     if (spread(p) && p.C <= 8) return false;  // a step of several kernel columns serves the residues better
-    const bool wide_groups = p.G == 1 || p.C >= 16 || (p.C >= 8 && p.input.c != 1);
+    // Eight channels a group, contiguous: Winograd's kernel in float32 takes two thirds of the time of vectors here.
+    const bool one_d =
+        kPiecesAtOnce == 1 && p.R == 3 && p.S == 3 && p.stride_h * p.stride_w == 1 && p.dilation_h * p.dilation_w == 1;
+    const bool wide_groups = p.G == 1 || p.C >= 16 || (p.C >= 8 && p.input.c != 1 && !one_d);
     return p.K >= (kPiecesAtOnce == 2 ? 4 : 8) && p.C >= 2 && wide_groups;
   }
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {

@@ -320,6 +320,8 @@ void padded_bias(const ConvParams& p, int64_t k_padded, A* bias) {
 // ---- choosing tiles
 // --------------------------------------------------------------------------------------------------
 
+constexpr int64_t kPassWeightBytes = 640 << 10;  // of weights that stay in the second-level cache while pixels pass
+
 // The number of output rows of a tile that makes the slowest thread finish first: `cost(rows)` estimates one item,
 // `items(rows)` counts them, and `fits(rows)` says whether scratch memory suffices. 0 if nothing fits.
 template <class Fits, class Items, class Cost>

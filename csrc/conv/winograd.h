@@ -361,9 +361,14 @@ void winograd_forward(const ConvParams& p, const WinogradPlan& plan, const void*
   }
 }
 
-// Whether the transforms, and weights that are four times as large, cost less than the multiplications they save;
-// cycles of one core, after measurements on a few layers.
-inline bool winograd_pays(const ConvParams& p) {
+// Cycles that a vector of multiply-adds takes in `channel`. With one vector of output channels, each waits for an input
+// value of its own.
+inline double direct_cycles(const ConvParams& p) { return p.K <= kLanes<float> ? 1 : 0.58; }
+
+// Whether the transforms, and weights that are four times as large, cost less than the multiplications they save, of
+// which a vector takes `direct` cycles; cycles of one core, after measurements on a few layers.
+inline bool winograd_pays(const ConvParams& p, double direct) {
+  if (p.R != 3 || p.S != 3 || p.C < 16 || p.K < 16 || (p.input.c != 1 && p.dilation_w > 2)) return false;
   constexpr double L = kLanes<float>;
   const int64_t phases = min64(p.P, p.dilation_h) * min64(p.Q, p.dilation_w);
   const int64_t tiles_h = ceil_div(ceil_div(p.P, p.dilation_h), kTileSize);
@@ -376,8 +381,7 @@ inline bool winograd_pays(const ConvParams& p) {
   const double products = kProducts * tiles * pairs / L * 0.62 * step, streaming = weights * streams / 3.5;
   const double transforms = tiles * 160 * static_cast<double>(p.C + p.K) / L;
   const double pack = p.prepacked ? 0 : kProducts * pairs * 1.4;
-  // With one vector of output channels, each multiply-add waits for an input value of its own.
-  const double direct = static_cast<double>(p.N * p.P * p.Q) * 9 * pairs / L * (p.K <= kLanes<float> ? 1 : 0.58);
+  direct *= static_cast<double>(p.N * p.P * p.Q) * 9 * pairs / L;
   return (products > streaming ? products : streaming) + transforms + pack < 0.9 * direct;
 }
 
@@ -385,8 +389,7 @@ struct WinogradForward {
   using Plan = WinogradPlan;
   template <class A>
   static bool preferred(const ConvParams& p) {
-    return p.dtype != Dtype::kFloat64 && p.R == 3 && p.S == 3 && p.C >= 16 && p.K >= 16 &&
-           (p.input.c == 1 || p.dilation_w <= 2) && winograd_pays(p);
+    return p.dtype != Dtype::kFloat64 && winograd_pays(p, direct_cycles(p));
   }
   template <class A>
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
