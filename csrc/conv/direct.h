@@ -18,8 +18,9 @@ namespace {
 // ---- contiguous
 // ------------------------------------------------------------------------------------------------------
 
-constexpr int kRowVectors = 8;    // the most of a register tile
-constexpr int64_t kRowTaps = 64;  // the widest kernel
+constexpr int kRowVectors = 8;     // the most of a register tile
+constexpr int64_t kRowTaps = 64;   // the widest kernel
+constexpr int64_t kShiftTaps = 8;  // from which on kernels of one row have register tiles of their own
 constexpr int row_vectors(int taps) { return taps == 1 ? 8 : kVecRegisters == 32 ? 4 : 2; }
 // Enough running sums that none waits for its own last addition.
 constexpr int row_block(int taps, int vectors) { return taps == 1 ? 1 : vectors == 1 ? 7 : 4; }
@@ -32,22 +33,22 @@ inline Window<T> inside_row(int64_t start, int64_t W) {
   return begin < end ? Window<T>(begin, end) : Window<T>(0, 0);
 }
 
-// All output rows of NV vectors of columns, RB rows at a time. x is input row 0, from the column that the first output
-// reads through tap 0; windows[s][vector] are the lanes inside the image; w[r][s]; out is output row 0. Square: S = R
-// and dilation = 1 are known to the compiler, which gives 8 %.
+// All output rows of NV vectors of columns, RB rows at a time. x is input row 0, and `column` that which the first
+// output reads through tap 0; windows[s][vector] are the lanes inside the image; w[r][s]; out is output row 0. Square:
+// S = R and dilation = 1 are known to the compiler, which gives 8 %.
 //
 // The loop over rows is in here, since preparing a call took as long as a quarter of a tile: 3x3 of 112 columns 128 µs
 // -> 95, of 14 columns (with 7 rows instead of 4 besides) 70 -> 39. Fetching ahead no longer pays, and neither does
 // loading without masks where the image allows it (95 -> 103).
 template <class T, int R, int Stride, int NV, bool Square>
-void rows_micro(const ConvParams& p, const T* x, const Window<T>* windows, const Accumulate<T>* w, Accumulate<T> bias,
-                T* out, int64_t columns, const Finish<T>& finish) {
+void rows_micro(const ConvParams& p, const T* x, int64_t column, const Window<T>* windows, const Accumulate<T>* w,
+                Accumulate<T> bias, T* out, int64_t columns, const Finish<T>& finish) {
   using A = Accumulate<T>;
   constexpr int L = kLanes<A>, RB = row_block(R, NV);
   const int64_t S = Square ? R : p.S, dilation = Square ? 1 : p.dilation_w;
   const int64_t x_row = p.input.h, out_row = p.output.h, H = p.H, P = p.P, rest = columns - (NV - 1) * L;
   int64_t h = -p.pad_h;
-  x += h * x_row;
+  x += h * x_row + column;
   for (int64_t row = 0; row < P; row += RB) {
     Vec<A> sum[RB][NV];
 #pragma GCC unroll 8
@@ -95,9 +96,59 @@ void rows_micro(const ConvParams& p, const T* x, const Window<T>* windows, const
   }
 }
 
+// Wide kernels of one row: half of the taps shift, in registers, what has been loaded for all; the others load it
+// again. A load across cache lines keeps its port for nearly two multiply-adds and a shift competes with them, so that
+// either alone takes longer: 1x31, 512 channels of 1000, one thread 670 us by loads, 530 by shifts, 460 by both. (1x4
+// is 10 % faster by loads.)
+template <class T, int NV, bool Inside, int... I>
+[[gnu::always_inline]] inline void line_taps(const T* x, const Vec<Accumulate<T>>* v, const Accumulate<T>* w,
+                                             int64_t taps, Vec<Accumulate<T>>* sum, std::integer_sequence<int, I...>) {
+  using A = Accumulate<T>;
+  const auto tap = [&](auto shift) {
+    constexpr int kShift = decltype(shift)::value;
+    if (kShift >= taps) return false;
+    const Vec<A> weight = splat(w[kShift]);
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j)
+      sum[j] += weight *
+                (Inside && kShift % 2 == 1 ? load(x + kShift + j * kLanes<A>) : lanes_from<kShift, A>(v[j], v[j + 1]));
+    return true;
+  };
+  static_cast<void>((tap(std::integral_constant<int, I>{}) && ...));
+}
+
+template <class T, int NV>
+void line_micro(const ConvParams& p, const T* x, int64_t w, const Window<T>*, const Accumulate<T>* weights,
+                Accumulate<T> bias, T* out, int64_t columns, const Finish<T>& finish) {
+  using A = Accumulate<T>;
+  constexpr int L = kLanes<A>;
+  for (int64_t row = 0; row < p.P; ++row, out += p.output.h) {
+    const int64_t h = row - p.pad_h;
+    Vec<A> sum[NV];
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) sum[j] = splat(bias);
+    for (int64_t s = 0; s < p.S && h >= 0 && h < p.H; s += L) {
+      Vec<A> v[NV + 1];
+#pragma GCC unroll 16
+      for (int j = 0; j <= NV; ++j) {
+        const int64_t start = w + s + j * L;
+        v[j] = load(x + h * p.input.h + start, inside_row<T>(start, p.W));
+      }
+      const auto all = std::make_integer_sequence<int, L>{};
+      if (w + s >= 0 && w + s + (NV + 1) * L <= p.W)
+        line_taps<T, NV, true>(x + h * p.input.h + w + s, v, weights + s, p.S - s, sum, all);
+      else
+        line_taps<T, NV, false>(x, v, weights + s, p.S - s, sum, all);
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < NV - 1; ++j) finish.store(out + j * L, sum[j]);
+    finish.store_partial(out + (NV - 1) * L, sum[NV - 1], static_cast<int>(min64(L, columns - (NV - 1) * L)));
+  }
+}
+
 template <class T>
-using RowsMicro = void (*)(const ConvParams&, const T*, const Window<T>*, const Accumulate<T>*, Accumulate<T>, T*,
-                           int64_t, const Finish<T>&);
+using RowsMicro = void (*)(const ConvParams&, const T*, int64_t, const Window<T>*, const Accumulate<T>*, Accumulate<T>,
+                           T*, int64_t, const Finish<T>&);
 
 template <class T, int R, int Stride, bool Square, int... I>
 RowsMicro<T> rows_micro_of(int64_t vectors, std::integer_sequence<int, I...>) {
@@ -114,8 +165,17 @@ RowsMicro<T> rows_micro_of(int64_t stride, bool square, int64_t vectors) {
   return rows_micro_of<T, R, 1, false>(vectors, kAll);
 }
 
+template <class T, int... I>
+RowsMicro<T> line_micro_of(int64_t vectors, std::integer_sequence<int, I...>) {
+  static const RowsMicro<T> kTable[] = {line_micro<T, I + 1>...};
+  return kTable[vectors - 1];
+}
+
 template <class T>
 RowsMicro<T> rows_micro_of(const ConvParams& p, int64_t vectors) {
+  if constexpr (kVecRegisters == 32)
+    if (p.R == 1 && p.S >= kShiftTaps && p.stride_w == 1 && p.dilation_w == 1)
+      return line_micro_of<T>(vectors, std::make_integer_sequence<int, row_vectors(1)>{});
   const bool square = p.S == p.R && p.dilation_w == 1;
   switch (p.R) {
     case 1: return rows_micro_of<T, 1>(p.stride_w, false, vectors);
@@ -157,7 +217,7 @@ void depthwise_rows(const ConvParams& p, const void* packed) {
       Windows rare;
       if (!inside && chunk > 0 && chunk < chunks - 1) look(chunk, rare);
       const Window<T>* windows = inside ? whole : chunk == 0 ? of_first : chunk == chunks - 1 ? of_last : rare;
-      rows_micro_of<T>(p, count)(p, at<const T>(p.input, n, g, 0, w), windows, weights + g * p.R * p.S, bias,
+      rows_micro_of<T>(p, count)(p, at<const T>(p.input, n, g, 0, 0), w, windows, weights + g * p.R * p.S, bias,
                                  at<T>(p.output, n, g, 0, q), p.Q - q, finish);
     }
   });

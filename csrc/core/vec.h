@@ -371,6 +371,23 @@ inline Vec<T> even_lanes(Vec<T> a, Vec<T> b) {
   return even_lanes(a, b, std::make_integer_sequence<int, kLanes<T>>{});
 }
 
+template <int First, class V, int... I>
+inline V lanes_from(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (First + I)...);
+}
+// Lanes First, First + 1, ... of a followed by b.
+template <int First, class T>
+inline Vec<T> lanes_from(Vec<T> a, Vec<T> b) {
+#if defined(__AVX512F__)  // g++ would take a permutation with a table
+  if constexpr (sizeof(T) == 4)
+    return bits_as<Vec<T>>(_mm512_alignr_epi32(bits_as<__m512i>(b), bits_as<__m512i>(a), First));
+  else
+    return bits_as<Vec<T>>(_mm512_alignr_epi64(bits_as<__m512i>(b), bits_as<__m512i>(a), First));
+#else
+  return lanes_from<First>(a, b, std::make_integer_sequence<int, kLanes<T>>{});
+#endif
+}
+
 template <class V, int... I>
 inline V odd_lanes(V a, V b, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(a, b, (2 * I + 1)...);
