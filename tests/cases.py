@@ -218,6 +218,18 @@ CASES = [
     _row("kernel_5", 1, 5, (8, 9), 17, 5, padding=2),
     _row("kernel_6", 1, 3, (9, 9), 4, 6, padding=3),
     _row("kernel_7_depthwise", 1, 17, (9, 10), 17, 7, padding=3, groups=17),
+    # Rows of pixels, and diagonals with their weights in registers.
+    *[
+        _row(f"kernel_{R}_stride_{stride}_depthwise", 1, 17, (11, 23), 17, R, stride=stride, padding=R // 2, groups=17)
+        for R in (5, 7)
+        for stride in (1, 2)
+    ],
+    _row("line_9_depthwise", 2, 5, (3, 11), 5, (1, 9), padding=(1, 4), groups=5),
+    _row("line_17_depthwise", 1, 3, (2, 150), 3, (1, 17), padding=(0, 3), groups=3),
+    _row("line_33_depthwise", 1, 9, (1, 140), 9, (1, 33), padding=(0, 40), groups=9),
+    _row("line_65_depthwise", 1, 9, (1, 72), 9, (1, 65), groups=9),
+    # Bands of rows, of which some reach beyond the image.
+    _row("bands_padded", 1, 16, (26, 25), 33, 3, padding=12, dilation=12),
     _row("kernel_1x5", 1, 4, (3, 12), 6, (1, 5), padding=(0, 2)),
     _row("kernel_5x1", 1, 4, (12, 3), 6, (5, 1), padding=(2, 0)),
     _row("kernel_31_depthwise", 1, 3, (9, 8), 3, 31, padding=15, groups=3),

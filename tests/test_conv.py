@@ -639,3 +639,13 @@ def test_enormous_stride_and_dilation(size: int, stride: int, padding: int, dila
         results.append((output, *torch.autograd.grad(output.square().sum(), (input, weight))))
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_enormous_dilation_of_many_channels(layout: str) -> None:
+    """Where scratch is packed, and offsets of taps are integers of 32 bits."""
+    generator = torch.Generator().manual_seed(0)
+    input, weight = LAYOUTS[layout](values((1, 16, 5, 6), generator)), values((16, 16, 3, 3), generator)
+    for step in (10**6, 10**9):
+        output = fastconv.conv2d(input, weight, padding=step, dilation=step)
+        torch.testing.assert_close(output, F.conv2d(input, weight, padding=step, dilation=step))

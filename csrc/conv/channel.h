@@ -67,8 +67,10 @@ inline bool reaches_image(int64_t outputs, int64_t taps, int64_t dilation, int64
 // Takes microseconds, so it is not asked for every plan that is looked at.
 inline bool can_segment(const ConvParams& p) {
   Segment segments[kMostSegments];
-  return !spread(p) && p.stride_h == 1 && p.stride_w == 1 && p.dilation_w >= kSegmentDilation && p.S > 1 &&
-         p.Q <= kMaxTileColumns && reaches_image(p.P, p.R, p.dilation_h, p.pad_h, p.H) &&
+  const double farthest =
+      static_cast<double>(p.R - 1) * p.dilation_h * p.W + static_cast<double>(p.S - 1) * p.dilation_w;
+  return !spread(p) && farthest < INT32_MAX && p.stride_h == 1 && p.stride_w == 1 && p.dilation_w >= kSegmentDilation &&
+         p.S > 1 && p.Q <= kMaxTileColumns && reaches_image(p.P, p.R, p.dilation_h, p.pad_h, p.H) &&
          reaches_image(p.Q, p.S, p.dilation_w, p.pad_w, p.W) && tap_segments(p, segments) > 0;
 }
 

@@ -7,6 +7,7 @@
 // time, which pays where a row would fill a vector badly.
 #pragma once
 #include "conv/depthwise.h"
+#include "conv/direct.h"
 
 namespace fastconv {
 namespace {
@@ -338,7 +339,8 @@ struct DiagonalForward {
     // row are what transposing costs where there are six for an output (measured for 3x3, 5x5 and 7x7 of 3 to 56
     // columns, one thread).
     const bool unit = p.input.w == 1 && p.output.w == 1 && p.stride_h == p.stride_w;
-    const bool small = p.R == 1 || (p.R * p.S <= 49 && p.R % 2 == 1 && p.R <= 7 && p.dilation_h == 1);
+    const bool small =
+        (p.R == 1 && p.S <= kRowTaps) || (p.R * p.S <= 49 && p.R % 2 == 1 && p.R <= 7 && p.dilation_h == 1);
     return !unit || !small || p.R * p.S * (round_up(p.Q, kLanes<A>) - p.Q) > 6 * p.Q;
   }
   template <class A>

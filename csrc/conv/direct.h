@@ -4,7 +4,8 @@
 //
 // depthwise_rows, contiguous: vectors along a row. A register tile is RB output rows by NV vectors, and a loaded vector
 // of an input row serves every output row that it reaches. Vectors are loaded through masks, for those that stick out
-// over the edge of the image. Strides 1 and 2; kernels of 1, 3, 5 or 7 rows.
+// over the edge of the image. Wide kernels of one row have register tiles of their own (line_micro). Strides 1 and 2;
+// kernels of 1, 3, 5 or 7 rows.
 //
 // depthwise_pixels, channels_last: vectors along the channels. A register tile is PX pixels; a strip of rows shares
 // what it reads through the first-level cache.
@@ -96,6 +97,10 @@ void rows_micro(const ConvParams& p, const T* x, int64_t column, const Window<T>
   }
 }
 
+inline bool is_line(const ConvParams& p) {
+  return kVecRegisters == 32 && p.R == 1 && p.S >= kShiftTaps && p.stride_w == 1 && p.dilation_w == 1;
+}
+
 // Wide kernels of one row: half of the taps shift, in registers, what has been loaded for all; the others load it
 // again. A load across cache lines keeps its port for nearly two multiply-adds and a shift competes with them, so that
 // either alone takes longer: 1x31, 512 channels of 1000, one thread 670 us by loads, 530 by shifts, 460 by both. (1x4
@@ -174,8 +179,7 @@ RowsMicro<T> line_micro_of(int64_t vectors, std::integer_sequence<int, I...>) {
 template <class T>
 RowsMicro<T> rows_micro_of(const ConvParams& p, int64_t vectors) {
   if constexpr (kVecRegisters == 32)
-    if (p.R == 1 && p.S >= kShiftTaps && p.stride_w == 1 && p.dilation_w == 1)
-      return line_micro_of<T>(vectors, std::make_integer_sequence<int, row_vectors(1)>{});
+    if (is_line(p)) return line_micro_of<T>(vectors, std::make_integer_sequence<int, row_vectors(1)>{});
   const bool square = p.S == p.R && p.dilation_w == 1;
   switch (p.R) {
     case 1: return rows_micro_of<T, 1>(p.stride_w, false, vectors);
@@ -204,9 +208,11 @@ void depthwise_rows(const ConvParams& p, const void* packed) {
         windows[s * kRowVectors * stride + j] = inside_row<T>(w + s * p.dilation_w + j * L, p.W);
   };
   Windows of_first, of_last, whole;
-  look(0, of_first);
-  look(chunks - 1, of_last);
-  for (int64_t i = 0; i < p.S * kRowVectors * stride; ++i) whole[i] = Window<T>(0, L);
+  if (!is_line(p)) {  // which makes its own
+    look(0, of_first);
+    look(chunks - 1, of_last);
+    for (int64_t i = 0; i < p.S * kRowVectors * stride; ++i) whole[i] = Window<T>(0, L);
+  }
   parallel_ranges(p.threads, p.N * p.G, [&](int64_t item, int) {
     const int64_t n = item / p.G, g = item % p.G;
     const A bias = p.bias ? get(static_cast<const T*>(p.bias) + g) : A(0);
@@ -215,7 +221,7 @@ void depthwise_rows(const ConvParams& p, const void* packed) {
       const int64_t q = first * L, w = q * stride - p.pad_w;
       const bool inside = w >= 0 && w + (p.S - 1) * p.dilation_w + count * stride * L <= p.W;
       Windows rare;
-      if (!inside && chunk > 0 && chunk < chunks - 1) look(chunk, rare);
+      if (!inside && chunk > 0 && chunk < chunks - 1 && !is_line(p)) look(chunk, rare);
       const Window<T>* windows = inside ? whole : chunk == 0 ? of_first : chunk == chunks - 1 ? of_last : rare;
       rows_micro_of<T>(p, count)(p, at<const T>(p.input, n, g, 0, 0), w, windows, weights + g * p.R * p.S, bias,
                                  at<T>(p.output, n, g, 0, q), p.Q - q, finish);

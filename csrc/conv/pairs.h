@@ -14,8 +14,9 @@
 // other way takes a transposition, and results are in the order of the output. (With more taps the pixels of a tile
 // would straddle cache lines, which costs more than the transpositions.)
 //
-// Pixels are computed in pieces, as many as a register tile has rows. Pieces of a row are of one size and may overlap,
-// so nothing beyond the row is read; where rows are short a piece may go on over the gap into the next row of scratch.
+// Pixels are computed in pieces, as many as a register tile has rows. Pieces of a row, or of a segment of it (see
+// Trim), are of one size and may overlap, so nothing beyond the row is read; where rows are short a piece may go on
+// over the gap into the next row of scratch.
 #pragma once
 #include "conv/tile.h"
 #include "core/parallel.h"
@@ -31,7 +32,7 @@ constexpr int kPieceRows = 14, kPiecesAtOnce = 1;
 constexpr int64_t kBlockK = 32;              // output channels of a register tile
 constexpr int64_t kCacheBytes = 1200 << 10;  // of input and weights that stay in the second-level cache
 constexpr int64_t kNearBytes = 512 << 10;    // of them that leave room there for the output as it passes
-constexpr int64_t kMostTaps = 64;            // of a kernel whose weights are transposed on the stack
+constexpr int64_t kMostTaps = 64;            // of a kernel whose weights are transposed on the stack, or steps trimmed
 constexpr int kPacked16 = 16;                // channels whose weights are transposed at a time
 
 // ---- moving bfloat16
@@ -281,7 +282,7 @@ inline PairsPlan pairs_plan_for(const ConvParams& p, int64_t rows, int64_t k_spl
   plan.x_bytes = plan.in_place ? 0 : plan.pass_blocks * plan.block_bytes;
   plan.piece_sums = kPieceRows * p.up_w * kBlockK;
   plan.sum_bytes = (plan.passes > 1 ? p.up_h * plan.k_range * plan.pieces : kPiecesAtOnce) * plan.piece_sums * 4;
-  plan.sum_bytes += kPieceRows * kBlockK * 4;  // sixteen pixels are written at a time
+  plan.sum_bytes += 16 * kBlockK * 4;  // sixteen pixels are written at a time
   plan.weight_bytes = plan.prepack ? 0 : plan.pass_weights;
   return plan;
 }
@@ -1001,15 +1002,19 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
   });
 }
 
+// Eight channels a group, contiguous: in float32 it takes two thirds of the time that vectors of dot products do.
+inline bool winograd_1d_is_faster(const ConvParams& p) {
+  const bool serves = p.R == 3 && p.S == 3 && p.stride_h * p.stride_w == 1 && p.dilation_h * p.dilation_w == 1 &&
+                      min64(p.pad_h, p.pad_w) >= 0 && max64(p.pad_h, p.pad_w) <= 2 && !spread(p);
+  return kPiecesAtOnce == 1 && serves && p.C == 8 && p.K >= 4 && p.K <= 32;
+}
+
 struct PairsForward {
   using Plan = PairsPlan;
   // Of few channels a group most of a tile would be zeros.
   static bool preferred(const ConvParams& p) {
     if (spread(p) && p.C <= 8) return false;  // a step of several kernel columns serves the residues better
-    // Eight channels a group, contiguous: Winograd's kernel in float32 takes two thirds of the time of vectors here.
-    const bool one_d =
-        kPiecesAtOnce == 1 && p.R == 3 && p.S == 3 && p.stride_h * p.stride_w == 1 && p.dilation_h * p.dilation_w == 1;
-    const bool wide_groups = p.G == 1 || p.C >= 16 || (p.C >= 8 && p.input.c != 1 && !one_d);
+    const bool wide_groups = p.G == 1 || p.C >= 16 || (p.C >= 8 && p.input.c != 1 && !winograd_1d_is_faster(p));
     return p.K >= (kPiecesAtOnce == 2 ? 4 : 8) && p.C >= 2 && wide_groups;
   }
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
