@@ -201,9 +201,10 @@ bool channel_plan(const ConvParams& p, ChannelPlan& best) {
   const ConvParams base = spread_base(p);
   if (spread_too_far(p, base) || (spread(p) && (p.residual || p.activation != Activation::kNone))) return false;
   const bool segments = can_segment(p);
-  // Where weights are so many that every tile reads them from afar, more passes over fewer tiles may cost less: 2048
-  // channels at 33x33, rate 6, in channels_last 44 ms -> 37 (one thread 112 -> 74); 512 at 14x14, 3x3, 4.5 -> 4.1.
-  const bool heavy = p.G * p.K * p.C * p.R * p.S * static_cast<int64_t>(sizeof(A)) > (1 << 20);
+  // Where the weights of a group are so many that every tile reads them from afar, more passes over fewer tiles may
+  // cost less: 2048 channels at 33x33, rate 6, in channels_last 44 ms -> 37 (one thread 112 -> 74); 512 at 14x14,
+  // 3x3, 4.5 -> 4.1.
+  const bool heavy = p.K * p.C * p.R * p.S * static_cast<int64_t>(sizeof(A)) > (1 << 20);
   double best_total = 0;
   const int64_t pass_bytes = p.R * p.S * channel_vectors<A>(p) * kLanes<A> * static_cast<int64_t>(sizeof(A));
   for (int64_t limit : {384 << 10, 6 << 20}) {
