@@ -336,12 +336,13 @@ struct DiagonalForward {
     if (p.G < 4) return false;
     if (is_channels_last(p.input) && is_channels_last(p.output)) return p.stride_w == 1 || p.R * p.S > 9;
     // What depthwise_rows can do, and does better where a row fills its vectors: the multiply-adds of lanes beyond the
-    // row are what transposing costs where there are six for an output (measured for 3x3, 5x5 and 7x7 of 3 to 56
-    // columns, one thread).
+    // row are what transposing costs where there are six for an output, eight of 3x3 (measured for 3x3, 5x5 and 7x7 of
+    // 3 to 56 columns).
     const bool unit = p.input.w == 1 && p.output.w == 1 && p.stride_h == p.stride_w;
     const bool small =
         (p.R == 1 && p.S <= kRowTaps) || (p.R * p.S <= 49 && p.R % 2 == 1 && p.R <= 7 && p.dilation_h == 1);
-    return !unit || !small || p.R * p.S * (round_up(p.Q, kLanes<A>) - p.Q) > 6 * p.Q;
+    const int64_t most = p.R * p.S <= 9 && p.stride_w == 1 ? 8 : 6;
+    return !unit || !small || p.R * p.S * (round_up(p.Q, kLanes<A>) - p.Q) > most * p.Q;
   }
   template <class A>
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
