@@ -288,15 +288,18 @@ struct PairsScratch {
   }
 };
 
+inline Step pairs_step(const PairsPlan& plan, const Tap& tap) {
+  return {plan.in_place ? 0 : static_cast<int32_t>(tap.offset * plan.pixel),
+          static_cast<int32_t>(tap.index * plan.width * 64)};
+}
+
 // The steps of one block of channels whose every read is not padding; at least one.
 inline int64_t pairs_steps(const ConvParams& p, const PairsPlan& plan, const Tile& t, Tap* taps, Step* steps) {
   const int64_t tile = plan.width * 64;  // both halves
   int64_t count = 0;
   if (!plan.thin) {
     count = live_taps(p, plan.g, t, taps);
-    for (int64_t i = 0; i < count; ++i)
-      steps[i] = {plan.in_place ? 0 : static_cast<int32_t>(taps[i].offset * plan.pixel),
-                  static_cast<int32_t>(taps[i].index * tile)};
+    for (int64_t i = 0; i < count; ++i) steps[i] = pairs_step(plan, taps[i]);
     return count;
   }
   for (int64_t r = 0; r < p.R; ++r) {
@@ -317,11 +320,7 @@ inline int64_t pairs_trimmed_steps(const ConvParams& p, const PairsPlan& plan, c
   const Range taps = live_columns(p, t.q0 + q, t.q0 + q + columns);
   int64_t count = 0;
   for (int64_t r = rows.begin; r < rows.end; ++r)
-    for (int64_t s = taps.begin; s < taps.end; ++s) {
-      const Tap tap = tap_of(p, plan.g, r, s);
-      steps[count++] = {static_cast<int32_t>(tap.offset * plan.pixel),
-                        static_cast<int32_t>(tap.index * plan.width * 64)};
-    }
+    for (int64_t s = taps.begin; s < taps.end; ++s) steps[count++] = pairs_step(plan, tap_of(p, plan.g, r, s));
   return count;
 }
 
@@ -339,9 +338,8 @@ inline void pairs_spread_steps(const ConvParams& p, const PairsPlan& plan, const
                           reads_input(t.q0 + columns.row + j * w.step, t.columns, 1, p.W);
         const bool last = i == rows.count - 1 && j == columns.count - 1 && count == residues[e].begin;
         if (!live && !last) continue;
-        const Tap tap = spread_tap(p, base, plan.g, h.order[rows.begin + i], w.order[columns.begin + j]);
-        steps[count++] = {plan.in_place ? 0 : static_cast<int32_t>(tap.offset * plan.pixel),
-                          static_cast<int32_t>(tap.index * plan.width * 64)};
+        steps[count++] =
+            pairs_step(plan, spread_tap(p, base, plan.g, h.order[rows.begin + i], w.order[columns.begin + j]));
       }
     residues[e].end = count;
   }
