@@ -13,7 +13,17 @@ from typing import NamedTuple
 
 import torch
 
+from fastconv._native import native
+
 __all__ = ["Timing", "alternate", "summarise"]
+
+
+#: What threads reach together, of what they reached at their best: with two on one core it is half.
+_UNDISTURBED = 0.8
+#: Multiply-adds of each of a dozen chains: some 50 microseconds.
+_PROBE_ROUNDS = 16000
+#: Seconds of disturbed rounds that are thrown away.
+_PATIENCE = 5.0
 
 
 class Timing(NamedTuple):
@@ -39,6 +49,10 @@ def alternate(
     Every round has an order of its own, drawn from a fixed seed: whoever comes after another layout of the same library
     finds its code in the caches, 10 microseconds for a small layer, and in a fixed order would always be the same one.
 
+    A round in which the threads had not a core each is thrown away, as long as that happens for less than 5 seconds. On a
+    rented machine two virtual cores become one real one for seconds at a time; then what keeps the arithmetic units busy
+    takes twice as long with two threads, what waits for memory does not, and a comparison says nothing.
+
     Args:
         candidates: functions by name; they must return only when their work is done (so, on the CPU).
         repeats: fewest samples of each.
@@ -58,18 +72,16 @@ def alternate(
     samples: dict[str, list[float]] = {name: [] for name in names}
     spent = dict.fromkeys(names, 0.0)
     draw = random.Random(0)
+    patience = _PATIENCE
 
-    def run_round(record: bool) -> float:
-        began = time.perf_counter()
+    def run_round() -> dict[str, float]:
+        times = {}
         for name in names:
             start = time.perf_counter()
             candidates[name]()
-            elapsed = time.perf_counter() - start
-            if record:
-                samples[name].append(elapsed)
-                spent[name] += elapsed
+            times[name] = time.perf_counter() - start
         draw.shuffle(names)
-        return time.perf_counter() - began
+        return times
 
     _settle_allocator()
     collecting = gc.isenabled()
@@ -77,12 +89,21 @@ def alternate(
     try:
         warming = 0.0
         for _ in range(20):
-            warming += run_round(record=False)
+            warming += sum(run_round().values())
             if warming >= 0.2 * seconds:
                 break
         done, total = 0, repeats
+        undisturbed = _undisturbed()
         while done < total and (done < least or sum(spent.values()) < budget):
-            run_round(record=True)
+            before = undisturbed
+            times = run_round()
+            undisturbed = _undisturbed()
+            if not (before and undisturbed) and patience > 0:
+                patience -= sum(times.values())
+                continue
+            for name, elapsed in times.items():
+                samples[name].append(elapsed)
+                spent[name] += elapsed
             done += 1
             slowest_to_fill = seconds / max(min(spent.values()) / done, 1e-9)
             total = min(max(repeats, int(slowest_to_fill) + 1), max(repeats, limit))
@@ -92,6 +113,19 @@ def alternate(
         if collecting:
             gc.enable()
     return samples
+
+
+_fastest: dict[int, float] = {}
+
+
+def _undisturbed() -> bool:
+    """Whether PyTorch's number of threads do multiply-adds at the speed they have once shown."""
+    threads = torch.get_num_threads()
+    start = time.perf_counter()
+    native.peak_work(False, _PROBE_ROUNDS, threads)
+    speed = 1 / (time.perf_counter() - start)
+    _fastest[threads] = max(speed, _fastest.get(threads, 0.0))
+    return speed > _UNDISTURBED * _fastest[threads]
 
 
 def _settle_allocator() -> None:

@@ -475,11 +475,12 @@ void channel_forward(const ConvParams& p, const ChannelPlan& plan, const void* p
     A* x = carve.take<A>(plan.x_elements);
     A* scratch_acc = carve.take<A>(plan.acc_elements);
     A* own_weights = carve.take<A>(plan.weight_elements);
-    const int64_t first_block = item % plan.k_splits * plan.k_range, k0 = first_block * plan.k_block;
+    const WorkItem work = work_item(item, tiles, p.G, p.N);
+    const int64_t first_block = work.split * plan.k_range, k0 = first_block * plan.k_block;
     const int64_t blocks = min64(plan.k_range, plan.k_blocks - first_block);
-    const Tile t = make_tile(base, plan.g, item / plan.k_splits / tiles / p.G, item / plan.k_splits % tiles);
+    const Tile t = make_tile(base, plan.g, work.n, work.tile);
     const Tile out = spread_tile(p, t);
-    const int64_t g = item / plan.k_splits / tiles % p.G;
+    const int64_t g = work.g;
     A* acc = plan.out_place ? at<A>(p.output, t.n, g * p.K + k0, out.p0, out.q0) : scratch_acc;
     const bool at_once = plan.acc_range == plan.k_range;  // the sums of all blocks are kept
     const int64_t acc_stride = plan.out_place ? p.output.w : (at_once ? blocks : 1) * plan.k_block;

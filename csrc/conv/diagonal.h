@@ -286,7 +286,7 @@ void diagonal_forward(const ConvParams& p, const DiagonalPlan& plan, const void*
   bare.residual = nullptr;
   bare.activation = Activation::kNone;
   const Finish<A> nothing(bare);
-  parallel_ranges(p.threads, p.N * plan.groups * plan.strips, [&](int64_t item, int thread) {
+  parallel_for(p.threads, p.N * plan.groups * plan.strips, [&](int64_t item, int thread) {
     Carver carve(static_cast<char*>(scratch) + thread * thread_bytes);
     DiagonalLine* lines = carve.take<DiagonalLine>(diagonal_most_lines(p));
     A* x = carve.take<A>(plan.x_elements);

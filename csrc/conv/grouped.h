@@ -552,15 +552,16 @@ void grouped_forward(const ConvParams& p, const GroupedPlan& plan, const void* p
   const int64_t tiles = plan.row_tiles * plan.column_tiles;
   const ConvParams view = grouped_view(p, plan.stride);
   const int64_t x_row = plan.g.pitch * L, acc_row = plan.held * L, acc_vector = kGroupedRows * acc_row;
-  parallel_ranges(p.threads, grouped_items<A>(p, plan), [&](int64_t item, int thread) {
+  parallel_for(p.threads, grouped_items<A>(p, plan), [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
     A* x = carve.take<A>(plan.x_elements);
     A* acc = carve.take<A>(plan.acc_elements);
     A* own_weights = carve.take<A>(plan.weight_elements);
-    const int64_t first = item / tiles % plan.sets * plan.share, g0 = first * plan.groups;
+    // The sets of a tile share cache lines.
+    const int64_t first = item % plan.sets * plan.share, g0 = first * plan.groups;
     const int64_t blocks = min64(plan.share, plan.blocks - first), groups = min64(blocks * plan.groups, p.G - g0);
     const int64_t vectors = blocks * plan.k_blocks, count = groups * p.K;
-    const Tile t = grouped_tile_of(p, plan, item / tiles / plan.sets, item % tiles);
+    const Tile t = grouped_tile_of(p, plan, item / plan.sets / tiles, item / plan.sets % tiles);
     const A* weights = packed.weights + first * plan.k_blocks * packed.block;
     if (!plan.prepack) {
       weights = own_weights;

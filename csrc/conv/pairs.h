@@ -364,11 +364,12 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
     Tap* taps = carve.take<Tap>(p.R * p.S);
     Step* steps = carve.take<Step>(pairs_step_room(p, plan));
     Range* residues = carve.take<Range>(p.up_h * p.up_w);  // the steps of each
-    const int64_t first_block = item % plan.k_splits * plan.k_range;
+    const WorkItem work = work_item(item, tiles, p.G, p.N);
+    const int64_t first_block = work.split * plan.k_range;
     const int64_t k_blocks = min64(plan.k_range, plan.k_blocks - first_block);
-    const Tile t = make_tile(base, plan.g, item / plan.k_splits / tiles / p.G, item / plan.k_splits % tiles);
+    const Tile t = make_tile(base, plan.g, work.n, work.tile);
     const Tile out = spread_tile(p, t);
-    const int64_t g = item / plan.k_splits / tiles % p.G;
+    const int64_t g = work.g;
 
     // Bytes from a pixel, a row and a block of channels to the next.
     const int64_t step = plan.in_place ? p.stride_w * p.input.w * 2 : plan.thin ? p.stride_w * plan.pixel : plan.pixel;

@@ -332,10 +332,10 @@ void panel_forward(const ConvParams& p, const PanelPlan& plan, const void* packe
   parallel_for(p.threads, panel_items<A>(p, plan), [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
     const auto own = PanelScratch<T>::take(p, plan, carve);
-    const int64_t first_block = item % plan.k_splits * plan.k_range;
+    const WorkItem work = work_item(item, plan.spans, p.G, p.N);
+    const int64_t first_block = work.split * plan.k_range;
     const int64_t blocks = min64(plan.k_range, plan.k_blocks - first_block);
-    const int64_t span = item / plan.k_splits % plan.spans, g = item / plan.k_splits / plan.spans % p.G;
-    const int64_t n = item / plan.k_splits / plan.spans / p.G;
+    const int64_t span = work.tile, g = work.g, n = work.n;
     const int64_t first_vector = plan.vectors * span / plan.spans, first = first_vector * L;
     const int64_t item_vectors = plan.vectors * (span + 1) / plan.spans - first_vector;
     const int64_t count = min64(p.P * p.Q - first, item_vectors * L);

@@ -77,6 +77,18 @@ inline Tile make_tile(const ConvParams& p, const Geometry& g, int64_t n, int64_t
   return t;
 }
 
+// One share of the work: a tile of group g of image n, for one split of its output channels.
+struct WorkItem {
+  int64_t split, n, g, tile;
+};
+
+// All tiles come with one split before the next, so that a thread, whose items are neighbours, has few weights to keep
+// in its cache. (Two splits of 64 channels by 64 to two threads: Winograd at 56x56 478 -> 454 us.)
+inline WorkItem work_item(int64_t item, int64_t tiles, int64_t groups, int64_t images) {
+  const int64_t image = item / tiles / groups;
+  return {image / images, image % images, item / tiles % groups, item % tiles};
+}
+
 // A tap of the kernel that reads something other than padding in this tile.
 struct Tap {
   int32_t offset;  // position in a channel's planes that output 0 of the tile reads

@@ -303,14 +303,13 @@ void winograd_round(const ConvParams& p, const WinogradPlan& plan, int64_t round
     float* products = carve.take<float>(kProducts * plan.product);
     float* acc = carve.take<float>(plan.acc_elements);
     float* x = carve.take<float>(plan.g.channel * L);
-    const int64_t first_block = first_of_round + item % plan.k_splits * plan.k_range;
+    const WorkItem work = work_item(item, tiles, p.G, p.N * phases);
+    const int64_t first_block = first_of_round + work.split * plan.k_range;
     const int64_t end_block = min64(first_block + plan.k_range, round_end);
-    int64_t rest = item / plan.k_splits;
-    const int64_t tile = rest % tiles, g = rest / tiles % p.G, phase = rest / tiles / p.G % phases;
-    const int64_t n = rest / tiles / p.G / phases;
+    const int64_t g = work.g, phase = work.n % phases;
     const ConvParams q = winograd_phase(p, phase / plan.phases_w, phase % plan.phases_w);
     const Finish<T> finish(q);
-    const Tile t = make_tile(q, plan.g, n, tile);
+    const Tile t = make_tile(q, plan.g, work.n / phases, work.tile);
     if (t.rows <= 0 || t.columns <= 0) return;  // the last lattices may be a tile smaller
     const Tile whole = {t.n, t.p0, t.q0, plan.g.h.tile, plan.g.w.tile};
     for (int64_t c = 0; c < p.C; c += L) {

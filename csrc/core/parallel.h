@@ -3,13 +3,17 @@
 #pragma once
 #include <omp.h>
 
+#include <atomic>
 #include <cstdint>
 
 namespace fastconv {
 namespace {
 
-// Calls body(item, thread) for every item in [0, count). Items are handed out dynamically, in order: some are ragged,
-// and a machine that is shared rarely gives every thread the same speed.
+// Calls body(item, thread) for every item in [0, count). Every thread has a run of neighbouring items of its own and
+// takes them in order; one that is through with it helps with the others': some items are ragged, and a machine that is
+// shared rarely gives every thread the same speed. The runs are the same in every call, so that a thread finds in its
+// caches what it wrote there, and what is fetched ahead is its own. (Handed out to whoever asks next, a layer whose
+// input and output changed cores with every call took up to 2.5 times as long as in the calls where they did not.)
 template <class Body>
 void parallel_for(int threads, int64_t count, const Body& body) {
   if (count < threads) threads = static_cast<int>(count);
@@ -17,22 +21,21 @@ void parallel_for(int threads, int64_t count, const Body& body) {
     for (int64_t i = 0; i < count; ++i) body(i, 0);
     return;
   }
+  constexpr int kMostRuns = 64;
+  struct alignas(64) Next {
+    std::atomic<int64_t> item;
+  } next[kMostRuns];
+  const int runs = threads < kMostRuns ? threads : kMostRuns;
+  for (int run = 0; run < runs; ++run) next[run].item.store(count * run / runs, std::memory_order_relaxed);
 #pragma omp parallel num_threads(threads)
   {
     const int thread = omp_get_thread_num();
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < count; ++i) body(i, thread);
+    for (int i = 0; i < runs; ++i) {
+      const int run = (thread + i) % runs;
+      const int64_t end = count * (run + 1) / runs;
+      for (int64_t item; (item = next[run].item.fetch_add(1, std::memory_order_relaxed)) < end;) body(item, thread);
+    }
   }
-}
-
-// The same for items that lie one after the other in memory: a thread takes a few runs of them, so that what is fetched
-// ahead is its own.
-template <class Body>
-void parallel_ranges(int threads, int64_t count, const Body& body) {
-  const int64_t runs = count < 8 * threads ? (count < threads ? count : threads) : 4 * static_cast<int64_t>(threads);
-  parallel_for(threads, runs, [&](int64_t run, int thread) {
-    for (int64_t i = count * run / runs; i < count * (run + 1) / runs; ++i) body(i, thread);
-  });
 }
 
 }  // namespace
