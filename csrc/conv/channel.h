@@ -367,8 +367,17 @@ void channel_pack(const ConvParams& p, int64_t k_block, int64_t g, int64_t k0, i
       for (int64_t j = 0; j < channels * taps; j += L) {
         const int nj = static_cast<int>(min64(L, channels * taps - j));
         Vec<A> v[L];
-        for (int i = 0; i < nk; ++i) v[i] = load_strided(from + (k + i) * p.weight.n + j, 1, nj);
-        for (int i = nk; i < L; ++i) v[i] = Vec<A>{};
+        const T* row = from + k * p.weight.n + j;
+        if (nk == L && nj == L) {  // counts that are known keep v in registers
+#pragma GCC unroll 16
+          for (int i = 0; i < L; ++i, row += p.weight.n) {
+            v[i] = load(row);
+            __builtin_prefetch(row + L * taps);  // the rows of a square are far apart, and each is short
+          }
+        } else {
+          for (int i = 0; i < nk; ++i) v[i] = load_strided(row + i * p.weight.n, 1, nj);
+          for (int i = nk; i < L; ++i) v[i] = Vec<A>{};
+        }
         transpose<A>(v);
         int64_t c = j / taps, tap = j % taps;
         for (int i = 0; i < nj; ++i) {

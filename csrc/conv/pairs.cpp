@@ -38,9 +38,9 @@ const ConvKernel& winograd() {
 }
 
 bool winograd_preferred(const ConvParams& p) {
-  constexpr double kDotCycles = 0.29;  // a vector of dot products does two multiply-adds a lane
+  const double dot_cycles = p.halved ? 0.55 : 0.29;  // a vector of dot products does two multiply-adds a lane
   return kPiecesAtOnce == 1 && p.dtype == Dtype::kBFloat16 && PairsForward::preferred(p) && p.C >= 32 && p.K >= 32 &&
-         winograd_pays(p, kDotCycles);
+         winograd_pays(p, dot_cycles);
 }
 bool winograd_plan(const ConvParams& p, ConvPlan& out) {
   return p.dtype == Dtype::kBFloat16 && winograd().plan(p, out);

@@ -25,13 +25,15 @@ struct WinogradPlan {
   int64_t k_block, k_blocks;  // as in channel.h
   int64_t k_splits, k_range;
   int64_t rounds, round_blocks;  // weights are transformed and used so many k_blocks at a time
+  bool own_weights;              // a k_block's, by the only work item that needs them
   int64_t c_padded;
   int64_t tiles;    // of a block
   int64_t plane;    // elements of one of the 36 matrices of transformed input
   int64_t product;  // and of products
+  int64_t weight;   // and of transformed weights of a k_block
   bool out_place;   // outputs are written where they belong, without scratch
   int64_t phases_h, phases_w;
-  int64_t acc_elements;
+  int64_t acc_elements, weight_elements;  // of one thread
 };
 
 // The lattice of outputs (a + i * dilation, b + j * dilation), as an ordinary convolution.
@@ -74,18 +76,22 @@ WinogradPlan winograd_plan_for(const ConvParams& p, int64_t rows, int64_t column
   plan.k_block = plan.kv * L;
   plan.k_blocks = ceil_div(p.K, plan.k_block);
   plan.c_padded = round_up(p.C, L);
-  const int64_t block_bytes = kProducts * plan.c_padded * plan.k_block * static_cast<int64_t>(sizeof(A));
-  plan.rounds = p.prepacked ? 1 : min64(plan.k_blocks, ceil_div(p.G * plan.k_blocks * block_bytes, kRoundBytes));
+  // Odd numbers of cache lines, so that the 36 values of a patch or a kernel do not fall into the same cache set.
+  plan.weight = (plan.c_padded * plan.kv | 1) * L;
+  const int64_t block_bytes = kProducts * plan.weight * static_cast<int64_t>(sizeof(A));
+  // Written and read again from beyond the caches, weights of 256 by 256 channels took more than half of a layer's time.
+  plan.own_weights = !p.prepacked && p.N * plan.phases_h * plan.phases_w * plan.g.h.tiles * plan.g.w.tiles == 1;
+  plan.rounds = p.prepacked || plan.own_weights ? 1 : min64(plan.k_blocks, ceil_div(p.G * plan.k_blocks * block_bytes, kRoundBytes));
   plan.round_blocks = ceil_div(plan.k_blocks, plan.rounds);
   plan.rounds = ceil_div(plan.k_blocks, plan.round_blocks);
   plan.k_range = ceil_div(plan.round_blocks, k_splits);
   plan.k_splits = ceil_div(plan.round_blocks, plan.k_range);
   plan.tiles = rows * columns;
-  // An odd number of cache lines, so that the 36 values of a patch do not fall into the same cache set.
   plan.plane = (plan.tiles * plan.c_padded / L | 1) * L;
   plan.product = (plan.tiles * plan.kv | 1) * L;
   plan.out_place = p.output.c == 1 && p.K % plan.k_block == 0;
   plan.acc_elements = plan.out_place ? 0 : plan.tiles * kTileSize * kTileSize * plan.k_block;
+  plan.weight_elements = plan.own_weights ? kProducts * plan.weight : 0;
   return plan;
 }
 
@@ -108,7 +114,7 @@ double winograd_cost(const WinogradPlan& plan) {
 
 template <class A>
 double winograd_total(const ConvParams& p, const WinogradPlan& plan) {
-  return static_cast<double>(ceil_div(winograd_items<A>(p, plan), p.threads)) * winograd_cost<A>(plan);
+  return static_cast<double>(plan.rounds * ceil_div(winograd_items<A>(p, plan), p.threads)) * winograd_cost<A>(plan);
 }
 
 template <class A>
@@ -204,18 +210,33 @@ inline void winograd_weights(const WinogradPlan& plan, const float* weights, flo
   using V = Vec<float>;
   for (int64_t i = 0; i < L * plan.k_block; i += L) {
     V t[kPatch][3];
+#pragma GCC unroll 3
     for (int64_t s = 0; s < 3; ++s) {
       V taps[3], column[kPatch];
+#pragma GCC unroll 3
       for (int64_t r = 0; r < 3; ++r) taps[r] = load(weights + (r * 3 + s) * L * plan.k_block + i);
       winograd_weight(taps, column);
+#pragma GCC unroll 6
       for (int64_t r = 0; r < kPatch; ++r) t[r][s] = column[r];
     }
+#pragma GCC unroll 6
     for (int64_t r = 0; r < kPatch; ++r) {
       V row[kPatch];
       winograd_weight(t[r], row);
-      for (int64_t s = 0; s < kPatch; ++s) store(to + (r * kPatch + s) * plan.c_padded * plan.k_block + i, row[s]);
+#pragma GCC unroll 6
+      for (int64_t s = 0; s < kPatch; ++s) store(to + (r * kPatch + s) * plan.weight + i, row[s]);
     }
   }
+}
+
+// Weights of L input channels from c0 and one block of output channels, as to[product][c][k_block].
+template <class T>
+void winograd_pack_channels(const ConvParams& p, const WinogradPlan& plan, int64_t g, int64_t block, int64_t c0,
+                            float* to) {
+  constexpr int L = kLanes<float>;
+  alignas(64) float weights[9 * L * 3 * L];
+  channel_pack<T>(p, plan.k_block, g, block * plan.k_block, c0, L, weights);
+  winograd_weights(plan, weights, to + c0 * plan.k_block);
 }
 
 // Weights of a round as to[group][k block][product][c][k_block].
@@ -225,10 +246,7 @@ void winograd_pack(const ConvParams& p, const WinogradPlan& plan, int64_t round,
   parallel_for(p.threads, p.G * plan.round_blocks * (plan.c_padded / L), [&](int64_t item, int) {
     const int64_t blocks_c = plan.c_padded / L, block = item / blocks_c, c0 = item % blocks_c * L;
     const int64_t g = block / plan.round_blocks, k = round * plan.round_blocks + block % plan.round_blocks;
-    if (k >= plan.k_blocks) return;
-    alignas(64) float weights[9 * L * 3 * L];
-    channel_pack<T>(p, plan.k_block, g, k * plan.k_block, c0, L, weights);
-    winograd_weights(plan, weights, packed + (block * kProducts * plan.c_padded + c0) * plan.k_block);
+    if (k < plan.k_blocks) winograd_pack_channels<T>(p, plan, g, k, c0, packed + block * kProducts * plan.weight);
   });
 }
 
@@ -265,7 +283,7 @@ inline void winograd_outputs(const WinogradPlan& plan, const Tile& t, const floa
 }
 
 inline int64_t winograd_weight_elements(const ConvParams& p, const WinogradPlan& plan) {
-  return p.G * plan.round_blocks * plan.k_block * plan.c_padded * kProducts;
+  return p.G * plan.round_blocks * plan.weight * kProducts;
 }
 
 struct WinogradScratch {
@@ -281,7 +299,8 @@ struct WinogradScratch {
     bias = carve.take<float>(p.G * plan.k_blocks * plan.k_block);
     zeros = carve.take<float>(plan.k_block);
     weights = carve.take<float>(plan.rounds > 1 ? winograd_weight_elements(p, plan) : 0);
-    const int64_t elements = plan.g.channel * L + kProducts * (plan.plane + plan.product) + plan.acc_elements + 16 * L;
+    const int64_t elements = plan.g.channel * L + kProducts * (plan.plane + plan.product) + plan.acc_elements +
+                             plan.weight_elements + 16 * L;
     thread_bytes = round_up(elements * static_cast<int64_t>(sizeof(float)), 64) + 256;
     threads = carve.take<char>(thread_bytes * p.threads);
     total = carve.used();
@@ -302,6 +321,7 @@ void winograd_round(const ConvParams& p, const WinogradPlan& plan, int64_t round
     float* patches = carve.take<float>(kProducts * plan.plane);
     float* products = carve.take<float>(kProducts * plan.product);
     float* acc = carve.take<float>(plan.acc_elements);
+    float* own_weights = carve.take<float>(plan.weight_elements);
     float* x = carve.take<float>(plan.g.channel * L);
     const WorkItem work = work_item(item, tiles, p.G, p.N * phases);
     const int64_t first_block = first_of_round + work.split * plan.k_range;
@@ -319,14 +339,17 @@ void winograd_round(const ConvParams& p, const WinogradPlan& plan, int64_t round
     const Tap tap = {0, 0};
     const int64_t chunks = ceil_div(plan.tiles, most);
     for (int64_t b = first_block; b < end_block; ++b) {
-      const float* of_block =
-          weights + (g * plan.round_blocks + b - first_of_round) * kProducts * plan.c_padded * plan.k_block;
+      const float* of_block = own_weights;
+      if (plan.own_weights)
+        for (int64_t c = 0; c < p.C; c += L) winograd_pack_channels<T>(p, plan, g, b, c, own_weights);
+      else
+        of_block = weights + (g * plan.round_blocks + b - first_of_round) * kProducts * plan.weight;
       for (int64_t i = 0; i < kProducts; ++i)
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
           const int64_t from = plan.tiles * chunk / chunks, end = plan.tiles * (chunk + 1) / chunks;
           channel_micro_of<float>(plan.kv, Source::kPacked, static_cast<int>(end - from))(
               patches + i * plan.plane + from * L, plan.tiles, L, p.C, {&tap, 1, 1, 1},
-              of_block + i * plan.c_padded * plan.k_block, L * plan.k_block, memory.zeros,
+              of_block + i * plan.weight, L * plan.k_block, memory.zeros,
               products + i * plan.product + from * plan.k_block, plan.k_block, nullptr);
         }
       const int64_t k0 = g * p.K + b * plan.k_block;
@@ -362,12 +385,12 @@ void winograd_forward(const ConvParams& p, const WinogradPlan& plan, const void*
 
 // Cycles that a vector of multiply-adds takes in `channel`. With one vector of output channels, each waits for an input
 // value of its own.
-inline double direct_cycles(const ConvParams& p) { return p.K <= kLanes<float> ? 1 : 0.58; }
+inline double direct_cycles(const ConvParams& p) { return p.halved ? 1.1 : p.K <= kLanes<float> ? 1 : 0.58; }
 
 // Whether the transforms, and weights that are four times as large, cost less than the multiplications they save, of
 // which a vector takes `direct` cycles; cycles of one core, after measurements on a few layers.
 inline bool winograd_pays(const ConvParams& p, double direct) {
-  if (p.R != 3 || p.S != 3 || p.C < 16 || p.K < 16 || (p.input.c != 1 && p.dilation_w > 2)) return false;
+  if (p.R != 3 || p.S != 3 || p.C < 16 || p.K < 16) return false;
   constexpr double L = kLanes<float>;
   const int64_t phases = min64(p.P, p.dilation_h) * min64(p.Q, p.dilation_w);
   const int64_t tiles_h = ceil_div(ceil_div(p.P, p.dilation_h), kTileSize);
@@ -375,13 +398,19 @@ inline bool winograd_pays(const ConvParams& p, double direct) {
   const double tiles = static_cast<double>(p.N * phases * tiles_h * tiles_w), pairs = static_cast<double>(p.C * p.K);
   const double weights = kProducts * pairs * sizeof(float);
   const int64_t block = min64(tiles_h * tiles_w, max64(1, kWinogradBytes / (kProducts * 4 * (p.C + 32))));
-  const double streams = weights > kWinogradBytes / 2 ? tiles / static_cast<double>(block) : 0;
+  // Weights too many for the second-level cache are read for every block of tiles, unless one has them for itself.
+  const bool far = weights > kWinogradBytes / 2 && tiles > static_cast<double>(block);
+  const double streams = far ? tiles / static_cast<double>(block) : 0;
   const double step = block < 4 ? 4.0 / static_cast<double>(block) : 1;  // few tiles are bound by loads of weights
-  const double products = kProducts * tiles * pairs / L * 0.62 * step, streaming = weights * streams / 3.5;
+  const double products = kProducts * tiles * pairs / L * (p.halved ? 1.1 : 0.62) * step;
+  const double streaming = weights * streams / 3.5;
   const double transforms = tiles * 160 * static_cast<double>(p.C + p.K) / L;
-  const double pack = p.prepacked ? 0 : kProducts * pairs * 1.4;
+  // Lattices of a contiguous image are read and written one value at a time.
+  const bool gathers = p.input.c != 1 && p.dilation_w > 1;
+  const double moves = gathers ? tiles * 2 * static_cast<double>(kProducts * p.C + kTileSize * kTileSize * p.K) : 0;
+  const double pack = p.prepacked ? 0 : kProducts * pairs * 0.4;
   direct *= static_cast<double>(p.N * p.P * p.Q) * 9 * pairs / L;
-  return (products > streaming ? products : streaming) + transforms + pack < 0.9 * direct;
+  return (products > streaming ? products : streaming) + transforms + moves + pack < 0.9 * direct;
 }
 
 struct WinogradForward {
@@ -393,14 +422,15 @@ struct WinogradForward {
   template <class A>
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
     if (!winograd_plan<float>(p, plan)) return false;
-    if (plan.rounds == 1) memory.packed = winograd_weight_elements(p, plan) * static_cast<int64_t>(sizeof(float));
+    if (plan.rounds == 1 && !plan.own_weights)
+      memory.packed = winograd_weight_elements(p, plan) * static_cast<int64_t>(sizeof(float));
     memory.scratch = WinogradScratch(p, plan, nullptr).total;
     return true;
   }
   template <class T>
   static void pack(const ConvParams& p, const Plan& plan, void* packed) {
     if constexpr (sizeof(Accumulate<T>) == sizeof(float))
-      if (plan.rounds == 1) winograd_pack<T>(p, plan, 0, static_cast<float*>(packed));
+      if (plan.rounds == 1 && !plan.own_weights) winograd_pack<T>(p, plan, 0, static_cast<float*>(packed));
   }
   template <class T>
   static void run(const ConvParams& p, const Plan& plan, const void* packed, void* scratch) {

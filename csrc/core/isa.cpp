@@ -4,8 +4,10 @@
 #include <cstdlib>
 #include <cstring>
 
-#ifdef FASTCONV_HAS_amx
+#ifdef FASTCONV_HAS_avx512
 #include <cpuid.h>
+#endif
+#ifdef FASTCONV_HAS_amx
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -74,6 +76,20 @@ Isa isa_supported() {
 }
 
 Isa isa() { return current().load(std::memory_order_relaxed); }
+
+// Zen 4 (AMD's family 25) works on 512 bits as two halves.
+bool isa_halves_vectors() {
+#ifdef FASTCONV_HAS_avx512
+  static const bool zen4 = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__get_cpuid(0, &a, &b, &c, &d) || b != signature_AMD_ebx) return false;
+    return __get_cpuid(1, &a, &b, &c, &d) && (a >> 8 & 15) + (a >> 20 & 255) == 25;
+  }();
+  return zen4 && isa() >= Isa::kAvx512;
+#else
+  return false;
+#endif
+}
 
 const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 

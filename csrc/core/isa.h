@@ -13,6 +13,7 @@ Isa isa();                          // the one in use
 Isa isa_supported();                // the best one that this machine has and this build contains
 const char* isa_name(Isa isa);      // "baseline", "avx2", "avx512", "avx512_bf16", "amx"
 bool isa_select(const char* name);  // false where the name is unknown or the machine lacks it
+bool isa_halves_vectors();          // whether a multiply-add of its vectors starts every cycle, not every half
 
 #ifdef FASTCONV_HAS_avx512
 #define FASTCONV_DECLARE_KERNELS(Table, name) \
