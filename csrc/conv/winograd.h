@@ -17,6 +17,7 @@ namespace {
 
 constexpr int64_t kPatch = 6, kTileSize = 4, kProducts = kPatch * kPatch;
 constexpr int64_t kWinogradBytes = 1 << 20;  // of transformed input and products of a block of tiles
+constexpr int64_t kOwnRoundBytes = 256 << 10;  // of weights that are transformed just before they are used
 constexpr int64_t kRoundBytes = 12 << 20;    // of weights that are transformed at a time, where they are not kept
 
 struct WinogradPlan {
@@ -25,8 +26,8 @@ struct WinogradPlan {
   int64_t k_block, k_blocks;  // as in channel.h
   int64_t k_splits, k_range;
   int64_t rounds, round_blocks;  // weights are transformed and used so many k_blocks at a time
-  bool own_weights;              // a k_block's, by the only work item that needs them
-  int64_t c_padded;
+  bool own_weights;              // each work item transforms those that it needs, just before it uses them
+  int64_t c_padded, c_pass;  // input channels, and those of them whose weights are transformed at a time
   int64_t tiles;    // of a block
   int64_t plane;    // elements of one of the 36 matrices of transformed input
   int64_t product;  // and of products
@@ -62,7 +63,7 @@ inline ConvParams winograd_phase(const ConvParams& p, int64_t a, int64_t b) {
 }
 
 template <class A>
-WinogradPlan winograd_plan_for(const ConvParams& p, int64_t rows, int64_t columns, int64_t k_splits) {
+WinogradPlan winograd_plan_for(const ConvParams& p, int64_t rows, int64_t columns, int64_t k_splits, bool own_weights) {
   constexpr int L = kLanes<A>;
   WinogradPlan plan;
   const int64_t P = ceil_div(p.P, p.dilation_h), Q = ceil_div(p.Q, p.dilation_w);
@@ -77,10 +78,11 @@ WinogradPlan winograd_plan_for(const ConvParams& p, int64_t rows, int64_t column
   plan.k_blocks = ceil_div(p.K, plan.k_block);
   plan.c_padded = round_up(p.C, L);
   // Odd numbers of cache lines, so that the 36 values of a patch or a kernel do not fall into the same cache set.
-  plan.weight = (plan.c_padded * plan.kv | 1) * L;
+  plan.own_weights = own_weights;
+  const int64_t few = kOwnRoundBytes / (kProducts * plan.k_block * static_cast<int64_t>(sizeof(A)));
+  plan.c_pass = plan.own_weights ? min64(plan.c_padded, few / L * L) : plan.c_padded;
+  plan.weight = (plan.c_pass * plan.kv | 1) * L;
   const int64_t block_bytes = kProducts * plan.weight * static_cast<int64_t>(sizeof(A));
-  // Written and read again from beyond the caches, weights of 256 by 256 channels took more than half of a layer's time.
-  plan.own_weights = !p.prepacked && p.N * plan.phases_h * plan.phases_w * plan.g.h.tiles * plan.g.w.tiles == 1;
   plan.rounds = p.prepacked || plan.own_weights ? 1 : min64(plan.k_blocks, ceil_div(p.G * plan.k_blocks * block_bytes, kRoundBytes));
   plan.round_blocks = ceil_div(plan.k_blocks, plan.rounds);
   plan.rounds = ceil_div(plan.k_blocks, plan.round_blocks);
@@ -100,21 +102,28 @@ int64_t winograd_items(const ConvParams& p, const WinogradPlan& plan) {
   return p.N * p.G * plan.phases_h * plan.phases_w * plan.g.h.tiles * plan.g.w.tiles * plan.k_splits;
 }
 
-// Estimated cycles of one item.
-template <class A>
-double winograd_cost(const WinogradPlan& plan) {
-  constexpr int L = kLanes<A>;
-  const double chunks = static_cast<double>(ceil_div(plan.tiles, channel_pixels(plan.kv)));
-  const double step = max64(ceil_div(plan.tiles, static_cast<int64_t>(chunks)) * plan.kv, 6) * 0.58;
-  const double products = static_cast<double>(kProducts * plan.c_padded * plan.k_range) * (chunks * step);
-  const double weights = static_cast<double>(kProducts * plan.c_padded * plan.k_range * plan.k_block) * sizeof(A);
-  const double vectors = static_cast<double>(plan.tiles) * (plan.c_padded / L + plan.k_range * plan.kv);
-  return max64(static_cast<int64_t>(products), static_cast<int64_t>(weights / 5)) + vectors * 160 + 3000;
-}
-
+// Estimated cycles, after measurements on a few layers.
 template <class A>
 double winograd_total(const ConvParams& p, const WinogradPlan& plan) {
-  return static_cast<double>(plan.rounds * ceil_div(winograd_items<A>(p, plan), p.threads)) * winograd_cost<A>(plan);
+  constexpr int L = kLanes<A>;
+  constexpr double kTransform = 160, kMove = 2, kPack = 0.4, kFarBytes = 8, kNearBytes = 16;
+  const double chunks = static_cast<double>(ceil_div(plan.tiles, channel_pixels(plan.kv)));
+  // Few tiles are bound by loads of weights.
+  const double step = max64(ceil_div(plan.tiles, static_cast<int64_t>(chunks)) * plan.kv, 6) * (p.halved ? 1.1 : 0.6);
+  const double products = static_cast<double>(kProducts * plan.c_padded * plan.k_range) * chunks * step;
+  const double weights = static_cast<double>(kProducts * plan.c_padded * plan.k_range * plan.k_block);
+  const double all = static_cast<double>(kProducts * plan.c_padded * p.G * plan.k_blocks * plan.k_block);
+  const bool far = !plan.own_weights && weights * sizeof(A) > kWinogradBytes / 2;  // a split's are one thread's
+  const double reads = weights * sizeof(A) / (far ? kFarBytes : kNearBytes);
+  const double tiles = static_cast<double>(plan.tiles), c = static_cast<double>(plan.c_padded);
+  const double k = static_cast<double>(plan.k_range * plan.k_block);
+  // Lattices of a contiguous image are read and written one value at a time.
+  const double moved = static_cast<double>(kTileSize * kTileSize) * (static_cast<double>(p.C) + (k < p.K ? k : p.K));
+  const double moves = p.input.c != 1 && p.dilation_w > 1 ? kMove * moved : 0;
+  const double item = (products > reads ? products : reads) + tiles * (kTransform * (c + k) / L + moves) +
+                      (plan.own_weights ? kPack * weights : 0) + 3000;
+  const double pack = p.prepacked || plan.own_weights ? 0 : all * (kPack + (far ? sizeof(A) / kFarBytes : 0));
+  return static_cast<double>(plan.rounds * ceil_div(winograd_items<A>(p, plan), p.threads)) * item + pack / p.threads;
 }
 
 template <class A>
@@ -128,14 +137,16 @@ bool winograd_plan(const ConvParams& p, WinogradPlan& best) {
     // Blocks as wide as the image if some number of rows fits.
     for (int64_t columns = tiles_w; columns > 0 && best_total == 0; columns = columns > 1 ? ceil_div(columns, 2) : 0)
       for (int64_t rows = tiles_h; rows > 0; rows = rows > 1 ? ceil_div(tiles_h, ceil_div(tiles_h, rows - 1)) : 0)
-        for (int64_t splits = 1; splits <= p.threads; splits *= 2) {
-          const WinogradPlan plan = winograd_plan_for<A>(p, rows, columns, splits);
-          if (kProducts * (plan.plane + plan.product) * kSize > limit) continue;
-          const double total = winograd_total<A>(p, plan);
-          if (best_total != 0 && total >= best_total) continue;
-          best = plan;
-          best_total = total;
-        }
+        for (int64_t splits = 1; splits <= p.threads; splits *= 2)
+          for (bool own_weights : {false, true}) {
+            if (own_weights && p.prepacked) continue;
+            const WinogradPlan plan = winograd_plan_for<A>(p, rows, columns, splits, own_weights);
+            if (kProducts * (plan.plane + plan.product) * kSize > limit) continue;
+            const double total = winograd_total<A>(p, plan);
+            if (best_total != 0 && total >= best_total) continue;
+            best = plan;
+            best_total = total;
+          }
     if (best_total != 0) return true;
   }
   return false;
@@ -236,7 +247,7 @@ void winograd_pack_channels(const ConvParams& p, const WinogradPlan& plan, int64
   constexpr int L = kLanes<float>;
   alignas(64) float weights[9 * L * 3 * L];
   channel_pack<T>(p, plan.k_block, g, block * plan.k_block, c0, L, weights);
-  winograd_weights(plan, weights, to + c0 * plan.k_block);
+  winograd_weights(plan, weights, to);
 }
 
 // Weights of a round as to[group][k block][product][c][k_block].
@@ -246,7 +257,7 @@ void winograd_pack(const ConvParams& p, const WinogradPlan& plan, int64_t round,
   parallel_for(p.threads, p.G * plan.round_blocks * (plan.c_padded / L), [&](int64_t item, int) {
     const int64_t blocks_c = plan.c_padded / L, block = item / blocks_c, c0 = item % blocks_c * L;
     const int64_t g = block / plan.round_blocks, k = round * plan.round_blocks + block % plan.round_blocks;
-    if (k < plan.k_blocks) winograd_pack_channels<T>(p, plan, g, k, c0, packed + block * kProducts * plan.weight);
+    if (k < plan.k_blocks) winograd_pack_channels<T>(p, plan, g, k, c0, packed + block * kProducts * plan.weight + c0 * plan.k_block);
   });
 }
 
@@ -339,19 +350,23 @@ void winograd_round(const ConvParams& p, const WinogradPlan& plan, int64_t round
     const Tap tap = {0, 0};
     const int64_t chunks = ceil_div(plan.tiles, most);
     for (int64_t b = first_block; b < end_block; ++b) {
-      const float* of_block = own_weights;
-      if (plan.own_weights)
-        for (int64_t c = 0; c < p.C; c += L) winograd_pack_channels<T>(p, plan, g, b, c, own_weights);
-      else
-        of_block = weights + (g * plan.round_blocks + b - first_of_round) * kProducts * plan.weight;
-      for (int64_t i = 0; i < kProducts; ++i)
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-          const int64_t from = plan.tiles * chunk / chunks, end = plan.tiles * (chunk + 1) / chunks;
-          channel_micro_of<float>(plan.kv, Source::kPacked, static_cast<int>(end - from))(
-              patches + i * plan.plane + from * L, plan.tiles, L, p.C, {&tap, 1, 1, 1},
-              of_block + i * plan.weight, L * plan.k_block, memory.zeros,
-              products + i * plan.product + from * plan.k_block, plan.k_block, nullptr);
+      const float* of_block = weights + (g * plan.round_blocks + b - first_of_round) * kProducts * plan.weight;
+      for (int64_t c0 = 0; c0 < p.C; c0 += plan.c_pass) {
+        const int64_t channels = min64(plan.c_pass, p.C - c0);
+        if (plan.own_weights) {
+          of_block = own_weights;
+          for (int64_t c = 0; c < channels; c += L)
+            winograd_pack_channels<T>(p, plan, g, b, c0 + c, own_weights + c * plan.k_block);
         }
+        for (int64_t i = 0; i < kProducts; ++i)
+          for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+            const int64_t from = plan.tiles * chunk / chunks, end = plan.tiles * (chunk + 1) / chunks;
+            channel_micro_of<float>(plan.kv, Source::kPacked, static_cast<int>(end - from))(
+                patches + i * plan.plane + (c0 * plan.tiles + from * L), plan.tiles, L, channels, {&tap, 1, 1, 1},
+                of_block + i * plan.weight, L * plan.k_block, c0 == 0 ? memory.zeros : nullptr,
+                products + i * plan.product + from * plan.k_block, plan.k_block, nullptr);
+          }
+      }
       const int64_t k0 = g * p.K + b * plan.k_block;
       for (int v = 0; v < plan.kv; ++v) {
         const Vec<float> bias = load(memory.bias + g * group_k + b * plan.k_block + v * L);
@@ -388,29 +403,12 @@ void winograd_forward(const ConvParams& p, const WinogradPlan& plan, const void*
 inline double direct_cycles(const ConvParams& p) { return p.halved ? 1.1 : p.K <= kLanes<float> ? 1 : 0.58; }
 
 // Whether the transforms, and weights that are four times as large, cost less than the multiplications they save, of
-// which a vector takes `direct` cycles; cycles of one core, after measurements on a few layers.
+// which a vector takes `direct` cycles.
 inline bool winograd_pays(const ConvParams& p, double direct) {
-  if (p.R != 3 || p.S != 3 || p.C < 16 || p.K < 16) return false;
-  constexpr double L = kLanes<float>;
-  const int64_t phases = min64(p.P, p.dilation_h) * min64(p.Q, p.dilation_w);
-  const int64_t tiles_h = ceil_div(ceil_div(p.P, p.dilation_h), kTileSize);
-  const int64_t tiles_w = ceil_div(ceil_div(p.Q, p.dilation_w), kTileSize);
-  const double tiles = static_cast<double>(p.N * phases * tiles_h * tiles_w), pairs = static_cast<double>(p.C * p.K);
-  const double weights = kProducts * pairs * sizeof(float);
-  const int64_t block = min64(tiles_h * tiles_w, max64(1, kWinogradBytes / (kProducts * 4 * (p.C + 32))));
-  // Weights too many for the second-level cache are read for every block of tiles, unless one has them for itself.
-  const bool far = weights > kWinogradBytes / 2 && tiles > static_cast<double>(block);
-  const double streams = far ? tiles / static_cast<double>(block) : 0;
-  const double step = block < 4 ? 4.0 / static_cast<double>(block) : 1;  // few tiles are bound by loads of weights
-  const double products = kProducts * tiles * pairs / L * (p.halved ? 1.1 : 0.62) * step;
-  const double streaming = weights * streams / 3.5;
-  const double transforms = tiles * 160 * static_cast<double>(p.C + p.K) / L;
-  // Lattices of a contiguous image are read and written one value at a time.
-  const bool gathers = p.input.c != 1 && p.dilation_w > 1;
-  const double moves = gathers ? tiles * 2 * static_cast<double>(kProducts * p.C + kTileSize * kTileSize * p.K) : 0;
-  const double pack = p.prepacked ? 0 : kProducts * pairs * 0.4;
-  direct *= static_cast<double>(p.N * p.P * p.Q) * 9 * pairs / L;
-  return (products > streaming ? products : streaming) + transforms + moves + pack < 0.9 * direct;
+  WinogradPlan plan;
+  if (p.C < 16 || p.K < 16 || !winograd_plan<float>(p, plan)) return false;
+  direct *= static_cast<double>(p.N * p.G * p.P * p.Q) * 9 * static_cast<double>(p.C * p.K) / kLanes<float>;
+  return winograd_total<float>(p, plan) < 0.9 * direct / p.threads;
 }
 
 struct WinogradForward {
