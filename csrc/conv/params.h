@@ -37,7 +37,7 @@ struct ConvParams {
   const void* residual;  // like output, with the same strides, or null
   Activation activation;
   bool prepacked;  // the weights were packed by an earlier call, so the plan may not pack them anew where they are used
-  bool halved;  // see isa_halves_vectors: arithmetic costs more beside all else
+  bool halved;     // see isa_halves_vectors: arithmetic costs more beside all else
   int threads;
 
   int64_t element_size() const { return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2; }

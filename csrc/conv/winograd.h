@@ -16,9 +16,9 @@ namespace fastconv {
 namespace {
 
 constexpr int64_t kPatch = 6, kTileSize = 4, kProducts = kPatch * kPatch;
-constexpr int64_t kWinogradBytes = 1 << 20;  // of transformed input and products of a block of tiles
+constexpr int64_t kWinogradBytes = 1 << 20;    // of transformed input and products of a block of tiles
 constexpr int64_t kOwnRoundBytes = 256 << 10;  // of weights that are transformed just before they are used
-constexpr int64_t kRoundBytes = 12 << 20;    // of weights that are transformed at a time, where they are not kept
+constexpr int64_t kRoundBytes = 12 << 20;      // of weights that are transformed at a time, where they are not kept
 
 struct WinogradPlan {
   Geometry g;
@@ -27,12 +27,12 @@ struct WinogradPlan {
   int64_t k_splits, k_range;
   int64_t rounds, round_blocks;  // weights are transformed and used so many k_blocks at a time
   bool own_weights;              // each work item transforms those that it needs, just before it uses them
-  int64_t c_padded, c_pass;  // input channels, and those of them whose weights are transformed at a time
-  int64_t tiles;    // of a block
-  int64_t plane;    // elements of one of the 36 matrices of transformed input
-  int64_t product;  // and of products
-  int64_t weight;   // and of transformed weights of a k_block
-  bool out_place;   // outputs are written where they belong, without scratch
+  int64_t c_padded, c_pass;      // input channels, and those of them whose weights are transformed at a time
+  int64_t tiles;                 // of a block
+  int64_t plane;                 // elements of one of the 36 matrices of transformed input
+  int64_t product;               // and of products
+  int64_t weight;                // and of transformed weights of a k_block
+  bool out_place;                // outputs are written where they belong, without scratch
   int64_t phases_h, phases_w;
   int64_t acc_elements, weight_elements;  // of one thread
 };
@@ -83,7 +83,9 @@ WinogradPlan winograd_plan_for(const ConvParams& p, int64_t rows, int64_t column
   plan.c_pass = plan.own_weights ? min64(plan.c_padded, few / L * L) : plan.c_padded;
   plan.weight = (plan.c_pass * plan.kv | 1) * L;
   const int64_t block_bytes = kProducts * plan.weight * static_cast<int64_t>(sizeof(A));
-  plan.rounds = p.prepacked || plan.own_weights ? 1 : min64(plan.k_blocks, ceil_div(p.G * plan.k_blocks * block_bytes, kRoundBytes));
+  plan.rounds = p.prepacked || plan.own_weights
+                    ? 1
+                    : min64(plan.k_blocks, ceil_div(p.G * plan.k_blocks * block_bytes, kRoundBytes));
   plan.round_blocks = ceil_div(plan.k_blocks, plan.rounds);
   plan.rounds = ceil_div(plan.k_blocks, plan.round_blocks);
   plan.k_range = ceil_div(plan.round_blocks, k_splits);
@@ -257,7 +259,8 @@ void winograd_pack(const ConvParams& p, const WinogradPlan& plan, int64_t round,
   parallel_for(p.threads, p.G * plan.round_blocks * (plan.c_padded / L), [&](int64_t item, int) {
     const int64_t blocks_c = plan.c_padded / L, block = item / blocks_c, c0 = item % blocks_c * L;
     const int64_t g = block / plan.round_blocks, k = round * plan.round_blocks + block % plan.round_blocks;
-    if (k < plan.k_blocks) winograd_pack_channels<T>(p, plan, g, k, c0, packed + block * kProducts * plan.weight + c0 * plan.k_block);
+    if (k < plan.k_blocks)
+      winograd_pack_channels<T>(p, plan, g, k, c0, packed + block * kProducts * plan.weight + c0 * plan.k_block);
   });
 }
 

@@ -2,12 +2,22 @@
 // count, which the host operator passes down. Nothing may throw in here.
 #pragma once
 #include <omp.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include <atomic>
 #include <cstdint>
 
 namespace fastconv {
 namespace {
+
+// What went past the caches (`stream` in vec.h) is seen by other threads only after this.
+inline void drain_stores() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
 
 // Calls body(item, thread) for every item in [0, count). Every thread has a run of neighbouring items of its own and
 // takes them in order; one that is through with it helps with the others': some items are ragged, and a machine that is
@@ -19,6 +29,7 @@ void parallel_for(int threads, int64_t count, const Body& body) {
   if (count < threads) threads = static_cast<int>(count);
   if (threads <= 1) {
     for (int64_t i = 0; i < count; ++i) body(i, 0);
+    drain_stores();
     return;
   }
   constexpr int kMostRuns = 64;
@@ -35,6 +46,7 @@ void parallel_for(int threads, int64_t count, const Body& body) {
       const int64_t end = count * (run + 1) / runs;
       for (int64_t item; (item = next[run].item.fetch_add(1, std::memory_order_relaxed)) < end;) body(item, thread);
     }
+    drain_stores();
   }
 }
 

@@ -147,6 +147,21 @@ inline void store(T* p, Vec<float> v) {
   __builtin_memcpy(p, &h, sizeof h);
 }
 
+// Past the caches, where the vector fills whole lines or halves of them; as ever elsewhere.
+template <class T, class V>
+inline void stream(T* p, V v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    if (reinterpret_cast<uintptr_t>(p) % kVecBytes == 0) return _mm512_stream_ps(p, reinterpret_cast<__m512>(v));
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    if (reinterpret_cast<uintptr_t>(p) % kVecBytes == 0) return _mm256_stream_ps(p, reinterpret_cast<__m256>(v));
+  }
+#endif
+  store(p, v);
+}
+
 // The first n lanes (0 <= n <= lanes); the others are zero, and nothing beyond is touched. Without masks these are
 // loops, and not inlined: they would stand in every register tile, and made the object files three times as large.
 template <class T>
