@@ -49,9 +49,9 @@ def alternate(
     Every round has an order of its own, drawn from a fixed seed: whoever comes after another layout of the same library
     finds its code in the caches, 10 microseconds for a small layer, and in a fixed order would always be the same one.
 
-    A round in which the threads had not a core each is thrown away, as long as that happens for less than 5 seconds. On a
-    rented machine two virtual cores become one real one for seconds at a time; then what keeps the arithmetic units busy
-    takes twice as long with two threads, what waits for memory does not, and a comparison says nothing.
+    A round in which the threads had not a core each is thrown away, as long as that happens for less than 5 seconds.
+    On a rented machine two virtual cores become one real one for seconds at a time; then what keeps the arithmetic
+    units busy takes twice as long with two threads, what waits for memory does not, and a comparison says nothing.
 
     Args:
         candidates: functions by name; they must return only when their work is done (so, on the CPU).
