@@ -77,10 +77,10 @@ WinogradPlan winograd_plan_for(const ConvParams& p, int64_t rows, int64_t column
   plan.k_block = plan.kv * L;
   plan.k_blocks = ceil_div(p.K, plan.k_block);
   plan.c_padded = round_up(p.C, L);
-  // Odd numbers of cache lines, so that the 36 values of a patch or a kernel do not fall into the same cache set.
   plan.own_weights = own_weights;
   const int64_t few = kOwnRoundBytes / (kProducts * plan.k_block * static_cast<int64_t>(sizeof(A)));
   plan.c_pass = plan.own_weights ? min64(plan.c_padded, few / L * L) : plan.c_padded;
+  // Odd numbers of cache lines, so that the 36 values of a patch or a kernel do not fall into the same cache set.
   plan.weight = (plan.c_pass * plan.kv | 1) * L;
   const int64_t block_bytes = kProducts * plan.weight * static_cast<int64_t>(sizeof(A));
   plan.rounds = p.prepacked || plan.own_weights
@@ -155,7 +155,6 @@ bool winograd_plan(const ConvParams& p, WinogradPlan& best) {
 }
 
 // ---- transforms
-// ------------------------------------------------------------------------------------------------------
 
 template <class V>
 inline void winograd_input(const V* d, V* t) {
@@ -353,14 +352,12 @@ void winograd_round(const ConvParams& p, const WinogradPlan& plan, int64_t round
     const Tap tap = {0, 0};
     const int64_t chunks = ceil_div(plan.tiles, most);
     for (int64_t b = first_block; b < end_block; ++b) {
-      const float* of_block = weights + (g * plan.round_blocks + b - first_of_round) * kProducts * plan.weight;
+      const int64_t of_round = (g * plan.round_blocks + b - first_of_round) * kProducts * plan.weight;
+      const float* of_block = plan.own_weights ? own_weights : weights + of_round;
       for (int64_t c0 = 0; c0 < p.C; c0 += plan.c_pass) {
         const int64_t channels = min64(plan.c_pass, p.C - c0);
-        if (plan.own_weights) {
-          of_block = own_weights;
-          for (int64_t c = 0; c < channels; c += L)
-            winograd_pack_channels<T>(p, plan, g, b, c0 + c, own_weights + c * plan.k_block);
-        }
+        for (int64_t c = 0; plan.own_weights && c < channels; c += L)
+          winograd_pack_channels<T>(p, plan, g, b, c0 + c, own_weights + c * plan.k_block);
         for (int64_t i = 0; i < kProducts; ++i)
           for (int64_t chunk = 0; chunk < chunks; ++chunk) {
             const int64_t from = plan.tiles * chunk / chunks, end = plan.tiles * (chunk + 1) / chunks;
