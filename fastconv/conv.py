@@ -1,6 +1,5 @@
 """Convolution: the public functions, and the family's shape rule and gradients."""
 
-import operator as arithmetic
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastconv._arguments import LARGEST, check_list, check_same, check_shape, each, integer
 from fastconv._operator import memory_format, operator, wants_grad
 
 __all__ = ["conv1d", "conv2d"]
@@ -162,12 +162,12 @@ def _lists(
     groups: int,
 ) -> tuple[list[int], list[int], list[int], int]:
     """Stride, padding (before, then after), dilation and groups as the operator takes them."""
-    strides = _each(op, "stride", stride, dims)
-    dilations = _each(op, "dilation", dilation, dims)
+    strides = each(op, "stride", stride, dims)
+    dilations = each(op, "dilation", dilation, dims)
     if isinstance(padding, str):
         pads = _named_padding(op, padding, weight, strides, dilations)
     else:
-        pads = _each(op, "padding", padding, dims) * 2
+        pads = each(op, "padding", padding, dims) * 2
     return strides, pads, dilations, groups
 
 
@@ -179,44 +179,10 @@ def _check_types(op: str, dims: int, input: Tensor, weight: Tensor, bias: Tensor
             if not isinstance(value, Tensor) and not (name == "bias" and value is None):
                 raise TypeError(f"{op}: {name} must be a Tensor (got {value!r})")
     if type(groups) is not int:
-        groups = _integer(op, "groups", groups, "an integer")
+        groups = integer(op, "groups", groups, "an integer")
     if weight.dim() != dims + 2:
         raise RuntimeError(f"{op}: weight must have {dims + 2} dimensions (got {list(weight.shape)})")
     return groups
-
-
-def _integer(op: str, name: str, value: Any, rule: str) -> int:
-    """As PyTorch takes them: numpy's integers and tensors of one are integers, True and 1.0 are not."""
-    if isinstance(value, torch.SymInt):
-        return value  # type: ignore[return-value]
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return arithmetic.index(value)
-    except TypeError:
-        raise TypeError(f"{op}: {name} must be {rule} (got {value!r})") from None
-
-
-def _each(op: str, name: str, value: int | Sequence[int], dims: int) -> list[int]:
-    """One integer for each dimension; a single one counts for all."""
-    if type(value) is int:
-        if value <= _LARGEST:
-            return [value] * dims
-        values: list[int] = [value] * dims
-    else:
-        rule = f"an integer or {dims} integers" if dims > 1 else "an integer"
-        items = list(value) if isinstance(value, (tuple, list)) else [value]
-        try:
-            values = [_integer(op, name, item, rule) for item in items]
-        except TypeError:
-            raise TypeError(f"{op}: {name} must be {rule} (got {value!r})") from None
-        if len(values) == 1:
-            values = values * dims
-        if len(values) != dims:
-            raise RuntimeError(f"{op}: {name} must have {dims} elements (got {values})")
-    if max(values) > _LARGEST:
-        raise RuntimeError(f"{op}: {name} must be at most {_LARGEST} (got {values})")
-    return values
 
 
 def _named_padding(op: str, padding: str, weight: Tensor, stride: list[int], dilation: list[int]) -> list[int]:
@@ -236,19 +202,6 @@ def _named_padding(op: str, padding: str, weight: Tensor, stride: list[int], dil
 _ACTIVATIONS = ("relu", "relu6", "silu", "hardswish")
 _ACTIVATION_RULE = "activation must be None, 'relu', 'relu6', 'silu' or 'hardswish'"
 _SMOOTH = {"silu": F.silu, "hardswish": F.hardswish}
-#: Of strides, dilations and padding; far beyond use, and no sum or product of them overflows.
-_LARGEST = 2**31 - 1
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-def _check_list(op: str, name: str, values: list[int], count: int, least: int, rule: str) -> None:
-    if len(values) != count:
-        raise RuntimeError(f"{op}: {name} must have {count} elements (got {values})")
-    for value in values:
-        if value < least:
-            raise RuntimeError(f"{op}: {name} must {rule} (got {values})")
-        if value > _LARGEST:
-            raise RuntimeError(f"{op}: {name} must be at most {_LARGEST} (got {values})")
 
 
 def _check_common(
@@ -262,15 +215,15 @@ def _check_common(
         raise RuntimeError(
             f"{op}: input must have {dims + 2} dimensions, or {dims + 1} without a batch (got {list(input)})"
         )
-    _check_list(op, "stride", stride, dims, 1, "be positive")
-    _check_list(op, "dilation", dilation, dims, 1, "be positive")
+    check_list(op, "stride", stride, dims, 1, "be positive")
+    check_list(op, "dilation", dilation, dims, 1, "be positive")
     if groups < 1:
         raise RuntimeError(f"{op}: groups must be positive (got {groups})")
     for size in weight[2:]:
         if size == 0:
             raise RuntimeError(f"{op}: weight must not have an empty kernel (got {list(weight)})")
-        if size > _LARGEST:
-            raise RuntimeError(f"{op}: weight must be at most {_LARGEST} in every dimension (got {list(weight)})")
+        if size > LARGEST:
+            raise RuntimeError(f"{op}: weight must be at most {LARGEST} in every dimension (got {list(weight)})")
 
 
 def _output_size(
@@ -285,7 +238,7 @@ def _output_size(
     op = _op(weight)
     _check_common(op, input, weight, stride, dilation, groups)
     dims = len(weight) - 2
-    _check_list(op, "padding", padding, 2 * dims, -_LARGEST, "not be negative")
+    check_list(op, "padding", padding, 2 * dims, -LARGEST, "not be negative")
     for name, channels in (("output", weight[0]), ("input", input[1])):
         if channels % groups != 0:
             raise RuntimeError(f"{op}: groups must divide the number of {name} channels {channels} (got {groups})")
@@ -309,29 +262,6 @@ def _output_size(
     return output
 
 
-def _check_same(op: str, input: Tensor, **others: Tensor | None) -> None:
-    if input.dtype not in _DTYPES:
-        raise RuntimeError(f"{op}: input must be float32, float64, bfloat16 or float16 (got {_dtype_name(input)})")
-    for name, other in others.items():
-        if other is None:
-            continue
-        if other.dtype != input.dtype:
-            raise RuntimeError(
-                f"{op}: {name} must have the dtype of input, {_dtype_name(input)} (got {_dtype_name(other)})"
-            )
-        if other.device != input.device:
-            raise RuntimeError(f"{op}: {name} must be on the device of input, {input.device} (got {other.device})")
-
-
-def _dtype_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _check_shape(op: str, name: str, tensor: Tensor, size: Sequence[int]) -> None:
-    if list(tensor.shape) != list(size):
-        raise RuntimeError(f"{op}: {name} must have shape {list(size)} (got {list(tensor.shape)})")
-
-
 def _op(weight: Sequence[int]) -> str:
     return "conv1d" if len(weight) == 3 else "conv2d"
 
@@ -339,11 +269,11 @@ def _op(weight: Sequence[int]) -> str:
 def _fake_conv(input, weight, bias, stride, padding, dilation, groups, residual=None, activation=None):
     op = _op(weight.shape)
     size = _output_size(input.shape, weight.shape, stride, padding, dilation, groups)
-    _check_same(op, input, weight=weight, bias=bias, residual=residual)
+    check_same(op, input, weight=weight, bias=bias, residual=residual)
     if bias is not None:
-        _check_shape(op, "bias", bias, weight.shape[:1])
+        check_shape(op, "bias", bias, weight.shape[:1])
     if residual is not None:
-        _check_shape(op, "residual", residual, size)
+        check_shape(op, "residual", residual, size)
     if activation not in (None, *_ACTIVATIONS):
         raise RuntimeError(f"{op}: {_ACTIVATION_RULE} (got {activation!r})")
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
@@ -352,8 +282,8 @@ def _fake_conv(input, weight, bias, stride, padding, dilation, groups, residual=
 def _fake_grad_input(grad_output, weight, input_size, stride, padding, dilation, groups):
     op = _op(weight.shape)
     size = _output_size(input_size, weight.shape, stride, padding, dilation, groups)
-    _check_same(op, grad_output, weight=weight)
-    _check_shape(op, "grad_output", grad_output, size)
+    check_same(op, grad_output, weight=weight)
+    check_shape(op, "grad_output", grad_output, size)
     format = memory_format(grad_output)
     return torch.empty(input_size, dtype=grad_output.dtype, device=grad_output.device, memory_format=format)
 
@@ -361,8 +291,8 @@ def _fake_grad_input(grad_output, weight, input_size, stride, padding, dilation,
 def _fake_grad_weight(grad_output, input, weight_size, stride, padding, dilation, groups):
     op = _op(weight_size)
     size = _output_size(input.shape, weight_size, stride, padding, dilation, groups)
-    _check_same(op, input, grad_output=grad_output)
-    _check_shape(op, "grad_output", grad_output, size)
+    check_same(op, input, grad_output=grad_output)
+    check_shape(op, "grad_output", grad_output, size)
     return input.new_empty(weight_size)
 
 

@@ -10,17 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastconv._arguments import check_list, check_same, check_shape, each
 from fastconv._operator import memory_format, operator
-from fastconv.conv import (
-    _check_common,
-    _check_list,
-    _check_same,
-    _check_shape,
-    _check_types,
-    _convolve,
-    _each,
-    _grad_weight,
-)
+from fastconv.conv import _check_common, _check_types, _convolve, _grad_weight
 
 __all__ = ["conv_transpose1d", "conv_transpose2d"]
 
@@ -123,10 +115,10 @@ def _conv_transpose(
 ) -> Tensor:
     groups = _check_types(op, dims, input, weight, bias, groups)
     lists = (
-        _each(op, "stride", stride, dims),
-        _each(op, "padding", padding, dims),
-        _each(op, "output_padding", output_padding, dims),
-        _each(op, "dilation", dilation, dims),
+        each(op, "stride", stride, dims),
+        each(op, "padding", padding, dims),
+        each(op, "output_padding", output_padding, dims),
+        each(op, "dilation", dilation, dims),
     )
     unbatched = input.dim() == dims + 1
     output = _transpose(input.unsqueeze(0) if unbatched else input, weight, bias, *lists, groups)
@@ -139,8 +131,8 @@ def _fake_conv_transpose(input, weight, bias, stride, padding, output_padding, d
     op = "conv_transpose1d" if len(taps) == 3 else "conv_transpose2d"
     _check_common(op, given, taps, stride, dilation, groups)
     dims = len(taps) - 2
-    _check_list(op, "padding", padding, dims, 0, "not be negative")
-    _check_list(op, "output_padding", output_padding, dims, 0, "not be negative")
+    check_list(op, "padding", padding, dims, 0, "not be negative")
+    check_list(op, "output_padding", output_padding, dims, 0, "not be negative")
     if given[1] == 0:
         raise RuntimeError(f"{op}: input must have channels (got {list(given)})")
     if given[1] != taps[0]:
@@ -165,9 +157,9 @@ def _fake_conv_transpose(input, weight, bias, stride, padding, output_padding, d
             raise RuntimeError(
                 f"{op}: padding must leave at least one output, not {size[-1]}, in dimension {d - dims} (got {padding})"
             )
-    _check_same(op, input, weight=weight, bias=bias)
+    check_same(op, input, weight=weight, bias=bias)
     if bias is not None:
-        _check_shape(op, "bias", bias, size[1:2])
+        check_shape(op, "bias", bias, size[1:2])
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
 
 

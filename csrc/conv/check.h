@@ -9,9 +9,6 @@
 
 namespace fastconv {
 
-// Of strides, dilations and padding; far beyond use, and no sum or product of them overflows.
-constexpr int64_t kLargest = INT32_MAX;
-
 struct ConvArguments {
   const char* op;               // "conv1d", "conv_transpose2d" and so on, for messages
   int64_t dims;                 // 1 or 2
@@ -27,15 +24,6 @@ inline std::vector<int64_t> as_2d(IntHeaderOnlyArrayRef sizes) {
   std::vector<int64_t> out(sizes.begin(), sizes.end());
   if (out.size() == 3) out.insert(out.begin() + 2, 1);
   return out;
-}
-
-inline void check_list(const char* op, const char* name, IntHeaderOnlyArrayRef values, size_t count, int64_t least,
-                       const char* rule) {
-  check(values.size() == count, op, ": ", name, " must have ", count, " elements (got ", text(values), ")");
-  for (int64_t v : values) {
-    check(v >= least, op, ": ", name, " must ", rule, " (got ", text(values), ")");
-    check(v <= kLargest, op, ": ", name, " must be at most ", kLargest, " (got ", text(values), ")");
-  }
 }
 
 // What convolutions and transposed ones have in common: everything but padding, channels and sizes.
@@ -122,27 +110,6 @@ inline ConvArguments check_conv_transpose(IntHeaderOnlyArrayRef given, IntHeader
           d - 2, " (got ", text(padding), ")");
   }
   return a;
-}
-
-inline std::string device_name(const Tensor& tensor) {
-  const auto device = tensor.device();
-  if (device.type() == torch::headeronly::DeviceType::CPU) return "cpu";
-  if (device.type() != torch::headeronly::DeviceType::CUDA) return "another";
-  return "cuda:" + std::to_string(device.index());
-}
-
-inline void check_shape(const char* op, const char* name, const Tensor& tensor, const std::vector<int64_t>& sizes) {
-  const auto got = tensor.sizes();
-  check(std::equal(got.begin(), got.end(), sizes.begin(), sizes.end()), op, ": ", name, " must have shape ",
-        text(sizes), " (got ", text(got), ")");
-}
-
-inline void check_same(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
-  check(tensor.scalar_type() == input.scalar_type(), op, ": ", name, " must have the dtype of input, ",
-        dtype_name(input.scalar_type()), " (got ", dtype_name(tensor.scalar_type()), ")");
-  if (tensor.device() != input.device())
-    check(false, op, ": ", name, " must be on the device of input, ", device_name(input), " (got ", device_name(tensor),
-          ")");
 }
 
 // The sizes to give back: without the height that a 1-D convolution does not have.

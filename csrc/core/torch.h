@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -99,6 +100,39 @@ inline Tensor empty_as(const Tensor& like, IntHeaderOnlyArrayRef sizes, MemoryFo
     check(false, "fastconv: output must fit into memory (got ", text(sizes), ")");
     throw;
   }
+}
+
+// Of strides, dilations and padding; far beyond use, and no sum or product of them overflows.
+constexpr int64_t kLargest = INT32_MAX;
+
+inline void check_list(const char* op, const char* name, IntHeaderOnlyArrayRef values, size_t count, int64_t least,
+                       const char* rule) {
+  check(values.size() == count, op, ": ", name, " must have ", count, " elements (got ", text(values), ")");
+  for (int64_t v : values) {
+    check(v >= least, op, ": ", name, " must ", rule, " (got ", text(values), ")");
+    check(v <= kLargest, op, ": ", name, " must be at most ", kLargest, " (got ", text(values), ")");
+  }
+}
+
+inline std::string device_name(const Tensor& tensor) {
+  const auto device = tensor.device();
+  if (device.type() == torch::headeronly::DeviceType::CPU) return "cpu";
+  if (device.type() != torch::headeronly::DeviceType::CUDA) return "another";
+  return "cuda:" + std::to_string(device.index());
+}
+
+inline void check_shape(const char* op, const char* name, const Tensor& tensor, const std::vector<int64_t>& sizes) {
+  const auto got = tensor.sizes();
+  check(std::equal(got.begin(), got.end(), sizes.begin(), sizes.end()), op, ": ", name, " must have shape ",
+        text(sizes), " (got ", text(got), ")");
+}
+
+inline void check_same(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
+  check(tensor.scalar_type() == input.scalar_type(), op, ": ", name, " must have the dtype of input, ",
+        dtype_name(input.scalar_type()), " (got ", dtype_name(tensor.scalar_type()), ")");
+  if (tensor.device() != input.device())
+    check(false, op, ": ", name, " must be on the device of input, ", device_name(input), " (got ", device_name(tensor),
+          ")");
 }
 
 }  // namespace fastconv
