@@ -23,6 +23,22 @@ constexpr const char* kSchemas[] = {
     "int[] dilation, int groups) -> Tensor",
     "_conv_grad_weight(Tensor grad_output, Tensor input, SymInt[] weight_size, int[] stride, int[] padding, "
     "int[] dilation, int groups) -> Tensor",
+    // Windows of kernel_size, or with output_size as many as that says (and the arguments before it without meaning);
+    // 1-D and 2-D by the rank of input. ids: which element of each window has won.
+    "max_pool(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode, "
+    "int[]? output_size=None) -> Tensor",
+    "_max_pool_ids(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode, "
+    "int[]? output_size=None) -> (Tensor, Tensor)",
+    "_max_pool_indices(Tensor ids, SymInt[] input_size, int[] kernel_size, int[] stride, int[] padding, "
+    "int[] dilation, bool ceil_mode, int[]? output_size=None) -> Tensor",
+    "_max_pool_grad(Tensor grad_output, Tensor ids, SymInt[] input_size, int[] kernel_size, int[] stride, "
+    "int[] padding, int[] dilation, bool ceil_mode, int[]? output_size=None) -> Tensor",
+    "_max_pool_pick(Tensor input, Tensor ids, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
+    "bool ceil_mode, int[]? output_size=None) -> Tensor",
+    "avg_pool(Tensor input, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, bool count_include_pad, "
+    "int? divisor_override, int[]? output_size=None) -> Tensor",
+    "_avg_pool_grad(Tensor grad_output, SymInt[] input_size, int[] kernel_size, int[] stride, int[] padding, "
+    "bool ceil_mode, bool count_include_pad, int? divisor_override, int[]? output_size=None) -> Tensor",
 };
 
 }  // namespace

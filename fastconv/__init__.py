@@ -6,11 +6,25 @@ from fastconv.conv_transpose import conv_transpose1d, conv_transpose2d
 from fastconv.convert import convert
 from fastconv.explain import explain
 from fastconv.flags import flags
+from fastconv.pool import (
+    adaptive_avg_pool2d,
+    adaptive_max_pool2d,
+    avg_pool1d,
+    avg_pool2d,
+    global_avg_pool2d,
+    global_max_pool2d,
+    max_pool1d,
+    max_pool2d,
+)
 from fastconv.rearrange import channel_shuffle, channel_unshuffle
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "avg_pool1d",
+    "avg_pool2d",
     "channel_shuffle",
     "channel_unshuffle",
     "conv1d",
@@ -20,5 +34,9 @@ __all__ = [
     "convert",
     "explain",
     "flags",
+    "global_avg_pool2d",
+    "global_max_pool2d",
+    "max_pool1d",
+    "max_pool2d",
     "nn",
 ]

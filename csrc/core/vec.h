@@ -395,9 +395,9 @@ template <int First, class T>
 inline Vec<T> lanes_from(Vec<T> a, Vec<T> b) {
 #if defined(__AVX512F__)  // g++ would take a permutation with a table
   if constexpr (sizeof(T) == 4)
-    return bits_as<Vec<T>>(_mm512_alignr_epi32(bits_as<__m512i>(b), bits_as<__m512i>(a), First));
+    return bits_as<Vec<T>>(_mm512_maskz_alignr_epi32(0xffff, bits_as<__m512i>(b), bits_as<__m512i>(a), First));
   else
-    return bits_as<Vec<T>>(_mm512_alignr_epi64(bits_as<__m512i>(b), bits_as<__m512i>(a), First));
+    return bits_as<Vec<T>>(_mm512_maskz_alignr_epi64(0xff, bits_as<__m512i>(b), bits_as<__m512i>(a), First));
 #else
   return lanes_from<First>(a, b, std::make_integer_sequence<int, kLanes<T>>{});
 #endif

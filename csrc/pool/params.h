@@ -1,0 +1,89 @@
+// The contract between the host operators and the kernels of the pooling family: which positions of the input each
+// window has, and one struct for all of its operators.
+#pragma once
+#include <cstdint>
+
+#include "core/isa.h"
+#include "core/view.h"
+
+namespace fastconv {
+
+// One axis of the windows. Window `o` has taps 0, 1, ...; tap `t` is at position first(o) + t * dilation of the input,
+// and in it for begin(o) <= t < end(o). Windows that adapt to the size of the input begin and end in it:
+// [floor(o * size / outputs), ceil((o + 1) * size / outputs)).
+struct PoolAxis {
+  int64_t size;     // of the input
+  int64_t outputs;  // number of windows
+  int64_t kernel;   // taps; of the largest window where they adapt
+  int64_t stride, padding, dilation;
+  bool adaptive;  // then stride and dilation are 1, padding is 0
+
+  constexpr int64_t first(int64_t o) const { return adaptive ? o * size / outputs : o * stride - padding; }
+  constexpr int64_t begin(int64_t o) const {
+    const int64_t start = first(o);
+    return start >= 0 ? 0 : dilation == 1 ? -start : (-start + dilation - 1) / dilation;
+  }
+  constexpr int64_t end(int64_t o) const {
+    if (adaptive) return ((o + 1) * size + outputs - 1) / outputs - first(o);
+    const int64_t left = size - first(o);  // positions from tap 0 on
+    const int64_t taps = left <= 0 ? 0 : dilation == 1 ? left : (left + dilation - 1) / dilation;
+    return taps < kernel ? taps : kernel;
+  }
+  // How many positions the mean of a window divides by; those in the padding count or do not, those beyond it, where
+  // a window was kept because of ceil_mode, never do. Of dilation 1.
+  constexpr int64_t count(int64_t o, bool padding_counts) const {
+    if (adaptive || !padding_counts) return end(o) - begin(o);
+    const int64_t left = size + padding - first(o);
+    return left < kernel ? left : kernel;
+  }
+  // The windows that have position `i` for a tap are among [covering_begin(i), covering_end(i)).
+  constexpr int64_t covering_begin(int64_t i) const {
+    if (adaptive) return i * outputs / size;
+    const int64_t beyond = i + padding - (kernel - 1) * dilation;  // first() of the first window, padding added
+    return beyond <= 0 ? 0 : (beyond + stride - 1) / stride;
+  }
+  constexpr int64_t covering_end(int64_t i) const {
+    const int64_t last = adaptive ? ((i + 1) * outputs + size - 1) / size : (i + padding) / stride + 1;
+    return last < outputs ? last : outputs;
+  }
+};
+
+// Every operator of the family. Tensors are dense, all in contiguous or all in channels_last memory. In a backward pass
+// `output` holds the gradient that comes in and `input` the one that is written.
+struct PoolParams {
+  Dtype dtype;
+  bool channels_last;
+  int64_t N, C;
+  PoolAxis h, w;
+  void* input;   // [N, C, H, W]
+  void* output;  // [N, C, P, Q]
+
+  // max: which tap won, r * w.kernel + s, in unsigned integers of id_bytes (1, 2 or 4); none are kept where it is 0.
+  void* ids;  // [N, C, P, Q]
+  int id_bytes;
+  int64_t* indices;  // [N, C, P, Q], where the winner is in its plane, h * W + w
+
+  // avg: the sum of a window is divided by `divisor`, or where it is 0 by its count.
+  double divisor;
+  bool padding_counts;
+
+  int threads;
+};
+
+// An operator: how much memory it wants for all threads together, and how it runs.
+struct PoolKernel {
+  int64_t (*scratch)(const PoolParams&);  // bytes
+  void (*run)(const PoolParams&, void* scratch);
+};
+
+struct PoolKernels {
+  PoolKernel max;           // output, and ids where they are kept, from input
+  PoolKernel max_backward;  // input from output and ids
+  PoolKernel max_pick;      // output: the input at the ids
+  PoolKernel max_indices;   // indices from ids
+  PoolKernel avg;           // output from input
+  PoolKernel avg_backward;  // input from output
+};
+FASTCONV_DECLARE_KERNELS(PoolKernels, pool_kernels)
+
+}  // namespace fastconv

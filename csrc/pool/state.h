@@ -1,0 +1,194 @@
+// What a window is reduced to: a sum, a maximum, or a maximum and the tap that it came from. The same code serves
+// vectors of windows (`Wide`) and one window (`Single`).
+#pragma once
+#include "core/mask.h"
+#include "pool/params.h"
+
+namespace fastconv {
+namespace {
+
+// One window, in the words of mask.h.
+inline bool greater(float a, float b) { return a > b; }
+inline bool greater(double a, double b) { return a > b; }
+inline bool equal(float a, float b) { return a == b; }
+inline bool equal(double a, double b) { return a == b; }
+inline bool is_nan(float a) { return a != a; }
+inline bool is_nan(double a) { return a != a; }
+inline bool less(uint32_t a, uint32_t b) { return a < b; }
+inline bool less(uint64_t a, uint64_t b) { return a < b; }
+template <class V>
+inline V choose(bool holds, V a, V b) {
+  return holds ? a : b;
+}
+
+template <class A>
+struct Wide {
+  using Element = A;
+  using Value = Vec<A>;
+  using Id = Lanes<A>;
+  static Value all(A value) { return splat(value); }
+  static Id all_ids(int64_t id) { return splat(static_cast<typename LanesOf<A>::type>(id)); }
+};
+template <class A>
+struct Single {
+  using Element = A;
+  using Value = A;
+  using Id = typename LanesOf<A>::type;
+  static Value all(A value) { return value; }
+  static Id all_ids(int64_t id) { return static_cast<Id>(id); }
+};
+
+// Of what is not in the input: larger than every tap, also where distances are added to it.
+constexpr int64_t kNoTap = 1 << 30;
+
+template <class K>
+struct Sum {
+  using Kind = K;
+  template <class Other>
+  using As = Sum<Other>;
+  static constexpr bool kTracks = false;
+  static constexpr bool kTakesTwice = false;  // whether an element may be taken twice
+
+  typename K::Value value;
+  static Sum nothing(int64_t = kNoTap) { return {K::all(0)}; }
+  void take(typename K::Value x, typename K::Id) { value += x; }
+  void join(const Sum& other) { value += other.value; }
+};
+
+// NaN is larger than every number.
+template <class K>
+struct Max {
+  using Kind = K;
+  template <class Other>
+  using As = Max<Other>;
+  static constexpr bool kTracks = false;
+  static constexpr bool kTakesTwice = true;
+
+  typename K::Value value;
+  static Max nothing(int64_t = kNoTap) { return {K::all(-__builtin_inff())}; }
+  void take(typename K::Value x, typename K::Id) { value = choose(greater(x, value) | is_nan(x), x, value); }
+  void join(const Max& other) { take(other.value, typename K::Id{}); }
+};
+
+// Among equal values the first tap wins, among NaN the last: what PyTorch's loop does, which takes whatever is greater
+// than what it has or is NaN.
+template <class K>
+struct MaxId {
+  using Kind = K;
+  template <class Other>
+  using As = MaxId<Other>;
+  static constexpr bool kTracks = true;
+  static constexpr bool kTakesTwice = true;
+
+  typename K::Value value;
+  typename K::Id id;
+  // `first`: the tap that wins where all values are negative infinity.
+  static MaxId nothing(int64_t first = kNoTap) { return {K::all(-__builtin_inff()), K::all_ids(first)}; }
+  // Of taps in their order.
+  void take(typename K::Value x, typename K::Id tap) {
+    const auto wins = greater(x, value) | is_nan(x);
+    value = choose(wins, x, value);
+    id = choose(wins, tap, id);
+  }
+  // In any order.
+  void join(const MaxId& other) {
+    const auto earlier = less(other.id, id), later = less(id, other.id);
+    const auto wins = greater(other.value, value) | (equal(other.value, value) & earlier) |
+                      (is_nan(other.value) & (equal(value, value) | later));
+    value = choose(wins, other.value, value);
+    id = choose(wins, other.id, id);
+  }
+};
+
+// A state for each element of a line of memory.
+template <class A>
+struct Line {
+  A* values;
+  typename LanesOf<A>::type* ids;  // only where the state tracks them
+};
+
+template <class State, class A>
+inline State get(const Line<A>& line, int64_t i) {
+  State state;
+  __builtin_memcpy(&state.value, line.values + i, sizeof state.value);
+  if constexpr (State::kTracks) __builtin_memcpy(&state.id, line.ids + i, sizeof state.id);
+  return state;
+}
+template <class State, class A>
+inline void set(const Line<A>& line, int64_t i, const State& state) {
+  __builtin_memcpy(line.values + i, &state.value, sizeof state.value);
+  if constexpr (State::kTracks) __builtin_memcpy(line.ids + i, &state.id, sizeof state.id);
+}
+// The same, seen from a window whose tap 0 is so many taps before it.
+template <class State>
+inline State later(State state, int64_t taps) {
+  if constexpr (State::kTracks) state.id += State::Kind::all_ids(taps);
+  return state;
+}
+
+template <int Count, class State>
+inline void fold_lanes(State& state) {
+  using A = typename State::Kind::Element;
+  State other;
+  other.value = lanes_from<Count, A>(state.value, state.value);
+  if constexpr (State::kTracks) other.id = lanes_from<Count, typename LanesOf<A>::type>(state.id, state.id);
+  state.join(other);
+  if constexpr (Count > 1) fold_lanes<Count / 2>(state);
+}
+// All lanes joined.
+template <class State>
+inline auto joined(State state) {
+  using A = typename State::Kind::Element;
+  fold_lanes<kLanes<A> / 2>(state);
+  typename State::template As<Single<A>> one;
+  one.value = state.value[0];
+  if constexpr (State::kTracks) one.id = state.id[0];
+  return one;
+}
+
+// ---- ids in memory ----
+
+template <class Id, class A>
+inline void store_ids_as(void* ids, int64_t at, Lanes<A> v, int n) {
+  typedef Id Narrow __attribute__((vector_size(sizeof(Id) * kLanes<A>)));
+  const Narrow narrow = __builtin_convertvector(v, Narrow);
+  Id* to = static_cast<Id*>(ids) + at;
+  if (n == kLanes<A>)
+    __builtin_memcpy(to, &narrow, sizeof narrow);
+  else
+    for (int i = 0; i < n; ++i) to[i] = narrow[i];
+}
+// The first n lanes.
+template <class A>
+inline void store_ids(void* ids, int bytes, int64_t at, Lanes<A> v, int n) {
+  if (bytes == 1) return store_ids_as<uint8_t, A>(ids, at, v, n);
+  if (bytes == 2) return store_ids_as<uint16_t, A>(ids, at, v, n);
+  store_ids_as<uint32_t, A>(ids, at, v, n);
+}
+
+template <class Id, class A>
+inline Lanes<A> load_ids_as(const void* ids, int64_t at, int n) {
+  typedef Id Narrow __attribute__((vector_size(sizeof(Id) * kLanes<A>)));
+  Narrow narrow = {};
+  const Id* from = static_cast<const Id*>(ids) + at;
+  if (n == kLanes<A>)
+    __builtin_memcpy(&narrow, from, sizeof narrow);
+  else
+    for (int i = 0; i < n; ++i) narrow[i] = from[i];
+  return __builtin_convertvector(narrow, Lanes<A>);
+}
+// n lanes; the others are of no meaning.
+template <class A>
+inline Lanes<A> load_ids(const void* ids, int bytes, int64_t at, int n) {
+  if (bytes == 1) return load_ids_as<uint8_t, A>(ids, at, n);
+  if (bytes == 2) return load_ids_as<uint16_t, A>(ids, at, n);
+  return load_ids_as<uint32_t, A>(ids, at, n);
+}
+inline int64_t load_id(const void* ids, int bytes, int64_t at) {
+  if (bytes == 1) return static_cast<const uint8_t*>(ids)[at];
+  if (bytes == 2) return static_cast<const uint16_t*>(ids)[at];
+  return static_cast<const uint32_t*>(ids)[at];
+}
+
+}  // namespace
+}  // namespace fastconv
