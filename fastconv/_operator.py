@@ -33,24 +33,24 @@ def _cast(args: tuple, device: str) -> tuple:
 def operator(
     name: str,
     *,
-    fake: Callable[..., Tensor],
-    setup_context: Callable[[Any, tuple, Tensor], None],
+    fake: Callable[..., Any],
+    setup_context: Callable[[Any, tuple, Any], None],
     backward: Callable[..., Any],
     autocast: bool = False,
-) -> Callable[..., Tensor]:
+) -> Callable[..., Any]:
     """Registers what PyTorch needs to know of ``fastconv::<name>`` and returns the function to call it by.
 
     Args:
-        fake: the shape rule: the output of the operator for tensors without data.
+        fake: the shape rule: the output of the operator, or the tuple of its outputs, for tensors without data.
         setup_context: ``(ctx, inputs, output)``, keeps what ``backward`` needs.
-        backward: ``(ctx, grad_output)`` to the gradients of all arguments.
+        backward: ``(ctx, grad_output)``, a gradient for each output, to the gradients of all arguments.
         autocast: whether floating-point tensors are cast to autocast's dtype, as for PyTorch's own convolutions.
     """
     op = getattr(ops, name).default
     torch.library.register_fake(f"fastconv::{name}", fake)
     torch.library.register_autograd(f"fastconv::{name}", backward, setup_context=setup_context)
 
-    def forward(*args: Any) -> Tensor:
+    def forward(*args: Any) -> Any:
         with below_autograd():
             return op(*args)
 
@@ -73,7 +73,7 @@ def operator(
 
             _library.impl(name, autocast_rule, key)
 
-    def call(*args: Any) -> Tensor:
+    def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
             return op(*args)
         if autocast and torch._C._is_any_autocast_enabled():

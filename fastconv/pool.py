@@ -78,8 +78,8 @@ def max_pool2d(
     Returns:
         ``Tensor[N, C, P, Q]`` or ``Tensor[C, P, Q]`` in the memory format of ``input``,
         ``P = (H + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1`` (rounded up with ``ceil_mode``) and
-        ``Q`` likewise; with ``return_indices`` also the indices, int64. A window without any element (which takes dilation
-        and an input smaller than it) is negative infinity with the index -1.
+        ``Q`` likewise; with ``return_indices`` also the indices, int64. A window without any element (which takes
+        dilation and an input smaller than it) is negative infinity with the index -1.
 
     Raises:
         RuntimeError: wrong number of dimensions, an empty input, a window larger than the padded input, sizes, strides,

@@ -8,6 +8,14 @@
 
 namespace fastconv {
 
+// Always, so that no symbol is left that the linker could keep for another instruction set (tests/test_binary.py); and
+// in kernels for GPUs as well.
+#ifdef __CUDACC__
+#define FASTCONV_INLINE __host__ __device__ __forceinline__
+#else
+#define FASTCONV_INLINE [[gnu::always_inline]] constexpr
+#endif
+
 // One axis of the windows. Window `o` has taps 0, 1, ...; tap `t` is at position first(o) + t * dilation of the input,
 // and in it for begin(o) <= t < end(o). Windows that adapt to the size of the input begin and end in it:
 // [floor(o * size / outputs), ceil((o + 1) * size / outputs)).
@@ -18,12 +26,12 @@ struct PoolAxis {
   int64_t stride, padding, dilation;
   bool adaptive;  // then stride and dilation are 1, padding is 0
 
-  constexpr int64_t first(int64_t o) const { return adaptive ? o * size / outputs : o * stride - padding; }
-  constexpr int64_t begin(int64_t o) const {
+  FASTCONV_INLINE int64_t first(int64_t o) const { return adaptive ? o * size / outputs : o * stride - padding; }
+  FASTCONV_INLINE int64_t begin(int64_t o) const {
     const int64_t start = first(o);
     return start >= 0 ? 0 : dilation == 1 ? -start : (-start + dilation - 1) / dilation;
   }
-  constexpr int64_t end(int64_t o) const {
+  FASTCONV_INLINE int64_t end(int64_t o) const {
     if (adaptive) return ((o + 1) * size + outputs - 1) / outputs - first(o);
     const int64_t left = size - first(o);  // positions from tap 0 on
     const int64_t taps = left <= 0 ? 0 : dilation == 1 ? left : (left + dilation - 1) / dilation;
@@ -31,18 +39,18 @@ struct PoolAxis {
   }
   // How many positions the mean of a window divides by; those in the padding count or do not, those beyond it, where
   // a window was kept because of ceil_mode, never do. Of dilation 1.
-  constexpr int64_t count(int64_t o, bool padding_counts) const {
+  FASTCONV_INLINE int64_t count(int64_t o, bool padding_counts) const {
     if (adaptive || !padding_counts) return end(o) - begin(o);
     const int64_t left = size + padding - first(o);
     return left < kernel ? left : kernel;
   }
   // The windows that have position `i` for a tap are among [covering_begin(i), covering_end(i)).
-  constexpr int64_t covering_begin(int64_t i) const {
+  FASTCONV_INLINE int64_t covering_begin(int64_t i) const {
     if (adaptive) return i * outputs / size;
     const int64_t beyond = i + padding - (kernel - 1) * dilation;  // first() of the first window, padding added
     return beyond <= 0 ? 0 : (beyond + stride - 1) / stride;
   }
-  constexpr int64_t covering_end(int64_t i) const {
+  FASTCONV_INLINE int64_t covering_end(int64_t i) const {
     const int64_t last = adaptive ? ((i + 1) * outputs + size - 1) / size : (i + padding) / stride + 1;
     return last < outputs ? last : outputs;
   }
