@@ -38,6 +38,12 @@ inline Lanes<float> choose(Mask<float> m, Lanes<float> a, Lanes<float> b) {
       _mm512_mask_blend_epi32(static_cast<__mmask16>(m.bits), bits_as<__m512i>(b), bits_as<__m512i>(a)));
 }
 
+// b unless a is greater: of equal values, of zeros of different signs too, and where one is NaN, b.
+inline Vec<float> larger(Vec<float> a, Vec<float> b) { return _mm512_maskz_max_ps(0xffff, a, b); }
+inline Vec<double> larger(Vec<double> a, Vec<double> b) { return _mm512_maskz_max_pd(0xff, a, b); }
+inline bool any(Mask<float> m) { return m.bits != 0; }
+inline bool any(Mask<double> m) { return m.bits != 0; }
+
 inline Mask<double> greater(Vec<double> a, Vec<double> b) { return {_mm512_cmp_pd_mask(a, b, _CMP_GT_OQ)}; }
 inline Mask<double> equal(Vec<double> a, Vec<double> b) { return {_mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ)}; }
 inline Mask<double> is_nan(Vec<double> a) { return {_mm512_cmp_pd_mask(a, a, _CMP_UNORD_Q)}; }
@@ -111,6 +117,16 @@ inline MaskOf<V> equal(V a, V b) {
 template <class V>
 inline MaskOf<V> is_nan(V a) {
   return {bits_as<Lanes<typename ElementOf<V>::type>>(a != a)};
+}
+template <class V>
+inline V larger(V a, V b) {
+  return a > b ? a : b;
+}
+template <class A>
+inline bool any(Mask<A> m) {
+  typename LanesOf<A>::type all = 0;
+  for (int i = 0; i < kLanes<A>; ++i) all |= m.lanes[i];
+  return all != 0;
 }
 template <class A>
 inline Vec<A> choose(Mask<A> m, Vec<A> a, Vec<A> b) {

@@ -11,6 +11,8 @@
 // spans: contiguous memory; vectors run along the columns of one window, whose lanes are joined in the end. For windows
 // that are wide and overlap little, down to one window that is the whole plane.
 #pragma once
+#include <type_traits>
+
 #include "core/parallel.h"
 #include "pool/state.h"
 
@@ -70,32 +72,51 @@ inline int64_t rows_of_item(const PoolParams& p, int64_t rows, int64_t read) {
   return enough < share ? enough : share;
 }
 
+// Where a window of one axis begins, and which of its taps are in the input: worked out once for each column, because
+// windows that adapt take divisions.
+struct Reach {
+  int64_t first;
+  int32_t begin, end;
+};
+inline Reach reach_of(const PoolAxis& axis, int64_t o) {
+  return {axis.first(o), static_cast<int32_t>(axis.begin(o)), static_cast<int32_t>(axis.end(o))};
+}
+inline int64_t reach_bytes(const PoolAxis& axis) { return axis.outputs * static_cast<int64_t>(sizeof(Reach)); }
+inline const Reach* all_reaches(const PoolAxis& axis, void* memory) {
+  Reach* reaches = static_cast<Reach*>(memory);
+  for (int64_t o = 0; o < axis.outputs; ++o) reaches[o] = reach_of(axis, o);
+  return reaches;
+}
+
 // ---- pixels ----
+
+// Vectors of channels that one pass over a window reduces.
+template <class State>
+constexpr int kPixelVectors = (kVecRegisters == 32 ? 16 : 8) / (State::kTracks ? 2 : 1);
 
 // Count vectors of channels of one window; the last has n lanes.
 template <class T, class State, int Count>
-inline void reduce_pixel(const PoolParams& p, const T* image, int64_t o, int64_t q, int64_t at, int64_t channel, int n,
-                         Accumulate<T> scale) {
+inline void reduce_pixel(const PoolParams& p, const T* image, const Reach& h, const Reach& w, int64_t at,
+                         int64_t channel, int n, Accumulate<T> scale) {
   using A = Accumulate<T>;
   constexpr int L = kLanes<A>;
-  const int64_t r_begin = p.h.begin(o), r_end = p.h.end(o), s_begin = p.w.begin(q), s_end = p.w.end(q);
-  const int64_t tap = r_begin * p.w.kernel + s_begin;
   State state[Count];
-#pragma GCC unroll 8
-  for (int u = 0; u < Count; ++u) state[u] = State::nothing(tap);
-  for (int64_t r = r_begin; r < r_end; ++r) {
-    const T* row = image + ((p.h.first(o) + r * p.h.dilation) * p.w.size + p.w.first(q)) * p.C + channel;
-    for (int64_t s = s_begin; s < s_end; ++s) {
-      const T* x = row + s * p.w.dilation * p.C;
-      const auto id = State::Kind::all_ids(r * p.w.kernel + s);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
+  for (int u = 0; u < Count; ++u) state[u] = State::nothing(h.begin * p.w.kernel + w.begin);
+  const int64_t step = p.w.dilation * p.C;
+  for (int64_t r = h.begin; r < h.end; ++r) {
+    const T* x = image + ((h.first + r * p.h.dilation) * p.w.size + w.first) * p.C + w.begin * step + channel;
+    int64_t tap = r * p.w.kernel + w.begin;
+    for (int s = w.begin; s < w.end; ++s, x += step, ++tap) {
+      const auto id = State::Kind::all_ids(tap);
+#pragma GCC unroll 16
       for (int u = 0; u < Count; ++u) {
         const bool whole = u + 1 < Count || n == L;
         state[u].take(whole ? load(x + u * L) : load_partial(x + u * L, n), id);
       }
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int u = 0; u < Count; ++u) {
     if constexpr (kAdds<State>) state[u].value *= splat(scale);
     write<T>(p, at + channel + u * L, state[u], u + 1 < Count ? L : n);
@@ -104,26 +125,32 @@ inline void reduce_pixel(const PoolParams& p, const T* image, int64_t o, int64_t
 
 template <class T, class State>
 struct Pixels {
-  static int64_t scratch(const PoolParams&) { return 0; }
-  static void run(const PoolParams& p, void*) {
-    using A = Accumulate<T>;
-    constexpr int L = kLanes<A>;
+  using A = Accumulate<T>;
+  static constexpr int L = kLanes<A>, kMost = kPixelVectors<State>;
+  static int64_t scratch(const PoolParams& p) { return reach_bytes(p.w); }
+
+  static void run(const PoolParams& p, void* memory) {
     const double common = kAdds<State> ? common_divisor(p) : 1;
-    parallel_for(p.threads, p.N * p.h.outputs, [&](int64_t row, int) {
-      const int64_t n = row / p.h.outputs, o = row % p.h.outputs;
+    const Reach* columns = all_reaches(p.w, memory);
+    // Few rows are shared out by their channels.
+    const int64_t rows = p.N * p.h.outputs;
+    const int64_t share = rows >= 4 * p.threads ? p.C : (p.C * rows / (4 * p.threads) / (4 * L) + 1) * 4 * L;
+    const int64_t shares = (p.C + share - 1) / share;
+    parallel_for(p.threads, rows * shares, [&](int64_t item, int) {
+      const int64_t row = item / shares, n = row / p.h.outputs, o = row % p.h.outputs;
+      const int64_t from = item % shares * share, to = from + share < p.C ? from + share : p.C;
+      const Reach h = reach_of(p.h, o);
       const T* image = static_cast<const T*>(p.input) + n * p.h.size * p.w.size * p.C;
+      A scale = static_cast<A>(1 / common);
       for (int64_t q = 0; q < p.w.outputs; ++q) {
+        if (common == 0) scale = static_cast<A>(1 / window_count(p, o, q));
         const int64_t at = (row * p.w.outputs + q) * p.C;
-        double divisor = common;
-        if constexpr (kAdds<State>)
-          if (common == 0) divisor = window_count(p, o, q);
-        const A scale = static_cast<A>(1 / divisor);
-        int64_t channel = 0;
-        for (; channel + 4 * L <= p.C; channel += 4 * L)
-          reduce_pixel<T, State, 4>(p, image, o, q, at, channel, L, scale);
-        for (; channel + L <= p.C; channel += L) reduce_pixel<T, State, 1>(p, image, o, q, at, channel, L, scale);
-        if (channel < p.C)
-          reduce_pixel<T, State, 1>(p, image, o, q, at, channel, static_cast<int>(p.C - channel), scale);
+        int64_t c = from;
+        for (; c + kMost * L <= to; c += kMost * L)
+          reduce_pixel<T, State, kMost>(p, image, h, columns[q], at, c, L, scale);
+        for (; c + 4 * L <= to; c += 4 * L) reduce_pixel<T, State, 4>(p, image, h, columns[q], at, c, L, scale);
+        for (; c + L <= to; c += L) reduce_pixel<T, State, 1>(p, image, h, columns[q], at, c, L, scale);
+        if (c < to) reduce_pixel<T, State, 1>(p, image, h, columns[q], at, c, static_cast<int>(to - c), scale);
       }
     });
   }
@@ -131,192 +158,311 @@ struct Pixels {
 
 // ---- lines ----
 
-// Elements of a line that is cut into chunks: with its ids it stays in the first level of the caches.
-constexpr int64_t kLineElements = 2048;
+// Elements that are worked on together: with their ids they stay in the first level of the caches.
+constexpr int64_t kLineElements = 4096;
 constexpr int64_t kSlack = 4 * 16;  // vectors are read and written so far beyond the end of a line
+constexpr int kMostRows = 16;       // whose lines are worked on together
 
 // From how many columns on a line is joined with itself.
 constexpr int64_t kDoubledColumns = 5;
+
+// Some windows of a row, and where they look; in elements.
+struct Chunk {
+  int64_t begin, windows;  // the first, and how many
+  int64_t first, length;   // of the line, from the beginning of the input's row
+  int64_t from, to;        // what of it is in the input
+};
+
+// How rows are cut, and their lines laid out.
+template <class T, class State>
+struct LineShape {
+  using A = Accumulate<T>;
+  const PoolParams& p;
+  int64_t d;        // how far neighbouring pixels of a channel are apart, in elements
+  int64_t windows;  // of a row that share a line
+  int64_t pitch;    // of lines, in elements
+  int64_t rows;     // whose lines are worked on together
+
+  explicit LineShape(const PoolParams& params) : p(params), d(p.channels_last ? p.C : 1) {
+    windows = p.w.outputs;
+    if (!p.w.adaptive) {
+      const int64_t overlap = (p.w.kernel - 1) * p.w.dilation, most = kLineElements / d - overlap;
+      // Neighbouring chunks look at the same columns: those should be few.
+      const int64_t least = 4 * overlap / p.w.stride + 1;
+      const int64_t wanted = most / p.w.stride > least ? most / p.w.stride : least;
+      const int64_t chunks = (p.w.outputs + wanted - 1) / wanted;
+      windows = (p.w.outputs + chunks - 1) / chunks;
+    }
+    pitch = (span(0, windows) * d + 3 * 16 - 1) / 16 * 16;  // a vector before, where it is aligned, and one after
+    const int64_t together = kLineElements / pitch;
+    rows = together < 1 ? 1 : together > kMostRows ? kMostRows : together;
+  }
+  // The positions that the windows [begin, end) look at, padding included.
+  int64_t span(int64_t begin, int64_t end) const {
+    const int64_t taps = p.w.adaptive ? p.w.end(end - 1) : (p.w.kernel - 1) * p.w.dilation + 1;
+    return p.w.first(end - 1) + taps - p.w.first(begin);
+  }
+  Chunk chunk(int64_t begin) const {
+    const int64_t end = begin + windows < p.w.outputs ? begin + windows : p.w.outputs;
+    const int64_t first = p.w.first(begin) * d, length = span(begin, end) * d, row = p.w.size * d;
+    const int64_t last = first + length < row ? first + length : row;
+    return {begin, end - begin, first, length, first > 0 ? first : 0, last};
+  }
+  int64_t line_elements() const { return rows * pitch + kSlack; }
+  int64_t thread_bytes() const {
+    const int64_t counts = kAdds<State> ? p.w.outputs + kSlack : 0;
+    const int64_t bytes = (line_elements() * (State::kTracks ? 2 : 1) + counts) * static_cast<int64_t>(sizeof(A));
+    return (bytes + 63) / 64 * 64;
+  }
+  int64_t table_bytes() const { return p.w.adaptive ? (reach_bytes(p.w) + 63) / 64 * 64 : 0; }
+};
+
+// What becomes of one chunk of one row; State may be the one for numbers alone.
+template <class T, class State>
+struct LineWork {
+  using A = Accumulate<T>;
+  static constexpr int L = kLanes<A>;
+  const PoolParams& p;
+  const Reach* columns;  // of windows that adapt
+  const A* counts;       // [outputs], of the columns, where the divisors differ
+  double common;         // what all divide by, else 0
+  int64_t d, step;       // distances of pixels and of columns of a window, in elements
+
+  // The line: the rows of the windows joined, from `x`, the first of them, on. Positions in the padding hold nothing.
+  template <int Rows>
+  void join_rows(const Line<A>& line, const Chunk& chunk, const T* x, int64_t tap, int64_t rows) const {
+    const int64_t pitch = p.w.size * d * p.h.dilation;
+    if (Rows) rows = Rows;
+    for (int64_t i = chunk.first; i < chunk.from; i += L) set(line, i - chunk.first, State::nothing());
+    const auto vector = [&](int64_t i, int n) {
+      State state = State::nothing(tap);
+      const T* at = x + i;
+#pragma GCC unroll 4
+      for (int64_t r = 0; r < rows; ++r, at += pitch)
+        state.take(n == L ? load(at) : load_partial(at, n), State::Kind::all_ids(tap + r * p.w.kernel));
+      set(line, i - chunk.first, state);
+    };
+    int64_t i = chunk.from;
+    for (; i + L <= chunk.to; i += L) vector(i, L);
+    if (i < chunk.to) vector(i, static_cast<int>(chunk.to - i));
+    for (i = chunk.to > chunk.first ? chunk.to - chunk.first : 0; i < chunk.length; i += L)
+      set(line, i, State::nothing());
+  }
+  void join_rows(const Line<A>& line, const Chunk& chunk, const T* plane, const Reach& h) const {
+    const T* x = plane + (h.first + h.begin * p.h.dilation) * p.w.size * d;
+    const int64_t rows = h.end - h.begin, tap = h.begin * p.w.kernel;
+    switch (rows) {
+      case 1: return join_rows<1>(line, chunk, x, tap, rows);
+      case 2: return join_rows<2>(line, chunk, x, tap, rows);
+      case 3: return join_rows<3>(line, chunk, x, tap, rows);
+      default: join_rows<0>(line, chunk, x, tap, rows);
+    }
+  }
+
+  void write_windows(const Chunk& chunk, State state, int64_t at, int64_t j, int n, Vec<A> scale) const {
+    if constexpr (kAdds<State>) {
+      if (common != 0)
+        state.value *= scale;
+      else
+        state.value /= load(counts + chunk.begin + j) * scale;
+    }
+    write<T>(p, at + j, state, n);
+  }
+
+  // Every second element of two vectors, from the first or from the second on.
+  template <bool Odd>
+  static State second(const State& low, const State& high) {
+    using All = std::make_integer_sequence<int, L>;
+    State state;
+    if constexpr (Odd) {
+      state.value = odd_lanes(low.value, high.value, All{});
+      if constexpr (State::kTracks) state.id = odd_lanes(low.id, high.id, All{});
+    } else {
+      state.value = even_lanes(low.value, high.value, All{});
+      if constexpr (State::kTracks) state.id = even_lanes(low.id, high.id, All{});
+    }
+    return state;
+  }
+
+  // Columns: how many a window has, or 0 where only `p` knows.
+  template <int Columns>
+  void join_columns(const Line<A>& line, const Chunk& chunk, int64_t at, Vec<A> scale) const {
+    const int64_t S = Columns ? Columns : p.w.kernel;
+    if (p.w.stride == 2)
+      return vectors<T>(chunk.windows, [&](int64_t j, int n) {
+        State low = get<State>(line, 2 * j), high = get<State>(line, 2 * j + L);
+        State state = second<false>(low, high);
+#pragma GCC unroll 4
+        for (int64_t s = 1; s < S; ++s) {
+          if (step == 1 && s % 2) {
+            state.join(later(second<true>(low, high), s));
+          } else {
+            low = get<State>(line, 2 * j + s * step);
+            high = get<State>(line, 2 * j + s * step + L);
+            state.join(later(second<false>(low, high), s));
+          }
+        }
+        write_windows(chunk, state, at, j, n, scale);
+      });
+    vectors<T>(chunk.windows * d, [&](int64_t j, int n) {
+      State state = get<State>(line, j);
+#pragma GCC unroll 4
+      for (int64_t s = 1; s < S; ++s) state.join(later(get<State>(line, j + s * step), s));
+      write_windows(chunk, state, at, j, n, scale);
+    });
+  }
+
+  // Doubling: after each round an element is that of a window of `columns` columns which begins there.
+  void join_doubling(const Line<A>& line, const Chunk& chunk, int64_t at, Vec<A> scale) const {
+    const int64_t S = p.w.kernel;
+    int64_t columns = 1;
+    for (; 2 * columns <= S; columns *= 2)
+      for (int64_t i = 0; i + columns * step < chunk.length; i += L) {
+        State state = get<State>(line, i);
+        state.join(later(get<State>(line, i + columns * step), columns));
+        set(line, i, state);
+      }
+    vectors<T>(chunk.windows * d, [&](int64_t j, int n) {
+      State state = get<State>(line, j);
+      if (columns < S) state.join(later(get<State>(line, j + (S - columns) * step), S - columns));
+      write_windows(chunk, state, at, j, n, scale);
+    });
+  }
+
+  // Window by window: other strides, and windows that adapt.
+  void join_single(const Line<A>& line, const Chunk& chunk, int64_t at, Vec<A> scale) const {
+    using One = typename State::template As<Single<A>>;
+    int64_t from = 0, taps = p.w.kernel;
+    for (int64_t j = 0; j < chunk.windows; j += L) {
+      const int n = static_cast<int>(chunk.windows - j < L ? chunk.windows - j : L);
+      A values[L];
+      typename LanesOf<A>::type ids[L];
+      const Line<A> results = {values, ids};
+      for (int lane = 0; lane < n; ++lane, from += p.w.stride) {
+        if (columns) {
+          from = columns[j + lane].first;
+          taps = columns[j + lane].end;
+        }
+        One one = get<One>(line, from);
+        for (int64_t s = 1; s < taps; ++s) one.join(later(get<One>(line, from + s * step), s));
+        set(results, lane, one);
+      }
+      write_windows(chunk, get<State>(results, 0), at, j, n, scale);
+    }
+  }
+
+  void join_columns(const Line<A>& line, const Chunk& chunk, int64_t o, int64_t at) const {
+    Vec<A> scale = {};
+    if constexpr (kAdds<State>)
+      scale = splat(static_cast<A>(common != 0 ? 1 / common : static_cast<double>(p.h.count(o, p.padding_counts))));
+    if (columns || p.w.stride > 2) return join_single(line, chunk, at, scale);
+    if (State::kTakesTwice && p.w.stride == 1 && p.w.kernel >= kDoubledColumns)
+      return join_doubling(line, chunk, at, scale);
+    switch (p.w.kernel) {
+      case 2: return join_columns<2>(line, chunk, at, scale);
+      case 3: return join_columns<3>(line, chunk, at, scale);
+      default: return join_columns<0>(line, chunk, at, scale);
+    }
+  }
+};
 
 template <class T, class State>
 struct Lines {
   using A = Accumulate<T>;
   static constexpr int L = kLanes<A>;
-
-  // How far the same column of neighbouring pixels is apart.
-  static int64_t distance(const PoolParams& p) { return p.channels_last ? p.C : 1; }
-  // The positions that the windows [begin, end) look at, padding included.
-  static int64_t span(const PoolParams& p, int64_t begin, int64_t end) {
-    const int64_t taps = p.w.adaptive ? p.w.end(end - 1) : (p.w.kernel - 1) * p.w.dilation + 1;
-    return p.w.first(end - 1) + taps - p.w.first(begin);
+  using Shape = LineShape<T, State>;
+  static int64_t scratch(const PoolParams& p) {
+    const Shape shape(p);
+    return shape.table_bytes() + p.threads * shape.thread_bytes();
   }
-  // Windows of a row that share a line.
-  static int64_t chunk(const PoolParams& p) {
-    if (p.w.adaptive) return p.w.outputs;
-    const int64_t most = kLineElements / distance(p) - (p.w.kernel - 1) * p.w.dilation;
-    // Neighbouring chunks look at the same columns: those should be few.
-    const int64_t least = 4 * (p.w.kernel - 1) * p.w.dilation / p.w.stride + 1;
-    const int64_t windows = most / p.w.stride > least ? most / p.w.stride : least;
-    return windows < p.w.outputs ? windows : p.w.outputs;
-  }
-  static int64_t line_elements(const PoolParams& p) {
-    int64_t most = 0;
-    for (int64_t q = 0, count = chunk(p); q < p.w.outputs; q += count) {
-      const int64_t elements = span(p, q, q + count < p.w.outputs ? q + count : p.w.outputs);
-      if (elements > most) most = elements;
-      if (!p.w.adaptive) break;  // the first is as long as any
-    }
-    return most * distance(p) + kSlack;
-  }
-  static int64_t thread_bytes(const PoolParams& p) {
-    const int64_t per_window = kAdds<State> ? (chunk(p) + kSlack) * static_cast<int64_t>(sizeof(A)) : 0;
-    const int64_t bytes = line_elements(p) * static_cast<int64_t>(sizeof(A)) * (State::kTracks ? 2 : 1) + per_window;
-    return (bytes + 63) / 64 * 64;
-  }
-  static int64_t scratch(const PoolParams& p) { return p.threads * thread_bytes(p); }
 
-  // One chunk of windows of an output row.
-  struct Chunk {
-    const PoolParams& p;
-    Line<A> line;
-    A* counts;      // [windows], of the columns, where the divisors differ
-    double common;  // what all divide by, else 0
-    int64_t begin, end;
-
-    int64_t windows() const { return end - begin; }
-
-    // The line: the rows of the windows joined. Positions in the padding hold nothing.
-    template <int Rows>
-    void join_rows(const T* plane, int64_t o) const {
-      const int64_t d = distance(p), r_begin = p.h.begin(o), pitch = p.w.size * d * p.h.dilation;
-      const int64_t rows = Rows ? Rows : p.h.end(o) - r_begin;
-      const int64_t first = p.w.first(begin) * d, length = span(p, begin, end) * d;
-      const int64_t from = first > 0 ? first : 0;
-      const int64_t to = first + length < p.w.size * d ? first + length : p.w.size * d;
-      const T* x = plane + (p.h.first(o) + r_begin * p.h.dilation) * p.w.size * d;
-      for (int64_t i = 0; i < from - first; i += L) set(line, i, State::nothing());
-      const auto vector = [&](int64_t i, int n) {
-        State state = State::nothing(r_begin * p.w.kernel);
-#pragma GCC unroll 4
-        for (int64_t r = 0; r < rows; ++r) {
-          const T* at = x + r * pitch + i;
-          state.take(n == L ? load(at) : load_partial(at, n), State::Kind::all_ids((r_begin + r) * p.w.kernel));
-        }
-        set(line, i - first, state);
-      };
-      int64_t i = from;
-      for (; i + L <= to; i += L) vector(i, L);
-      if (i < to) vector(i, static_cast<int>(to - i));
-      for (i = to > first ? to - first : 0; i < length; i += L) set(line, i, State::nothing());
-    }
-
-    void write_windows(const State& given, int64_t at, int64_t j, int n, int64_t row_count) const {
-      State state = given;
-      if constexpr (kAdds<State>) {
-        if (common != 0)
-          state.value *= splat(static_cast<A>(1 / common));
-        else
-          state.value /= load(counts + j) * splat(static_cast<A>(row_count));
-      }
-      write<T>(p, at + j, state, n);
-    }
-
-    void join_columns(int64_t at, int64_t row_count) const {
-      const int64_t d = distance(p), S = p.w.kernel, step = p.w.dilation * d;
-      const int64_t count = windows() * d;
-      if (p.w.adaptive || p.w.stride > 2) return join_single(at, row_count);
-      if (p.w.stride == 2) {
-        vectors<T>(count, [&](int64_t j, int n) {
-          State state = second(2 * j);
-          for (int64_t s = 1; s < S; ++s) state.join(later(second(2 * j + s * step), s));
-          write_windows(state, at, j, n, row_count);
-        });
-        return;
-      }
-      if (!State::kTakesTwice || S < kDoubledColumns) {
-        vectors<T>(count, [&](int64_t j, int n) {
-          State state = get<State>(line, j);
-          for (int64_t s = 1; s < S; ++s) state.join(later(get<State>(line, j + s * step), s));
-          write_windows(state, at, j, n, row_count);
-        });
-        return;
-      }
-      // Doubling: after each round an element is that of a window of `columns` columns which begins there.
-      const int64_t length = span(p, begin, end) * d;
-      int64_t columns = 1;
-      for (; 2 * columns <= S; columns *= 2)
-        for (int64_t i = 0; i + columns * step < length; i += L) {
-          State state = get<State>(line, i);
-          state.join(later(get<State>(line, i + columns * step), columns));
-          set(line, i, state);
-        }
-      vectors<T>(count, [&](int64_t j, int n) {
-        State state = get<State>(line, j);
-        if (columns < S) state.join(later(get<State>(line, j + (S - columns) * step), S - columns));
-        write_windows(state, at, j, n, row_count);
-      });
-    }
-
-    // Every second element from `i` on.
-    State second(int64_t i) const {
-      const State low = get<State>(line, i), high = get<State>(line, i + L);
-      State state;
-      state.value = even_lanes<A>(low.value, high.value);
-      if constexpr (State::kTracks) state.id = even_lanes<typename LanesOf<A>::type>(low.id, high.id);
-      return state;
-    }
-
-    // Window by window: other strides, and windows that adapt.
-    void join_single(int64_t at, int64_t row_count) const {
-      using One = typename State::template As<Single<A>>;
-      for (int64_t j = 0; j < windows(); j += L) {
-        const int n = static_cast<int>(windows() - j < L ? windows() - j : L);
-        State state = State::nothing();
-        for (int lane = 0; lane < n; ++lane) {
-          const int64_t q = begin + j + lane, from = p.w.first(q) - p.w.first(begin);
-          const int64_t taps = p.w.adaptive ? p.w.end(q) : p.w.kernel;
-          One one = get<One>(line, from);
-          for (int64_t s = 1; s < taps; ++s) one.join(later(get<One>(line, from + s * p.w.dilation), s));
-          state.value[lane] = one.value;
-          if constexpr (State::kTracks) state.id[lane] = one.id;
-        }
-        write_windows(state, at, j, n, row_count);
-      }
-    }
-
-    void run(const T* plane, int64_t o, int64_t at) const {
-      switch (p.h.end(o) - p.h.begin(o)) {
-        case 1: join_rows<1>(plane, o); break;
-        case 2: join_rows<2>(plane, o); break;
-        case 3: join_rows<3>(plane, o); break;
-        default: join_rows<0>(plane, o);
-      }
-      join_columns(at, kAdds<State> ? p.h.count(o, p.padding_counts) : 1);
-    }
+  // A row of windows.
+  struct Row {
+    const T* plane;
+    int64_t number, o;  // among all, and in its plane
+    Reach h;
   };
 
+  // First the lines of all rows, then what they come to: of a line that has just been written, unaligned vectors cannot
+  // be read before it has left the processor's store buffer, and short rows would wait for that one by one.
+  template <class Any>
+  static void run_rows(const LineWork<T, Any>& work, const Shape& shape, const Line<A>& lines, const Row* rows,
+                       int count) {
+    const PoolParams& p = shape.p;
+    for (int64_t q = 0; q < p.w.outputs; q += shape.windows) {
+      const Chunk chunk = shape.chunk(q);
+      const int64_t lead = (16 - (chunk.from - chunk.first) % 16) % 16;  // so that whole vectors are written aligned
+      for (int i = 0; i < count; ++i)
+        work.join_rows({lines.values + i * shape.pitch + lead, lines.ids + i * shape.pitch + lead}, chunk,
+                       rows[i].plane, rows[i].h);
+      for (int i = 0; i < count; ++i)
+        work.join_columns({lines.values + i * shape.pitch + lead, lines.ids + i * shape.pitch + lead}, chunk, rows[i].o,
+                          (rows[i].number * p.w.outputs + q) * shape.d);
+    }
+  }
+
+  // Whether there is a NaN in `count` elements.
+  static bool has_nan(const T* x, int64_t count) {
+    Mask<A> found = {};
+    int64_t i = 0;
+    for (; i + L <= count; i += L) found = found | is_nan(load(x + i));
+    if (i < count) found = found | is_nan(load_partial(x + i, static_cast<int>(count - i)));
+    return any(found);
+  }
+
+  // NaN is looked for once in each row of the input, not each time that the row is joined: in the rows that `rows`, of
+  // one plane, look at, from row `checked` on. Returns the last that has one, or `last`.
+  static int64_t last_with_nan(const PoolParams& p, const Row& row, int64_t& checked, int64_t last, int64_t d) {
+    const int64_t end = row.h.first + (row.h.end - 1) * p.h.dilation + 1,
+                  begin = row.h.first + row.h.begin * p.h.dilation;
+    for (int64_t h = begin > checked ? begin : checked; h < end; ++h)
+      if (has_nan(row.plane + h * p.w.size * d, p.w.size * d)) last = h;
+    if (end > checked) checked = end;
+    return last;
+  }
+
   static void run(const PoolParams& p, void* scratch) {
-    const int64_t d = distance(p), planes = p.channels_last ? p.N : p.N * p.C;
-    const int64_t windows = chunk(p), chunks = (p.w.outputs + windows - 1) / windows;
+    using Numbers = typename NumbersOf<State>::type;
+    constexpr bool kLooks = !std::is_same_v<Numbers, State>;
+    const Shape shape(p);
+    const int64_t planes = p.channels_last ? p.N : p.N * p.C, rows = planes * p.h.outputs;
     const double common = kAdds<State> ? common_divisor(p) : 1;
-    const int64_t rows = planes * p.h.outputs, bytes = thread_bytes(p), elements = line_elements(p);
-    const int64_t read = p.w.size * d * (p.h.stride < p.h.kernel ? p.h.stride : p.h.kernel);
-    const int64_t rows_per_item = rows_of_item(p, rows, read);
-    const int64_t items = (rows + rows_per_item - 1) / rows_per_item;
-    parallel_for(p.threads, items * chunks, [&](int64_t item, int thread) {
-      const int64_t begin = item % chunks * windows;
-      const int64_t end = begin + windows < p.w.outputs ? begin + windows : p.w.outputs;
-      Line<A> line;
-      line.values = reinterpret_cast<A*>(static_cast<char*>(scratch) + thread * bytes);
-      line.ids = reinterpret_cast<typename LanesOf<A>::type*>(line.values + elements);
-      A* counts = line.values + elements;  // only sums have them, and those have no ids
+    const Reach* columns = p.w.adaptive ? all_reaches(p.w, scratch) : nullptr;
+    char* memory = static_cast<char*>(scratch) + shape.table_bytes();
+    const int64_t fresh = p.h.stride < p.h.kernel ? p.h.stride : p.h.kernel;
+    const int64_t per_item = rows_of_item(p, rows, p.w.size * shape.d * fresh);
+    parallel_for(p.threads, (rows + per_item - 1) / per_item, [&](int64_t item, int thread) {
+      Line<A> lines;
+      lines.values = reinterpret_cast<A*>(memory + thread * shape.thread_bytes());
+      lines.ids = reinterpret_cast<typename LanesOf<A>::type*>(lines.values + shape.line_elements());
+      A* counts = lines.values + shape.line_elements();  // only sums have them, and those have no ids
       if (common == 0)
-        for (int64_t q = begin; q < end; ++q) counts[q - begin] = static_cast<A>(p.w.count(q, p.padding_counts));
-      const Chunk work{p, line, counts, common, begin, end};
-      const int64_t last = (item / chunks + 1) * rows_per_item;
-      for (int64_t row = item / chunks * rows_per_item; row < (last < rows ? last : rows); ++row) {
-        const int64_t plane = row / p.h.outputs, o = row % p.h.outputs;
-        work.run(static_cast<const T*>(p.input) + plane * p.h.size * p.w.size * d, o, (row * p.w.outputs + begin) * d);
+        for (int64_t q = 0; q < p.w.outputs; ++q) counts[q] = static_cast<A>(p.w.count(q, p.padding_counts));
+      const LineWork<T, State> work{p, columns, counts, common, shape.d, p.w.dilation * shape.d};
+      const LineWork<T, Numbers> quick{p, columns, counts, common, shape.d, p.w.dilation * shape.d};
+      const int64_t begin = item * per_item, end = begin + per_item < rows ? begin + per_item : rows;
+      int64_t plane = begin / p.h.outputs, o = begin % p.h.outputs, checked = 0, last = -1;
+      Row group[kMostRows];
+      for (int64_t row = begin; row < end;) {
+        int count = 0;
+        bool numbers = kLooks;
+        for (; count < shape.rows && row < end; ++count, ++row) {
+          const T* x = static_cast<const T*>(p.input) + plane * p.h.size * p.w.size * shape.d;
+          group[count] = {x, row, o, reach_of(p.h, o)};
+          if constexpr (kLooks) {
+            last = last_with_nan(p, group[count], checked, last, shape.d);
+            numbers = numbers && last < group[count].h.first;
+          }
+          if (++o == p.h.outputs) {
+            o = checked = 0;
+            last = -1;
+            ++plane;
+          }
+        }
+        if (numbers)
+          run_rows(quick, shape, lines, group, count);
+        else
+          run_rows(work, shape, lines, group, count);
       }
     });
   }
@@ -328,19 +474,18 @@ template <class T, class State>
 struct Spans {
   using A = Accumulate<T>;
   static constexpr int L = kLanes<A>;
-  static int64_t scratch(const PoolParams&) { return 0; }
+  static int64_t scratch(const PoolParams& p) { return reach_bytes(p.w); }
 
-  static auto window(const PoolParams& p, const T* plane, int64_t o, int64_t q) {
-    const int64_t r_begin = p.h.begin(o), r_end = p.h.end(o), s_begin = p.w.begin(q), s_end = p.w.end(q);
+  static auto window(const PoolParams& p, const T* plane, const Reach& h, const Reach& w) {
     typename State::Kind::Id lane;
     for (int i = 0; i < L; ++i) lane[i] = static_cast<uint32_t>(i);
     State state = State::nothing();
-    for (int64_t r = r_begin; r < r_end; ++r) {
-      const T* row = plane + (p.h.first(o) + r * p.h.dilation) * p.w.size + p.w.first(q);
-      int64_t s = s_begin;
-      for (; s + L <= s_end; s += L) state.take(load(row + s), lane + State::Kind::all_ids(r * p.w.kernel + s));
-      if (s < s_end) {
-        const int n = static_cast<int>(s_end - s);
+    for (int64_t r = h.begin; r < h.end; ++r) {
+      const T* row = plane + (h.first + r * p.h.dilation) * p.w.size + w.first;
+      int64_t s = w.begin;
+      for (; s + L <= w.end; s += L) state.take(load(row + s), lane + State::Kind::all_ids(r * p.w.kernel + s));
+      if (s < w.end) {
+        const int n = static_cast<int>(w.end - s);
         State more = state;
         more.take(load_partial(row + s, n), lane + State::Kind::all_ids(r * p.w.kernel + s));
         const Mask<A> inside = less(lane, State::Kind::all_ids(n));
@@ -350,28 +495,30 @@ struct Spans {
     }
     auto one = joined(state);
     if constexpr (State::kTracks)  // nothing was greater than negative infinity
-      if (one.id == kNoTap) one.id = static_cast<typename LanesOf<A>::type>(r_begin * p.w.kernel + s_begin);
+      if (one.id == kNoTap) one.id = static_cast<typename LanesOf<A>::type>(h.begin * p.w.kernel + w.begin);
     return one;
   }
 
-  static void run(const PoolParams& p, void*) {
-    const int64_t rows = p.N * p.C * p.h.outputs;
-    const int64_t read = p.w.size * p.h.kernel;
-    const int64_t rows_per_item = rows_of_item(p, rows, read);
-    parallel_for(p.threads, (rows + rows_per_item - 1) / rows_per_item, [&](int64_t item, int) {
-      const int64_t last = (item + 1) * rows_per_item < rows ? (item + 1) * rows_per_item : rows;
-      for (int64_t row = item * rows_per_item; row < last; ++row) {
-        const int64_t plane = row / p.h.outputs, o = row % p.h.outputs;
+  static void run(const PoolParams& p, void* memory) {
+    const int64_t rows = p.N * p.C * p.h.outputs, per_item = rows_of_item(p, rows, p.w.size * p.h.kernel);
+    const double common = kAdds<State> ? common_divisor(p) : 1;
+    const Reach* columns = all_reaches(p.w, memory);
+    parallel_for(p.threads, (rows + per_item - 1) / per_item, [&](int64_t item, int) {
+      const int64_t begin = item * per_item, end = begin + per_item < rows ? begin + per_item : rows;
+      int64_t plane = begin / p.h.outputs, o = begin % p.h.outputs;
+      for (int64_t row = begin; row < end; ++row) {
         const T* x = static_cast<const T*>(p.input) + plane * p.h.size * p.w.size;
+        const Reach h = reach_of(p.h, o);
         for (int64_t q = 0; q < p.w.outputs; ++q) {
-          auto one = window(p, x, o, q);
+          auto one = window(p, x, h, columns[q]);
           const int64_t at = row * p.w.outputs + q;
-          if constexpr (kAdds<State>) {
-            const double divisor = p.divisor != 0 ? p.divisor : window_count(p, o, q);
-            one.value /= static_cast<A>(divisor);
-          }
+          if constexpr (kAdds<State>) one.value /= static_cast<A>(common != 0 ? common : window_count(p, o, q));
           put(static_cast<T*>(p.output) + at, one.value);
           if constexpr (State::kTracks) store_ids<A>(p.ids, p.id_bytes, at, splat(one.id), 1);
+        }
+        if (++o == p.h.outputs) {
+          o = 0;
+          ++plane;
         }
       }
     });
@@ -391,7 +538,14 @@ inline PoolParams joined_planes(const PoolParams& p) {
   return q;
 }
 
-constexpr int64_t kSpanColumns = 8;  // windows of fewer columns leave too many lanes of a span empty
+// Whether spans take fewer steps than a line: that is joined window by window, where the stride is not 1 or 2.
+template <class T>
+inline bool spans_pay(const PoolParams& p) {
+  constexpr int64_t L = kLanes<Accumulate<T>>, kJoin = 24;  // steps of joining the lanes of a vector
+  if (p.w.dilation > 1 || (!p.w.adaptive && p.w.stride <= 2)) return false;
+  const int64_t line = p.h.kernel * ((p.w.size + L - 1) / L) + p.w.outputs * p.w.kernel;
+  return p.w.outputs * (p.h.kernel * ((p.w.kernel + L - 1) / L) + kJoin) < line;
+}
 
 // Taps that `lines` saves must pay for the line.
 constexpr int64_t kPixelTaps = 9;
@@ -409,8 +563,7 @@ struct Forward {
         return body(p, Lines<T, State>{});
       return body(p, Pixels<T, State>{});
     }
-    if (p.w.kernel >= kSpanColumns && p.w.dilation == 1 && (p.w.adaptive || p.w.stride > 2))
-      return body(p, Spans<T, State>{});
+    if (spans_pay<T>(p)) return body(p, Spans<T, State>{});
     return body(p, Lines<T, State>{});
   }
   static int64_t scratch(const PoolParams& given) {

@@ -26,13 +26,15 @@ struct PoolAxis {
   int64_t stride, padding, dilation;
   bool adaptive;  // then stride and dilation are 1, padding is 0
 
-  FASTCONV_INLINE int64_t first(int64_t o) const { return adaptive ? o * size / outputs : o * stride - padding; }
+  FASTCONV_INLINE int64_t first(int64_t o) const {
+    return !adaptive ? o * stride - padding : outputs == 1 ? 0 : o * size / outputs;
+  }
   FASTCONV_INLINE int64_t begin(int64_t o) const {
     const int64_t start = first(o);
     return start >= 0 ? 0 : dilation == 1 ? -start : (-start + dilation - 1) / dilation;
   }
   FASTCONV_INLINE int64_t end(int64_t o) const {
-    if (adaptive) return ((o + 1) * size + outputs - 1) / outputs - first(o);
+    if (adaptive) return outputs == 1 ? size : ((o + 1) * size + outputs - 1) / outputs - first(o);
     const int64_t left = size - first(o);  // positions from tap 0 on
     const int64_t taps = left <= 0 ? 0 : dilation == 1 ? left : (left + dilation - 1) / dilation;
     return taps < kernel ? taps : kernel;

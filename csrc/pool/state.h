@@ -16,6 +16,8 @@ inline bool is_nan(float a) { return a != a; }
 inline bool is_nan(double a) { return a != a; }
 inline bool less(uint32_t a, uint32_t b) { return a < b; }
 inline bool less(uint64_t a, uint64_t b) { return a < b; }
+inline float larger(float a, float b) { return a > b ? a : b; }
+inline double larger(double a, double b) { return a > b ? a : b; }
 template <class V>
 inline V choose(bool holds, V a, V b) {
   return holds ? a : b;
@@ -55,49 +57,72 @@ struct Sum {
   void join(const Sum& other) { value += other.value; }
 };
 
-// NaN is larger than every number.
-template <class K>
-struct Max {
+// NaN is larger than every number. Numbers: there is none, and a comparison less.
+template <class K, bool Numbers>
+struct MaxOf {
   using Kind = K;
   template <class Other>
-  using As = Max<Other>;
+  using As = MaxOf<Other, Numbers>;
   static constexpr bool kTracks = false;
   static constexpr bool kTakesTwice = true;
 
   typename K::Value value;
-  static Max nothing(int64_t = kNoTap) { return {K::all(-__builtin_inff())}; }
-  void take(typename K::Value x, typename K::Id) { value = choose(greater(x, value) | is_nan(x), x, value); }
-  void join(const Max& other) { take(other.value, typename K::Id{}); }
+  static MaxOf nothing(int64_t = kNoTap) { return {K::all(-__builtin_inff())}; }
+  void take(typename K::Value x, typename K::Id) {
+    if constexpr (Numbers)
+      value = larger(x, value);
+    else
+      value = choose(greater(x, value) | is_nan(x), x, value);
+  }
+  void join(const MaxOf& other) { take(other.value, typename K::Id{}); }
 };
+template <class K>
+using Max = MaxOf<K, false>;
 
 // Among equal values the first tap wins, among NaN the last: what PyTorch's loop does, which takes whatever is greater
 // than what it has or is NaN.
-template <class K>
-struct MaxId {
+template <class K, bool Numbers>
+struct MaxIdOf {
   using Kind = K;
   template <class Other>
-  using As = MaxId<Other>;
+  using As = MaxIdOf<Other, Numbers>;
   static constexpr bool kTracks = true;
   static constexpr bool kTakesTwice = true;
 
   typename K::Value value;
   typename K::Id id;
   // `first`: the tap that wins where all values are negative infinity.
-  static MaxId nothing(int64_t first = kNoTap) { return {K::all(-__builtin_inff()), K::all_ids(first)}; }
+  static MaxIdOf nothing(int64_t first = kNoTap) { return {K::all(-__builtin_inff()), K::all_ids(first)}; }
   // Of taps in their order.
   void take(typename K::Value x, typename K::Id tap) {
-    const auto wins = greater(x, value) | is_nan(x);
+    auto wins = greater(x, value);
+    if constexpr (!Numbers) wins = wins | is_nan(x);
     value = choose(wins, x, value);
     id = choose(wins, tap, id);
   }
   // In any order.
-  void join(const MaxId& other) {
-    const auto earlier = less(other.id, id), later = less(id, other.id);
-    const auto wins = greater(other.value, value) | (equal(other.value, value) & earlier) |
-                      (is_nan(other.value) & (equal(value, value) | later));
+  void join(const MaxIdOf& other) {
+    auto wins = greater(other.value, value) | (equal(other.value, value) & less(other.id, id));
+    if constexpr (!Numbers) wins = wins | (is_nan(other.value) & (equal(value, value) | less(id, other.id)));
     value = choose(wins, other.value, value);
     id = choose(wins, other.id, id);
   }
+};
+template <class K>
+using MaxId = MaxIdOf<K, false>;
+
+// The same for windows in which there is no NaN.
+template <class State>
+struct NumbersOf {
+  using type = State;
+};
+template <class K>
+struct NumbersOf<MaxOf<K, false>> {
+  using type = MaxOf<K, true>;
+};
+template <class K>
+struct NumbersOf<MaxIdOf<K, false>> {
+  using type = MaxIdOf<K, true>;
 };
 
 // A state for each element of a line of memory.
