@@ -1,15 +1,14 @@
 // From the gradient of the output to that of the input, which is written by whoever owns it: nothing is added by two
 // threads, and the order of the sums is always the same.
 //
-// gather_pixels (channels_last) and gather_lines (contiguous): every element of the input asks the windows that cover
-// it what they have for it: a share of their gradient, or all of it where it has won. In contiguous memory the
-// positions of a row are sorted by their residue modulo the stride: those of one residue are reached by the same taps,
-// and the windows that reach neighbours are neighbours.
+// gather: every element of the input asks the windows that cover it what they have for it: a share of their gradient,
+// or all of it where it has won. In contiguous memory the positions of a row are sorted by their residue modulo the
+// stride: those of one residue are reached by the same taps, and the windows that reach neighbours are neighbours.
 //
-// scatter: where a position is covered by many windows it is cheaper to go through the windows and add each one's
-// gradient to its winner. A thread owns a band of rows of a plane, or of a few channels in channels_last memory.
+// scatter: where a position is covered by very many windows, or windows are far apart, it is cheaper to go through the
+// windows and add each one's gradient to its winner. A thread owns a band of rows of a few channels.
 //
-// spread: adaptive windows in contiguous memory add their share to all of their positions.
+// spread: windows in contiguous memory that adapt, or are far apart, add their share to all of their positions.
 #pragma once
 #include "pool/forward.h"
 
@@ -24,269 +23,367 @@ inline int64_t tap_at(const PoolAxis& axis, int64_t o, int64_t i) {
   return tap < axis.end(o) ? tap : -1;
 }
 
-constexpr int64_t kMostWindows = 16;  // that cover a position, and are gathered from
+// At most so many windows cover a position.
+inline int64_t most_covering(const PoolAxis& axis) {
+  return axis.adaptive ? (axis.outputs + axis.size - 1) / axis.size + 1
+                       : (axis.kernel - 1) * axis.dilation / axis.stride + 1;
+}
+inline int64_t most_covering(const PoolParams& p) { return most_covering(p.h) * most_covering(p.w); }
 
-// ---- channels_last ----
+// That are gathered from: more are scattered.
+constexpr int64_t kMostCovering = 64;
 
-template <class T, bool Winner>
-struct GatherPixels {
+// The windows that cover a position of an axis, [begin, end): asked once for each column, because it takes divisions.
+struct Covering {
+  int32_t begin, end;
+};
+inline Covering covering_of(const PoolAxis& axis, int64_t i) {
+  return {static_cast<int32_t>(axis.covering_begin(i)), static_cast<int32_t>(axis.covering_end(i))};
+}
+inline int64_t covering_bytes(const PoolAxis& axis) { return axis.size * static_cast<int64_t>(sizeof(Covering)); }
+inline const Covering* all_covering(const PoolAxis& axis, void* memory) {
+  Covering* covering = static_cast<Covering*>(memory);
+  for (int64_t i = 0; i < axis.size; ++i) covering[i] = covering_of(axis, i);
+  return covering;
+}
+
+// Calls body(channel, vectors, lanes of the last) for the channels of a pixel, four vectors at a time where there are.
+template <class A, class Body>
+inline void channel_vectors(int64_t channels, const Body& body) {
+  constexpr int L = kLanes<A>;
+  int64_t c = 0;
+  for (; c + 4 * L <= channels; c += 4 * L) body(c, std::integral_constant<int, 4>{}, L);
+  for (; c + L <= channels; c += L) body(c, std::integral_constant<int, 1>{}, L);
+  if (c < channels) body(c, std::integral_constant<int, 1>{}, static_cast<int>(channels - c));
+}
+
+// ---- gather, channels_last ----
+
+template <class T, class Id>
+struct WinnersOfPixels {
   using A = Accumulate<T>;
   static constexpr int L = kLanes<A>;
+  static int64_t scratch(const PoolParams& p) { return covering_bytes(p.w); }
 
-  // The windows that cover a column, [begin, end): asked once, because it takes divisions.
-  struct Covering {
-    int32_t begin, end;
+  // A window, and the tap by which it reaches the pixel.
+  struct Reached {
+    int64_t at;
+    Id tap;
   };
-  static int64_t scratch(const PoolParams& p) { return p.w.size * static_cast<int64_t>(sizeof(Covering)); }
 
-  // Count vectors of channels of one element; the last has `last` lanes.
-  template <int Count>
-  static void pixel(const PoolParams& p, double common, Covering rows, Covering columns, int64_t n, int64_t h,
-                    int64_t w, int64_t channel, int last) {
-    Vec<A> sum[Count] = {};
-    for (int64_t o = rows.begin; o < rows.end; ++o) {
-      const int64_t r = tap_at(p.h, o, h);
-      if (r < 0) continue;
-      for (int64_t q = columns.begin; q < columns.end; ++q) {
-        const int64_t s = tap_at(p.w, q, w);
-        if (s < 0) continue;
-        const int64_t at = ((n * p.h.outputs + o) * p.w.outputs + q) * p.C + channel;
-        const T* grad = static_cast<const T*>(p.output) + at;
-        const Vec<A> weight = splat(static_cast<A>(Winner || common != 0 ? 1 : 1 / window_count(p, o, q)));
-        const Lanes<A> tap = Wide<A>::all_ids(r * p.w.kernel + s);
-#pragma GCC unroll 8
-        for (int u = 0; u < Count; ++u) {
-          const int lanes = u + 1 < Count ? L : last;
-          const Vec<A> g = lanes == L ? load(grad + u * L) : load_partial(grad + u * L, lanes);
-          if constexpr (Winner)
-            sum[u] = add_where(equal(load_ids<A>(p.ids, p.id_bytes, at + u * L, lanes), tap), g, sum[u]);
-          else
-            sum[u] += g * weight;
-        }
-      }
-    }
-    T* to = static_cast<T*>(p.input) + ((n * p.h.size + h) * p.w.size + w) * p.C + channel;
-#pragma GCC unroll 8
-    for (int u = 0; u < Count; ++u) {
-      if (!Winner && common != 0) sum[u] *= splat(static_cast<A>(1 / common));
-      if (u + 1 < Count || last == L)
-        store(to + u * L, sum[u]);
-      else
-        store_partial(to + u * L, sum[u], last);
-    }
+  // Ids are read as whole vectors: where those end beyond the tensor, from a copy.
+  static Mask<A> won(const Id* ids, Id tap, int lanes) {
+    if (lanes == L) return ids_equal<A>(ids, tap);
+    Id copy[L] = {};
+    for (int i = 0; i < lanes; ++i) copy[i] = ids[i];
+    return ids_equal<A>(copy, tap);
   }
 
   static void run(const PoolParams& p, void* scratch) {
-    const double common = Winner ? 1 : common_divisor(p);
-    Covering* covering = static_cast<Covering*>(scratch);
-    for (int64_t w = 0; w < p.w.size; ++w)
-      covering[w] = {static_cast<int32_t>(p.w.covering_begin(w)), static_cast<int32_t>(p.w.covering_end(w))};
+    const Covering* columns = all_covering(p.w, scratch);
     parallel_for(p.threads, p.N * p.h.size, [&](int64_t row, int) {
       const int64_t n = row / p.h.size, h = row % p.h.size;
-      const Covering rows = {static_cast<int32_t>(p.h.covering_begin(h)), static_cast<int32_t>(p.h.covering_end(h))};
+      Reached rows[kMostCovering], reached[kMostCovering];
+      int row_count = 0;
+      const Covering covering = covering_of(p.h, h);
+      for (int64_t o = covering.begin; o < covering.end; ++o) {
+        const int64_t r = tap_at(p.h, o, h);
+        if (r >= 0) rows[row_count++] = {(n * p.h.outputs + o) * p.w.outputs * p.C, static_cast<Id>(r * p.w.kernel)};
+      }
+      const Id* ids = static_cast<const Id*>(p.ids);
+      const T* grads = static_cast<const T*>(p.output);
       for (int64_t w = 0; w < p.w.size; ++w) {
-        int64_t c = 0;
-        for (; c + 4 * L <= p.C; c += 4 * L) pixel<4>(p, common, rows, covering[w], n, h, w, c, L);
-        for (; c + L <= p.C; c += L) pixel<1>(p, common, rows, covering[w], n, h, w, c, L);
-        if (c < p.C) pixel<1>(p, common, rows, covering[w], n, h, w, c, static_cast<int>(p.C - c));
+        int count = 0;
+        for (int64_t q = columns[w].begin; q < columns[w].end; ++q) {
+          const int64_t s = tap_at(p.w, q, w);
+          for (int i = 0; s >= 0 && i < row_count; ++i)
+            reached[count++] = {rows[i].at + q * p.C, static_cast<Id>(rows[i].tap + s)};
+        }
+        T* to = static_cast<T*>(p.input) + (row * p.w.size + w) * p.C;
+        channel_vectors<A>(p.C, [&](int64_t c, auto vectors, int last) {
+          constexpr int kCount = decltype(vectors)::value;
+          Vec<A> sum[kCount] = {};
+          for (int i = 0; i < count; ++i) {
+            const int64_t at = reached[i].at + c;
+#pragma GCC unroll 4
+            for (int u = 0; u < kCount; ++u) {
+              const Vec<A> g = last == L ? load(grads + at + u * L) : load_partial(grads + at + u * L, last);
+              sum[u] = add_where(won(ids + at + u * L, reached[i].tap, last), g, sum[u]);
+            }
+          }
+#pragma GCC unroll 4
+          for (int u = 0; u < kCount; ++u) {
+            if (last == L)
+              store(to + c + u * L, sum[u]);
+            else
+              store_partial(to + c + u * L, sum[u], last);
+          }
+        });
       }
     });
   }
 };
 
-// ---- contiguous ----
-
-// A row of the input's gradient, and what it is made of, for one thread. Position w of the input has w + padding =
-// j * stride + phase; tap s of window j - shift reaches it, where shift * stride + phase = s * dilation.
-template <class T, bool Winner>
-struct GatherLines {
+template <class T>
+struct SharesOfPixels {
   using A = Accumulate<T>;
-  using Id = typename LanesOf<A>::type;
   static constexpr int L = kLanes<A>;
+  static int64_t scratch(const PoolParams& p) { return covering_bytes(p.w); }
 
-  static int64_t reach(const PoolAxis& axis) { return (axis.kernel - 1) * axis.dilation / axis.stride; }  // most shifts
-  static int64_t places(const PoolParams& p) { return (p.w.size - 1 + p.w.padding) / p.w.stride + 1; }  // numbers of j
-  static int64_t window_elements(const PoolParams& p) { return reach(p.w) + places(p) + kSlack; }
-  static int64_t sum_elements(const PoolParams& p) { return (places(p) + kSlack) * p.w.stride; }
-  // Rows of windows that are kept: those that cover one row of the input. Means keep only their sum.
-  static int64_t kept(const PoolParams& p) { return Winner ? reach(p.h) + 1 : 1; }
+  static void run(const PoolParams& p, void* scratch) {
+    const double common = common_divisor(p);
+    const Covering* columns = all_covering(p.w, scratch);
+    parallel_for(p.threads, p.N * p.h.size, [&](int64_t row, int) {
+      const int64_t n = row / p.h.size;
+      const Covering rows = covering_of(p.h, row % p.h.size);
+      for (int64_t w = 0; w < p.w.size; ++w) {
+        T* to = static_cast<T*>(p.input) + (row * p.w.size + w) * p.C;
+        channel_vectors<A>(p.C, [&](int64_t c, auto vectors, int last) {
+          constexpr int kCount = decltype(vectors)::value;
+          Vec<A> sum[kCount] = {};
+          for (int64_t o = rows.begin; o < rows.end; ++o)
+            for (int64_t q = columns[w].begin; q < columns[w].end; ++q) {
+              const T* grad = static_cast<const T*>(p.output) + ((n * p.h.outputs + o) * p.w.outputs + q) * p.C + c;
+              const Vec<A> weight = splat(static_cast<A>(common != 0 ? 1 : 1 / window_count(p, o, q)));
+#pragma GCC unroll 4
+              for (int u = 0; u < kCount; ++u)
+                sum[u] += (last == L ? load(grad + u * L) : load_partial(grad + u * L, last)) * weight;
+            }
+#pragma GCC unroll 4
+          for (int u = 0; u < kCount; ++u) {
+            if (common != 0) sum[u] *= splat(static_cast<A>(1 / common));
+            if (last == L)
+              store(to + c + u * L, sum[u]);
+            else
+              store_partial(to + c + u * L, sum[u], last);
+          }
+        });
+      }
+    });
+  }
+};
+
+// ---- gather, contiguous, strides of 1 and 2 ----
+
+// Position w of the input has w + padding = j * stride + phase; tap s of window j - shift reaches it, where
+// shift * stride + phase = s * dilation. How rows of windows and of sums lie in scratch memory:
+struct GatherShape {
+  int64_t places;    // numbers of j
+  int64_t before;    // most shifts: window 0 lies so far behind the beginning of its row
+  int64_t elements;  // of a row of windows
+  int64_t sums;      // of a row of sums
+  int64_t kept;      // rows of windows that cover one row of the input
+
+  explicit GatherShape(const PoolParams& p) {
+    places = (p.w.size - 1 + p.w.padding) / p.w.stride + 1;
+    before = (p.w.kernel - 1) * p.w.dilation / p.w.stride;
+    elements = (before + places + kSlack + 15) / 16 * 16;
+    sums = (places + kSlack) * p.w.stride;
+    kept = most_covering(p.h);
+  }
+};
+
+// The taps of one phase: tap, tap + period, ..., which reach windows `shift`, shift + step, ... before.
+struct Phase {
+  int64_t tap, period, shift, step;
+};
+inline Phase phase_of(const PoolAxis& axis, int64_t phase) {
+  const int64_t period = axis.stride == 2 && axis.dilation % 2 ? 2 : 1;
+  for (int64_t s = 0; s < axis.kernel && s < period; ++s)
+    if (s * axis.dilation % axis.stride == phase)
+      return {s, period, s * axis.dilation / axis.stride, period * axis.dilation / axis.stride};
+  return {axis.kernel, 1, 0, 0};
+}
+
+// Neighbouring vectors of a row of sums: each addition waits for the one before it, those of another vector do not.
+template <class A>
+struct Pair {
+  Vec<A> v[2];
+};
+
+// A row of sums, of vectors that gather(phase, j) computes, to a row of the input's gradient.
+template <class T, class Gather>
+inline void gather_row(const PoolParams& p, const GatherShape& shape, const Phase* phases, Accumulate<T>* sums, T* to,
+                       const Gather& gather) {
+  using A = Accumulate<T>;
+  constexpr int L = kLanes<A>;
+  for (int64_t j = 0; j < shape.places; j += 2 * L) {
+    const Pair<A> first = gather(phases[0], j);
+    if (p.w.stride == 1) {
+      store(sums + j, first.v[0]);
+      store(sums + j + L, first.v[1]);
+      continue;
+    }
+    const Pair<A> second = gather(phases[1], j);
+    for (int i = 0; i < 2; ++i) {
+      Vec<A> low, high;
+      zip(first.v[i], second.v[i], low, high, std::make_integer_sequence<int, L>{});
+      store(sums + 2 * (j + i * L), low);
+      store(sums + 2 * (j + i * L) + L, high);
+    }
+  }
+  vectors<T>(p.w.size, [&](int64_t w, int n) {
+    const Vec<A> v = load(sums + p.w.padding + w);
+    if (n == L)
+      store(to + w, v);
+    else
+      store_partial(to + w, v, n);
+  });
+}
+
+// Zeros where there is no window: before the first and behind the last.
+template <class A>
+inline void clear_ends(const GatherShape& shape, const PoolParams& p, A* row) {
+  constexpr int L = kLanes<A>;
+  for (int64_t i = 0; i < shape.before; i += L) store(row + i, Vec<A>{});
+  for (int64_t i = shape.before + p.w.outputs; i + L <= shape.elements; i += L) store(row + i, Vec<A>{});
+}
+
+template <class T, class Id>
+struct WinnersOfLines {
+  using A = Accumulate<T>;
+  static constexpr int L = kLanes<A>;
   static int64_t thread_bytes(const PoolParams& p) {
-    const int64_t windows = kept(p) * window_elements(p) * static_cast<int64_t>(sizeof(A)) * (Winner ? 2 : 1);
-    const int64_t shares = Winner ? 0 : (p.w.outputs + kSlack) * static_cast<int64_t>(sizeof(A));
-    return (windows + shares + sum_elements(p) * static_cast<int64_t>(sizeof(A)) + 63) / 64 * 64;
+    const GatherShape shape(p);
+    const int64_t windows = shape.kept * shape.elements * static_cast<int64_t>(sizeof(A) + sizeof(Id));
+    return (windows + shape.sums * static_cast<int64_t>(sizeof(A)) + 63) / 64 * 64;
   }
   static int64_t scratch(const PoolParams& p) { return p.threads * thread_bytes(p); }
 
-  struct Work {
-    const PoolParams& p;
-    A* grads;   // [kept, window_elements], window j - shift at reach + j - shift: zero where there is none
-    Id* ids;    // likewise
-    A* shares;  // [outputs], of the columns where divisors differ
-    A* sums;    // [places * stride]
-    double common;
-
-    // Fills the windows' row for window row `o` of a plane.
-    void keep(int64_t plane, int64_t o) const {
-      const int64_t elements = window_elements(p), first = reach(p.w);
-      A* grad = grads + o % kept(p) * elements;
-      Id* id = ids + o % kept(p) * elements;
-      const int64_t at = (plane * p.h.outputs + o) * p.w.outputs;
-      const T* from = static_cast<const T*>(p.output) + at;
-      const Vec<A> zero = {};
-      for (int64_t i = 0; i < first; i += L) store(grad + i, zero);
-      int64_t q = 0;
-      for (; q < p.w.outputs; q += L) {
-        const int n = static_cast<int>(p.w.outputs - q < L ? p.w.outputs - q : L);
-        store(grad + first + q, n == L ? load(from + q) : load_partial(from + q, n));
-        const Lanes<A> v = load_ids<A>(p.ids, p.id_bytes, at + q, n);
-        __builtin_memcpy(id + first + q, &v, sizeof v);
-      }
-      // No id there equals a tap by which anything but zero would be added.
-      for (q = p.w.outputs; q < places(p) + L; q += L) store(grad + first + q, zero);
-    }
-
-    // The sum of the window rows that cover row h, shares of the rows and columns included.
-    void add_up(int64_t plane, int64_t h) const {
-      const int64_t first = reach(p.w), o_begin = p.h.covering_begin(h), o_end = p.h.covering_end(h);
-      const Vec<A> zero = {};
-      for (int64_t i = 0; i < first; i += L) store(grads + i, zero);
-      for (int64_t q = 0; q < p.w.outputs; q += L) {
-        const int n = static_cast<int>(p.w.outputs - q < L ? p.w.outputs - q : L);
-        Vec<A> sum = zero;
-        for (int64_t o = o_begin; o < o_end; ++o) {
-          const T* from = static_cast<const T*>(p.output) + (plane * p.h.outputs + o) * p.w.outputs + q;
-          const Vec<A> g = n == L ? load(from) : load_partial(from, n);
-          sum += common != 0 ? g : g / splat(static_cast<A>(p.h.count(o, p.padding_counts)));
-        }
-        store(grads + first + q, sum * (common != 0 ? splat(static_cast<A>(1 / common)) : load(shares + q)));
-      }
-      for (int64_t q = p.w.outputs; q < places(p) + L; q += L) store(grads + first + q, zero);
-    }
-
-    // The taps of one phase: tap, tap + period, ..., which reach windows `shift`, shift + step, ... before.
-    struct Phase {
-      int64_t tap, period, shift, step;
-    };
-    Phase phase_of(int64_t phase) const {
-      const int64_t stride = p.w.stride, dilation = p.w.dilation;
-      int64_t period = 1;
-      while (period * dilation % stride) ++period;
-      for (int64_t s = 0; s < p.w.kernel && s < period; ++s)
-        if (s * dilation % stride == phase) return {s, period, s * dilation / stride, period * dilation / stride};
-      return {p.w.kernel, 1, 0, 0};
-    }
-
-    // A kept row of windows, and the tap by which it reaches the row of the input that is being computed.
-    struct Reached {
-      const A* grad;
-      const Id* id;
-      int64_t tap;
-    };
-
-    Vec<A> gather(const Reached* rows, int64_t count, const Phase& phase, int64_t j) const {
-      Vec<A> sum = {};
-      for (int64_t i = 0; i < count; ++i) {
-        int64_t at = j - phase.shift;
-        for (int64_t s = phase.tap; s < p.w.kernel; s += phase.period, at -= phase.step) {
-          const Vec<A> g = load(rows[i].grad + at);
-          if constexpr (Winner) {
-            Lanes<A> id;
-            __builtin_memcpy(&id, rows[i].id + at, sizeof id);
-            sum = add_where(equal(id, Wide<A>::all_ids(rows[i].tap + s)), g, sum);
-          } else {
-            sum += g;
-          }
-        }
-      }
-      return sum;
-    }
-
-    void row(int64_t plane, int64_t h) const {
-      Reached rows[kMostWindows + 1];
-      int64_t reached = 0;
-      if constexpr (Winner) {
-        for (int64_t o = p.h.covering_begin(h), end = p.h.covering_end(h); o < end; ++o) {
-          const int64_t r = tap_at(p.h, o, h), at = o % kept(p) * window_elements(p) + reach(p.w);
-          if (r >= 0) rows[reached++] = {grads + at, ids + at, r * p.w.kernel};
-        }
-      } else {
-        rows[reached++] = {grads + reach(p.w), nullptr, 0};
-      }
-      const int64_t count = places(p), stride = p.w.stride;
-      if (stride == 1) {
-        const Phase all = phase_of(0);
-        for (int64_t j = 0; j < count; j += L) store(sums + j, gather(rows, reached, all, j));
-      } else if (stride == 2) {
-        const Phase even = phase_of(0), odd = phase_of(1);
-        for (int64_t j = 0; j < count; j += L) {
-          Vec<A> low, high;
-          zip(gather(rows, reached, even, j), gather(rows, reached, odd, j), low, high,
-              std::make_integer_sequence<int, L>{});
-          store(sums + 2 * j, low);
-          store(sums + 2 * j + L, high);
-        }
-      } else {
-        for (int64_t f = 0; f < stride; ++f) {
-          const Phase phase = phase_of(f);
-          for (int64_t j = 0; j < count; j += L) {
-            const Vec<A> v = gather(rows, reached, phase, j);
-            for (int lane = 0; lane < L; ++lane) sums[(j + lane) * stride + f] = v[lane];
-          }
-        }
-      }
-      T* to = static_cast<T*>(p.input) + (plane * p.h.size + h) * p.w.size;
-      vectors<T>(p.w.size, [&](int64_t w, int n) {
-        const Vec<A> v = load(sums + p.w.padding + w);
-        if (n == L)
-          store(to + w, v);
-        else
-          store_partial(to + w, v, n);
-      });
-    }
+  // A kept row of windows, and the tap by which it reaches the row of the input that is being computed.
+  struct Reached {
+    const A* grads;
+    const Id* ids;
+    Id tap;
   };
 
   static void run(const PoolParams& p, void* scratch) {
-    const int64_t bytes = thread_bytes(p), rows = p.N * p.C * p.h.size;
-    const int64_t rows_per_item = rows_of_item(p, rows, p.w.size);
-    const double common = Winner ? 1 : common_divisor(p);
-    parallel_for(p.threads, (rows + rows_per_item - 1) / rows_per_item, [&](int64_t item, int thread) {
-      A* memory = reinterpret_cast<A*>(static_cast<char*>(scratch) + thread * bytes);
-      const int64_t windows = kept(p) * window_elements(p);
-      A* sums = memory + windows * (Winner ? 2 : 1);
-      A* shares = sums + sum_elements(p);
-      const Work work{p, memory, reinterpret_cast<Id*>(memory + windows), shares, sums, common};
-      if (common == 0)
-        for (int64_t q = 0; q < p.w.outputs; ++q)
-          shares[q] = static_cast<A>(1 / static_cast<double>(p.w.count(q, p.padding_counts)));
-      const int64_t end = (item + 1) * rows_per_item < rows ? (item + 1) * rows_per_item : rows;
-      int64_t next = 0;  // window rows of this plane that have been kept
-      for (int64_t row = item * rows_per_item; row < end; ++row) {
-        const int64_t plane = row / p.h.size, h = row % p.h.size;
-        if constexpr (Winner) {
-          if (h == 0 || row == item * rows_per_item) next = p.h.covering_begin(h);
-          if (next < p.h.covering_begin(h)) next = p.h.covering_begin(h);
-          for (; next < p.h.covering_end(h); ++next) work.keep(plane, next);
-        } else {
-          work.add_up(plane, h);
+    const GatherShape shape(p);
+    const Phase phases[2] = {phase_of(p.w, 0), phase_of(p.w, 1)};
+    const int64_t bytes = thread_bytes(p), rows = p.N * p.C * p.h.size, per_item = rows_of_item(p, rows, p.w.size);
+    parallel_for(p.threads, (rows + per_item - 1) / per_item, [&](int64_t item, int thread) {
+      A* sums = reinterpret_cast<A*>(static_cast<char*>(scratch) + thread * bytes);
+      A* grads = sums + shape.sums;  // [kept, elements]
+      Id* ids = reinterpret_cast<Id*>(grads + shape.kept * shape.elements);
+      for (int64_t slot = 0; slot < shape.kept; ++slot) clear_ends(shape, p, grads + slot * shape.elements);
+      const int64_t begin = item * per_item, end = begin + per_item < rows ? begin + per_item : rows;
+      int64_t plane = begin / p.h.size, h = begin % p.h.size, next = p.h.covering_begin(h);
+      for (int64_t row = begin; row < end; ++row) {
+        const Covering covering = covering_of(p.h, h);
+        if (next < covering.begin) next = covering.begin;
+        for (; next < covering.end; ++next) {  // rows of windows that this row is the first to need
+          const int64_t at = (plane * p.h.outputs + next) * p.w.outputs;
+          const int64_t to = next % shape.kept * shape.elements + shape.before;
+          const T* from = static_cast<const T*>(p.output) + at;
+          vectors<T>(p.w.outputs, [&](int64_t q, int n) {
+            if (n == L)
+              store(grads + to + q, load(from + q));
+            else
+              for (int i = 0; i < n; ++i) grads[to + q + i] = get(from + q + i);
+          });
+          __builtin_memcpy(ids + to, static_cast<const Id*>(p.ids) + at, static_cast<size_t>(p.w.outputs) * sizeof(Id));
         }
-        work.row(plane, h);
+        Reached reached[kMostCovering];
+        int count = 0;
+        for (int64_t o = covering.begin; o < covering.end; ++o) {
+          const int64_t r = tap_at(p.h, o, h), at = o % shape.kept * shape.elements + shape.before;
+          if (r >= 0) reached[count++] = {grads + at, ids + at, static_cast<Id>(r * p.w.kernel)};
+        }
+        gather_row<T>(p, shape, phases, sums, static_cast<T*>(p.input) + row * p.w.size,
+                      [&](const Phase& phase, int64_t j) {
+                        Pair<A> sum = {};
+                        for (int i = 0; i < count; ++i) {
+                          int64_t at = j - phase.shift;
+                          for (int64_t s = phase.tap; s < p.w.kernel; s += phase.period, at -= phase.step) {
+                            const Id tap = static_cast<Id>(reached[i].tap + s);
+                            for (int u = 0; u < 2; ++u)
+                              sum.v[u] = add_where(ids_equal<A>(reached[i].ids + at + u * L, tap),
+                                                   load(reached[i].grads + at + u * L), sum.v[u]);
+                          }
+                        }
+                        return sum;
+                      });
+        if (++h == p.h.size) {
+          h = next = 0;
+          ++plane;
+        }
       }
     });
   }
 };
 
-// ---- many windows a position ----
-
-// Winners alone. Sums are kept in scratch memory where the type is not that of the sums.
 template <class T>
+struct SharesOfLines {
+  using A = Accumulate<T>;
+  static constexpr int L = kLanes<A>;
+  static int64_t thread_bytes(const PoolParams& p) {
+    const GatherShape shape(p);
+    return (shape.elements + shape.sums + p.w.outputs + kSlack) * static_cast<int64_t>(sizeof(A)) / 64 * 64 + 64;
+  }
+  static int64_t scratch(const PoolParams& p) { return p.threads * thread_bytes(p); }
+
+  static void run(const PoolParams& p, void* scratch) {
+    const GatherShape shape(p);
+    const Phase phases[2] = {phase_of(p.w, 0), phase_of(p.w, 1)};
+    const double common = common_divisor(p);
+    const int64_t bytes = thread_bytes(p), rows = p.N * p.C * p.h.size, per_item = rows_of_item(p, rows, p.w.size);
+    parallel_for(p.threads, (rows + per_item - 1) / per_item, [&](int64_t item, int thread) {
+      A* sums = reinterpret_cast<A*>(static_cast<char*>(scratch) + thread * bytes);
+      A* grads = sums + shape.sums;        // [elements], of the windows that cover a row
+      A* shares = grads + shape.elements;  // [outputs], of the columns where divisors differ
+      clear_ends(shape, p, grads);
+      if (common == 0)
+        for (int64_t q = 0; q < p.w.outputs; ++q)
+          shares[q] = static_cast<A>(1 / static_cast<double>(p.w.count(q, p.padding_counts)));
+      const int64_t begin = item * per_item, end = begin + per_item < rows ? begin + per_item : rows;
+      int64_t plane = begin / p.h.size, h = begin % p.h.size;
+      for (int64_t row = begin; row < end; ++row) {
+        const Covering covering = covering_of(p.h, h);
+        const T* from = static_cast<const T*>(p.output) + plane * p.h.outputs * p.w.outputs;
+        vectors<T>(p.w.outputs, [&](int64_t q, int n) {
+          Vec<A> sum = {};
+          for (int64_t o = covering.begin; o < covering.end; ++o) {
+            const T* at = from + o * p.w.outputs + q;
+            const Vec<A> g = n == L ? load(at) : load_partial(at, n);
+            sum += common != 0 ? g : g / splat(static_cast<A>(p.h.count(o, p.padding_counts)));
+          }
+          sum *= common != 0 ? splat(static_cast<A>(1 / common)) : load(shares + q);
+          if (n == L)
+            store(grads + shape.before + q, sum);
+          else
+            store_partial(grads + shape.before + q, sum, n);
+        });
+        gather_row<T>(p, shape, phases, sums, static_cast<T*>(p.input) + row * p.w.size,
+                      [&](const Phase& phase, int64_t j) {
+                        Pair<A> sum = {};
+                        int64_t at = j - phase.shift;
+                        for (int64_t s = phase.tap; s < p.w.kernel; s += phase.period, at -= phase.step)
+                          for (int u = 0; u < 2; ++u) sum.v[u] += load(grads + shape.before + at + u * L);
+                        return sum;
+                      });
+        if (++h == p.h.size) {
+          h = 0;
+          ++plane;
+        }
+      }
+    });
+  }
+};
+
+// ---- scatter ----
+
+// Sums are kept in scratch memory where the type is not that of the sums.
+template <class T, class Id>
 struct Scatter {
   using A = Accumulate<T>;
   static constexpr bool kInPlace = sizeof(T) == sizeof(A);
   static constexpr int64_t kBandElements = 1 << 16;
 
-  static int64_t channels(const PoolParams& p) {  // of an item
-    if (!p.channels_last) return 1;
-    return p.C < 16 ? p.C : 16;
+  // Of an item. Neighbouring windows often have the same winner, and one sum would wait for the other: those of
+  // several channels need not.
+  static int64_t channels(const PoolParams& p) {
+    const int64_t most = p.channels_last ? 16 : 4;
+    return p.C < most ? p.C : most;
   }
   static int64_t band(const PoolParams& p) {  // rows of an item
     const int64_t rows = kBandElements / (p.w.size * channels(p)), least = 2 * p.h.kernel * p.h.dilation;
@@ -298,83 +395,101 @@ struct Scatter {
     return p.threads * thread_elements(p) * static_cast<int64_t>(sizeof(A));
   }
 
-  template <class Id>
-  static void add(const PoolParams& p, A* sums, int64_t pixel, int64_t n, int64_t channel, int64_t count, int64_t begin,
-                  int64_t end) {
-    const int64_t step = p.channels_last ? p.C : 1;  // from window to window
-    const int64_t image = p.channels_last ? n * p.h.outputs * p.w.outputs * p.C + channel
-                                          : (n * p.C + channel) * p.h.outputs * p.w.outputs;
-    const T* grads = static_cast<const T*>(p.output) + image;
-    const Id* ids = static_cast<const Id*>(p.ids) + image;
-    const uint32_t S = static_cast<uint32_t>(p.w.kernel);
-    for (int64_t o = p.h.covering_begin(begin), o_end = p.h.covering_end(end - 1); o < o_end; ++o)
+  // How elements of the same channel, and of the same pixel, are apart.
+  struct Steps {
+    int64_t pixel, channel;
+  };
+
+  static void add(const PoolParams& p, A* sums, const Steps& to, const T* grads, const Id* ids, const Steps& from,
+                  int64_t count, int64_t begin, int64_t end) {
+    const uint64_t S = static_cast<uint64_t>(p.w.kernel), inverse = ((uint64_t{1} << 32) + S - 1) / S;
+    for (int64_t o = p.h.covering_begin(begin), o_end = p.h.covering_end(end - 1); o < o_end; ++o) {
+      const int64_t top = p.h.first(o) - begin;
       for (int64_t q = 0; q < p.w.outputs; ++q) {
-        const int64_t at = (o * p.w.outputs + q) * step, top = p.h.first(o) - begin, left = p.w.first(q);
+        const int64_t left = p.w.first(q), at = (o * p.w.outputs + q) * from.pixel;
         for (int64_t c = 0; c < count; ++c) {
-          const uint32_t id = ids[at + c], r = id / S;
-          const int64_t h = top + r * p.h.dilation, w = left + (id - r * S) * p.w.dilation;
+          const uint64_t id = ids[at + c * from.channel];
+          const uint64_t r = sizeof(Id) < 4 ? id * inverse >> 32 : id / S;  // the former is exact below 2^16
+          const int64_t h = top + static_cast<int64_t>(r) * p.h.dilation;
+          const int64_t w = left + static_cast<int64_t>(id - r * S) * p.w.dilation;
           if (h < 0 || h >= end - begin || w < 0 || w >= p.w.size) continue;  // another band's, or nobody's
-          sums[(h * p.w.size + w) * pixel + c] += get(grads + at + c);
+          sums[(h * p.w.size + w) * to.pixel + c * to.channel] += get(grads + at + c * from.channel);
         }
       }
+    }
   }
 
   static void run(const PoolParams& p, void* scratch) {
     const int64_t block = channels(p), blocks = (p.C + block - 1) / block, rows = band(p);
-    const int64_t bands = (p.h.size + rows - 1) / rows;
+    const int64_t bands = (p.h.size + rows - 1) / rows, windows = p.h.outputs * p.w.outputs;
+    const int64_t plane = p.h.size * p.w.size;
+    const Steps in = p.channels_last ? Steps{p.C, 1} : Steps{1, plane};
+    const Steps out = p.channels_last ? Steps{p.C, 1} : Steps{1, windows};
     parallel_for(p.threads, p.N * blocks * bands, [&](int64_t item, int thread) {
       const int64_t begin = item % bands * rows, end = begin + rows < p.h.size ? begin + rows : p.h.size;
       const int64_t n = item / bands / blocks, channel = item / bands % blocks * block;
       const int64_t count = channel + block < p.C ? block : p.C - channel;
-      const int64_t pixels = (end - begin) * p.w.size, step = p.channels_last ? p.C : 1;
-      T* out = static_cast<T*>(p.input) + (p.channels_last ? (n * p.h.size + begin) * p.w.size * p.C + channel
-                                                           : ((n * p.C + channel) * p.h.size + begin) * p.w.size);
-      A* sums = kInPlace ? reinterpret_cast<A*>(out) : static_cast<A*>(scratch) + thread * thread_elements(p);
-      const int64_t pixel = kInPlace ? step : count;
-      for (int64_t i = 0; i < pixels; ++i)
-        for (int64_t c = 0; c < count; ++c) sums[i * pixel + c] = 0;
-      if (p.id_bytes == 1)
-        add<uint8_t>(p, sums, pixel, n, channel, count, begin, end);
-      else if (p.id_bytes == 2)
-        add<uint16_t>(p, sums, pixel, n, channel, count, begin, end);
+      const int64_t pixels = (end - begin) * p.w.size;
+      T* to = static_cast<T*>(p.input) + n * p.C * plane + begin * p.w.size * in.pixel + channel * in.channel;
+      A* sums = static_cast<A*>(scratch) + thread * thread_elements(p);
+      if constexpr (kInPlace) sums = to;
+      const Steps steps = kInPlace ? in : Steps{count, 1};
+      if (steps.channel == 1)
+        for (int64_t i = 0; i < pixels; ++i)
+          for (int64_t c = 0; c < count; ++c) sums[i * steps.pixel + c] = 0;
       else
-        add<uint32_t>(p, sums, pixel, n, channel, count, begin, end);
+        for (int64_t c = 0; c < count; ++c)
+          for (int64_t i = 0; i < pixels; ++i) sums[i + c * steps.channel] = 0;
+      const int64_t from = n * p.C * windows + channel * out.channel;
+      add(p, sums, steps, static_cast<const T*>(p.output) + from, static_cast<const Id*>(p.ids) + from, out, count,
+          begin, end);
       if constexpr (!kInPlace)
         for (int64_t i = 0; i < pixels; ++i)
-          for (int64_t c = 0; c < count; ++c) put(out + i * step + c, sums[i * pixel + c]);
+          for (int64_t c = 0; c < count; ++c) put(to + i * in.pixel + c * in.channel, sums[i * count + c]);
     });
   }
 };
 
-// ---- adaptive windows ----
+// ---- spread ----
 
 template <class T>
 struct Spread {
   using A = Accumulate<T>;
   static constexpr int L = kLanes<A>;
-  static int64_t thread_elements(const PoolParams& p) { return p.w.size + kSlack; }
+  static int64_t thread_elements(const PoolParams& p) { return (p.w.size + kSlack + 15) / 16 * 16; }
+  static int64_t table_bytes(const PoolParams& p) { return (reach_bytes(p.w) + 63) / 64 * 64; }
   static int64_t scratch(const PoolParams& p) {
-    return p.threads * thread_elements(p) * static_cast<int64_t>(sizeof(A));
+    return table_bytes(p) + p.threads * thread_elements(p) * static_cast<int64_t>(sizeof(A));
   }
 
   static void run(const PoolParams& p, void* scratch) {
-    const int64_t rows = p.N * p.C * p.h.size;
-    const int64_t rows_per_item = rows_of_item(p, rows, p.w.size);
-    parallel_for(p.threads, (rows + rows_per_item - 1) / rows_per_item, [&](int64_t item, int thread) {
-      A* sums = static_cast<A*>(scratch) + thread * thread_elements(p);
-      const int64_t end = (item + 1) * rows_per_item < rows ? (item + 1) * rows_per_item : rows;
-      for (int64_t row = item * rows_per_item; row < end; ++row) {
-        const int64_t plane = row / p.h.size, h = row % p.h.size;
-        int64_t written = 0;  // positions that hold a sum; windows begin in order
-        for (int64_t q = 0; q < p.w.outputs; ++q) {
-          A value = 0;
-          for (int64_t o = p.h.covering_begin(h), o_end = p.h.covering_end(h); o < o_end; ++o)
-            value += get(static_cast<const T*>(p.output) + (plane * p.h.outputs + o) * p.w.outputs + q) /
-                     static_cast<A>(window_count(p, o, q));
-          const int64_t first = p.w.first(q), last = first + p.w.end(q);
-          for (int64_t w = first; w < written; ++w) sums[w] += value;
-          for (int64_t w = written; w < last; w += L) store(sums + w, splat(value));
-          written = last;
+    const int64_t rows = p.N * p.C * p.h.size, per_item = rows_of_item(p, rows, p.w.size);
+    const double common = common_divisor(p);
+    const Reach* columns = all_reaches(p.w, scratch);
+    A* memory = reinterpret_cast<A*>(static_cast<char*>(scratch) + table_bytes(p));
+    parallel_for(p.threads, (rows + per_item - 1) / per_item, [&](int64_t item, int thread) {
+      A* sums = memory + thread * thread_elements(p);
+      const int64_t begin = item * per_item, end = begin + per_item < rows ? begin + per_item : rows;
+      int64_t plane = begin / p.h.size, h = begin % p.h.size;
+      Covering last = {-1, -1};
+      for (int64_t row = begin; row < end; ++row) {
+        const Covering covering = covering_of(p.h, h);
+        // Rows that the same windows cover are the same.
+        if (covering.begin != last.begin || covering.end != last.end) {
+          last = covering;
+          int64_t written = 0;  // positions that hold a sum; windows begin in order
+          for (int64_t q = 0; q < p.w.outputs; ++q) {
+            A value = 0;
+            for (int64_t o = covering.begin; o < covering.end; ++o)
+              value += get(static_cast<const T*>(p.output) + (plane * p.h.outputs + o) * p.w.outputs + q) /
+                       static_cast<A>(common != 0 ? common : window_count(p, o, q));
+            const int64_t from = columns[q].first + columns[q].begin, to = columns[q].first + columns[q].end;
+            for (int64_t w = written; w < from; w += L) store(sums + w, Vec<A>{});
+            for (int64_t w = from; w < written; ++w) sums[w] += value;
+            for (int64_t w = from > written ? from : written; w < to; w += L) store(sums + w, splat(value));
+            if (to > written) written = to;
+          }
+          for (int64_t w = written; w < p.w.size; w += L) store(sums + w, Vec<A>{});
         }
         T* to = static_cast<T*>(p.input) + row * p.w.size;
         vectors<T>(p.w.size, [&](int64_t w, int n) {
@@ -383,6 +498,11 @@ struct Spread {
           else
             store_partial(to + w, load(sums + w), n);
         });
+        if (++h == p.h.size) {
+          h = 0;
+          ++plane;
+          last = {-1, -1};
+        }
       }
     });
   }
@@ -395,11 +515,12 @@ struct MaxBackward {
   template <class Body>
   static auto choose_walk(const PoolParams& given, const Body& body) {
     const PoolParams p = joined_planes(given);
-    const bool adapts = p.h.adaptive || p.w.adaptive;  // then a position is covered by few windows, mostly by one
-    const int64_t windows = adapts ? 1 : p.h.kernel * p.w.kernel / (p.h.stride * p.w.stride);
-    if (windows > kMostWindows) return body(p, Scatter<T>{});
-    if (p.channels_last) return body(p, GatherPixels<T, true>{});
-    return adapts ? body(p, Scatter<T>{}) : body(p, GatherLines<T, true>{});
+    return with_id_type(p.id_bytes, [&](auto id) {
+      using Id = decltype(id);
+      const bool regular = !p.h.adaptive && !p.w.adaptive && p.w.stride <= 2;
+      if (most_covering(p) > kMostCovering || !(p.channels_last || regular)) return body(p, Scatter<T, Id>{});
+      return p.channels_last ? body(p, WinnersOfPixels<T, Id>{}) : body(p, WinnersOfLines<T, Id>{});
+    });
   }
   static int64_t scratch(const PoolParams& given) {
     return choose_walk(given, [](const PoolParams& p, auto walk) { return decltype(walk)::scratch(p); });
@@ -414,9 +535,9 @@ struct AvgBackward {
   template <class Body>
   static auto choose_walk(const PoolParams& given, const Body& body) {
     const PoolParams p = joined_planes(given);
-    if (p.channels_last) return body(p, GatherPixels<T, false>{});
-    if (p.w.adaptive) return body(p, Spread<T>{});
-    return body(p, GatherLines<T, false>{});
+    if (p.channels_last) return body(p, SharesOfPixels<T>{});
+    if (p.w.adaptive || p.w.stride > 2) return body(p, Spread<T>{});
+    return body(p, SharesOfLines<T>{});
   }
   static int64_t scratch(const PoolParams& given) {
     return choose_walk(given, [](const PoolParams& p, auto walk) { return decltype(walk)::scratch(p); });

@@ -26,9 +26,29 @@ void for_each_window(const PoolParams& p, const Body& body) {
 
 int64_t no_scratch(const PoolParams&) { return 0; }
 
-// Windows that hold nothing have no index.
+// Windows that hold nothing have no index; without dilation there are none of these, and a row is arithmetic that
+// compilers make vectors of.
 void max_indices(const PoolParams& p, void*) {
-  for_each_window(p, [&](int64_t at, int64_t index, int64_t, int64_t, int64_t) { p.indices[at] = index; });
+  if (p.h.dilation > 1 || p.w.dilation > 1 || p.id_bytes > 2)
+    return for_each_window(p, [&](int64_t at, int64_t index, int64_t, int64_t, int64_t) { p.indices[at] = index; });
+  const int64_t planes = p.channels_last ? p.N : p.N * p.C, inner = p.channels_last ? p.C : 1;
+  const uint64_t S = static_cast<uint64_t>(p.w.kernel), inverse = ((uint64_t{1} << 32) + S - 1) / S;
+  const int64_t next_row = p.w.size - p.w.kernel;  // from a tap past the end of a row to the first of the next
+  parallel_for(p.threads, planes * p.h.outputs, [&](int64_t row, int) {
+    const int64_t top = p.h.first(row % p.h.outputs) * p.w.size, begin = row * p.w.outputs * inner;
+    with_id_type(p.id_bytes, [&](auto id) {
+      const auto* ids = static_cast<const decltype(id)*>(p.ids) + begin;
+      int64_t* indices = p.indices + begin;
+      const auto fill = [&](int64_t from, int64_t count, int64_t origin, int64_t step) {
+        for (int64_t i = 0; i < count; ++i) {
+          const uint64_t tap = ids[from + i], r = tap * inverse >> 32;
+          indices[from + i] = origin + i * step + static_cast<int64_t>(tap) + static_cast<int64_t>(r) * next_row;
+        }
+      };
+      if (inner == 1 && !p.w.adaptive) return fill(0, p.w.outputs, top - p.w.padding, p.w.stride);
+      for (int64_t q = 0; q < p.w.outputs; ++q) fill(q * inner, inner, top + p.w.first(q), 0);
+    });
+  });
 }
 
 template <class T>

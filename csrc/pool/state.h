@@ -191,23 +191,26 @@ inline void store_ids(void* ids, int bytes, int64_t at, Lanes<A> v, int n) {
   store_ids_as<uint32_t, A>(ids, at, v, n);
 }
 
-template <class Id, class A>
-inline Lanes<A> load_ids_as(const void* ids, int64_t at, int n) {
+// Which of the lanes' ids are `tap`.
+template <class A, class Id>
+inline Mask<A> ids_equal(const Id* ids, Id tap) {
   typedef Id Narrow __attribute__((vector_size(sizeof(Id) * kLanes<A>)));
-  Narrow narrow = {};
-  const Id* from = static_cast<const Id*>(ids) + at;
-  if (n == kLanes<A>)
-    __builtin_memcpy(&narrow, from, sizeof narrow);
-  else
-    for (int i = 0; i < n; ++i) narrow[i] = from[i];
-  return __builtin_convertvector(narrow, Lanes<A>);
+  Narrow narrow;
+  __builtin_memcpy(&narrow, ids, sizeof narrow);
+#if defined(__AVX512F__)
+  if constexpr (sizeof narrow == 16 && sizeof(Id) == 1)  // bytes give the mask of the lanes as they are
+    return {_mm_cmpeq_epi8_mask(bits_as<__m128i>(narrow), _mm_set1_epi8(static_cast<char>(tap)))};
+  if constexpr (sizeof narrow == 32 && sizeof(Id) == 2)
+    return {_mm256_cmpeq_epi16_mask(bits_as<__m256i>(narrow), _mm256_set1_epi16(static_cast<short>(tap)))};
+#endif
+  return equal(__builtin_convertvector(narrow, Lanes<A>), Wide<A>::all_ids(tap));
 }
-// n lanes; the others are of no meaning.
-template <class A>
-inline Lanes<A> load_ids(const void* ids, int bytes, int64_t at, int n) {
-  if (bytes == 1) return load_ids_as<uint8_t, A>(ids, at, n);
-  if (bytes == 2) return load_ids_as<uint16_t, A>(ids, at, n);
-  return load_ids_as<uint32_t, A>(ids, at, n);
+// Calls body with an id of the type that ids are kept in.
+template <class Body>
+inline auto with_id_type(int bytes, const Body& body) {
+  if (bytes == 1) return body(uint8_t{});
+  if (bytes == 2) return body(uint16_t{});
+  return body(uint32_t{});
 }
 inline int64_t load_id(const void* ids, int bytes, int64_t at) {
   if (bytes == 1) return static_cast<const uint8_t*>(ids)[at];
