@@ -312,19 +312,21 @@ struct LineWork {
     });
   }
 
-  // Doubling: after each round an element is that of a window of `columns` columns which begins there.
-  void join_doubling(const Line<A>& line, const Chunk& chunk, int64_t at, Vec<A> scale) const {
-    const int64_t S = p.w.kernel;
-    int64_t columns = 1;
-    for (; 2 * columns <= S; columns *= 2)
-      for (int64_t i = 0; i + columns * step < chunk.length; i += L) {
-        State state = get<State>(line, i);
-        state.join(later(get<State>(line, i + columns * step), columns));
-        set(line, i, state);
-      }
+  // Doubling: an element that was that of a window of so many columns, which begins there, becomes that of twice as
+  // many.
+  void double_columns(const Line<A>& line, const Chunk& chunk, int64_t columns) const {
+    for (int64_t i = 0; i + columns * step < chunk.length; i += L) {
+      State state = get<State>(line, i);
+      state.join(later(get<State>(line, i + columns * step), columns));
+      set(line, i, state);
+    }
+  }
+  // Windows of two that overlap.
+  void join_doubled(const Line<A>& line, const Chunk& chunk, int64_t at, Vec<A> scale, int64_t columns) const {
+    const int64_t distance = p.w.kernel - columns;
     vectors<T>(chunk.windows * d, [&](int64_t j, int n) {
       State state = get<State>(line, j);
-      if (columns < S) state.join(later(get<State>(line, j + (S - columns) * step), S - columns));
+      if (distance > 0) state.join(later(get<State>(line, j + distance * step), distance));
       write_windows(chunk, state, at, j, n, scale);
     });
   }
@@ -351,13 +353,13 @@ struct LineWork {
     }
   }
 
-  void join_columns(const Line<A>& line, const Chunk& chunk, int64_t o, int64_t at) const {
+  // `joined`: columns that doubling has joined.
+  void join_columns(const Line<A>& line, const Chunk& chunk, int64_t o, int64_t at, int64_t joined) const {
     Vec<A> scale = {};
     if constexpr (kAdds<State>)
       scale = splat(static_cast<A>(common != 0 ? 1 / common : static_cast<double>(p.h.count(o, p.padding_counts))));
     if (columns || p.w.stride > 2) return join_single(line, chunk, at, scale);
-    if (State::kTakesTwice && p.w.stride == 1 && p.w.kernel >= kDoubledColumns)
-      return join_doubling(line, chunk, at, scale);
+    if (joined > 1) return join_doubled(line, chunk, at, scale, joined);
     switch (p.w.kernel) {
       case 2: return join_columns<2>(line, chunk, at, scale);
       case 3: return join_columns<3>(line, chunk, at, scale);
@@ -383,21 +385,25 @@ struct Lines {
     Reach h;
   };
 
-  // First the lines of all rows, then what they come to: of a line that has just been written, unaligned vectors cannot
-  // be read before it has left the processor's store buffer, and short rows would wait for that one by one.
+  // First the lines of all rows, then each step for all of them: of a line that has just been written, unaligned
+  // vectors cannot be read before it has left the processor's store buffer, and short rows would wait for that.
   template <class Any>
   static void run_rows(const LineWork<T, Any>& work, const Shape& shape, const Line<A>& lines, const Row* rows,
                        int count) {
     const PoolParams& p = shape.p;
+    const bool doubles = State::kTakesTwice && p.w.stride == 1 && !p.w.adaptive && p.w.kernel >= kDoubledColumns;
     for (int64_t q = 0; q < p.w.outputs; q += shape.windows) {
       const Chunk chunk = shape.chunk(q);
       const int64_t lead = (16 - (chunk.from - chunk.first) % 16) % 16;  // so that whole vectors are written aligned
+      const auto line = [&](int i) {
+        return Line<A>{lines.values + i * shape.pitch + lead, lines.ids + i * shape.pitch + lead};
+      };
+      for (int i = 0; i < count; ++i) work.join_rows(line(i), chunk, rows[i].plane, rows[i].h);
+      int64_t columns = 1;
+      for (; doubles && 2 * columns <= p.w.kernel; columns *= 2)
+        for (int i = 0; i < count; ++i) work.double_columns(line(i), chunk, columns);
       for (int i = 0; i < count; ++i)
-        work.join_rows({lines.values + i * shape.pitch + lead, lines.ids + i * shape.pitch + lead}, chunk,
-                       rows[i].plane, rows[i].h);
-      for (int i = 0; i < count; ++i)
-        work.join_columns({lines.values + i * shape.pitch + lead, lines.ids + i * shape.pitch + lead}, chunk, rows[i].o,
-                          (rows[i].number * p.w.outputs + q) * shape.d);
+        work.join_columns(line(i), chunk, rows[i].o, (rows[i].number * p.w.outputs + q) * shape.d, columns);
     }
   }
 
@@ -423,7 +429,8 @@ struct Lines {
 
   static void run(const PoolParams& p, void* scratch) {
     using Numbers = typename NumbersOf<State>::type;
-    constexpr bool kLooks = !std::is_same_v<Numbers, State>;
+    // Where rows are joined often enough to pay for looking at them first.
+    const bool looks = !std::is_same_v<Numbers, State> && p.h.kernel > 2 * p.h.stride;
     const Shape shape(p);
     const int64_t planes = p.channels_last ? p.N : p.N * p.C, rows = planes * p.h.outputs;
     const double common = kAdds<State> ? common_divisor(p) : 1;
@@ -445,11 +452,11 @@ struct Lines {
       Row group[kMostRows];
       for (int64_t row = begin; row < end;) {
         int count = 0;
-        bool numbers = kLooks;
+        bool numbers = looks;
         for (; count < shape.rows && row < end; ++count, ++row) {
           const T* x = static_cast<const T*>(p.input) + plane * p.h.size * p.w.size * shape.d;
           group[count] = {x, row, o, reach_of(p.h, o)};
-          if constexpr (kLooks) {
+          if (looks) {
             last = last_with_nan(p, group[count], checked, last, shape.d);
             numbers = numbers && last < group[count].h.first;
           }
