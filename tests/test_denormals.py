@@ -6,8 +6,8 @@ from itertools import product
 
 import pytest
 import torch
+from kernels import SUPPORTED, dtypes_of, kernel_meets_isa, served
 from layouts import LAYOUTS
-from test_conv import SUPPORTED, dtypes_of, kernel_meets_isa, served
 from test_isa import run_python
 from torch import Tensor
 

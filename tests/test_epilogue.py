@@ -7,18 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import CASES, problem, values
+from kernels import SUPPORTED, dtypes_of, kernel_meets_isa
 from layouts import LAYOUTS, assert_close_to_reference, sliced
-from test_conv import dtypes_of, kernel_meets_isa
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
 import fastconv
-from fastconv._native import ISAS, native
+from fastconv._native import native
 
 ops = torch.ops.fastconv
-SUPPORTED = ISAS[: ISAS.index(native.isa_supported()) + 1]
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 ACTIVATIONS = {None: lambda x: x, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}
 #: Stride, padding, dilation and groups as the operator takes them.
 REST = {dims: ([1] * dims, [0, 0] * dims, [1] * dims, 1) for dims in (1, 2)}

@@ -8,16 +8,14 @@ from math import prod
 import pytest
 import torch
 from cases import CASES, TRANSPOSED_CASES, Case, TransposedCase, problem
+from kernels import HEAVY, SUPPORTED
 from layouts import LAYOUTS
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastconv
 from fastconv import _roofline
-from fastconv._native import ISAS, native
+from fastconv._native import native
 from fastconv.explain import Run
-
-SUPPORTED = ISAS[: ISAS.index(native.isa_supported()) + 1]
-HEAVY = {"weights_of_17_megabytes", "channel_passes", "channel_passes_grouped", "rows_of_tiles"}
 
 
 @pytest.mark.parametrize("isa", SUPPORTED)
