@@ -25,15 +25,20 @@ PYBIND11_MODULE(_C, m) {
       "conv_explain",
       [](std::string dtype, std::vector<int64_t> input, std::vector<int64_t> input_strides, std::vector<int64_t> weight,
          std::vector<int64_t> weight_strides, std::vector<int64_t> stride, std::vector<int64_t> padding,
-         std::vector<int64_t> dilation, int64_t groups, int threads) {
-        const ConvAnswer answer = conv_explain(
-            {dtype, input, input_strides, weight, weight_strides, stride, padding, dilation, groups, threads});
-        return py::dict("kernel"_a = answer.kernel, "passed_by"_a = answer.passed_by, "packed"_a = answer.packed,
-                        "scratch"_a = answer.scratch, "threads"_a = answer.threads,
+         std::vector<int64_t> dilation, int64_t groups, int threads, bool transposed,
+         std::vector<int64_t> output_padding, bool bias) {
+        const ConvAnswer answer = conv_explain({dtype, input, input_strides, weight, weight_strides, stride, padding,
+                                                dilation, groups, threads, transposed, output_padding, bias});
+        py::list runs;
+        for (const ConvRun& run : answer.runs)
+          runs.append(py::dict("kernel"_a = run.kernel, "passed_by"_a = run.passed_by, "packed"_a = run.packed,
+                               "scratch"_a = run.scratch));
+        return py::dict("runs"_a = runs, "way"_a = answer.way, "threads"_a = answer.threads,
                         "copies_input"_a = answer.copies_input);
       },
       "dtype"_a, "input"_a, "input_strides"_a, "weight"_a, "weight_strides"_a, "stride"_a, "padding"_a, "dilation"_a,
-      "groups"_a, "threads"_a, "The kernel that a convolution would run; runs nothing.");
+      "groups"_a, "threads"_a, "transposed"_a = false, "output_padding"_a = std::vector<int64_t>{}, "bias"_a = false,
+      "The kernels that a convolution would run, or a transposed one; runs nothing.");
   m.def(
       "peak_work",
       [](bool wide, int64_t rounds, int threads) {

@@ -11,7 +11,8 @@ from torch import Tensor
 from fastconv import _roofline
 from fastconv._native import native
 from fastconv._operator import memory_format as format_of
-from fastconv.conv import _lists, conv1d, conv2d
+from fastconv.conv import _each, _lists, conv1d, conv2d
+from fastconv.conv_transpose import conv_transpose1d, conv_transpose2d
 
 __all__ = ["Explanation", "Run", "explain"]
 
@@ -46,6 +47,9 @@ class Explanation:
     output: tuple[int, ...]
     #: what the call comes down to, in order; a convolution is one run, none where its output is empty
     runs: tuple[Run, ...]
+    #: how a transposed convolution is done: ``"product"``, ``"backwards"``, ``"spread"`` or ``"residues"`` (``print``
+    #: says what they are); empty for a convolution
+    way: str
     #: floating-point operations by the definition, two for each product, those with padding included
     flops: int
     #: of everything that is read once and written once
@@ -56,9 +60,9 @@ class Explanation:
 
     @property
     def kernel(self) -> str | None:
-        """The kernel that runs; where there are several, joined with ``+``."""
-        names = dict.fromkeys(run.kernel for run in self.runs if run.kernel)
-        return "+".join(names) or None
+        """The kernel that runs; where there are several, joined with ``+``. None where nothing runs, or not all can."""
+        names = dict.fromkeys(run.kernel for run in self.runs)
+        return None if None in names else "+".join(filter(None, names)) or None
 
     @property
     def threads(self) -> int:
@@ -86,7 +90,8 @@ class Explanation:
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         lines = [
             f"{self.op}: {operands} to {list(self.output)}, {dtype}, {layout}, {self.isa}, {threads}",
-            *(line for run in self.runs for line in _describe(run)),
+            *([f"  way      {_WAYS[self.way]}"] if self.way else []),
+            *(line for runs in _alike(self.runs) for line in _describe(runs)),
             f"  work     {_unit(self.flops, 'FLOP')}, {_unit(self.bytes, 'B')}, {self.intensity:.3g} FLOP/B",
             f"  at best  {_unit(self.seconds, 's')}, bound by {self.bound} "
             f"({_unit(self.peak, 'FLOP/s')}, {_unit(self.bandwidth, 'B/s')})",
@@ -94,11 +99,30 @@ class Explanation:
         return "\n".join(lines)
 
 
-def _describe(run: Run) -> list[str]:
-    lines = [f"  kernel   {run.kernel or 'none: an error'}"]
-    lines += [f"           not {name}: {reason}" for name, reason in run.passed_by]
-    lines.append(f"  memory   {_unit(run.packed_bytes, 'B')} packed weights, {_unit(run.scratch_bytes, 'B')} scratch")
-    if run.copies_input:
+#: What the native library calls the ways of a transposed convolution.
+_WAYS = {
+    "product": "a product of matrices, for images of one pixel",
+    "backwards": "one convolution, the weights read backwards",
+    "spread": "one run for all residues of the position modulo the stride",
+    "residues": "a convolution for each residue of the position modulo the stride: no kernel serves all in one run",
+}
+
+
+def _alike(runs: Sequence[Run]) -> list[list[Run]]:
+    """Those of one kernel, chosen for the same reasons, together."""
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.kernel, run.passed_by), []).append(run)
+    return list(groups.values())
+
+
+def _describe(runs: list[Run]) -> list[str]:
+    times = f", {len(runs)} times" if len(runs) > 1 else ""
+    lines = [f"  kernel   {runs[0].kernel or 'none: an error'}{times}"]
+    lines += [f"           not {name}: {reason}" for name, reason in runs[0].passed_by]
+    packed, scratch = max(run.packed_bytes for run in runs), max(run.scratch_bytes for run in runs)
+    lines.append(f"  memory   {_unit(packed, 'B')} packed weights, {_unit(scratch, 'B')} scratch")
+    if runs[0].copies_input:
         lines.append("           and the input is copied into a layout that kernels read")
     return lines
 
@@ -121,7 +145,7 @@ def explain(
     """Which kernel a call would run on the CPU, why, and how long it must take at least. Computes nothing.
 
     Args:
-        op: a function of fastconv, or its name: ``conv1d``, ``conv2d``.
+        op: a function of fastconv, or its name: ``conv1d``, ``conv2d``, ``conv_transpose1d``, ``conv_transpose2d``.
         shapes: its tensors (input, weight, and bias where there is one), or their shapes.
         dtype: of tensors that are given by their shape; by default that of the given tensors, else float32.
         memory_format: of the input, where it is given by its shape.
@@ -141,11 +165,13 @@ def explain(
     (231211008, (1, 64, 56, 56))
     >>> explain(conv2d, (1, 32, 30, 30), (32, 1, 3, 3), groups=32).kernel
     'depthwise_rows'
+    >>> explain("conv_transpose2d", (1, 64, 32, 32), (64, 32, 4, 4), stride=2, padding=1).way
+    'spread'
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", None)
     family = _FAMILIES.get(name) if isinstance(name, str) else None
     if family is None or op not in (name, family.function):
-        raise ValueError(f"explain: op must be {' or '.join(_FAMILIES)} of fastconv, or its name (got {op!r})")
+        raise ValueError(f"explain: op must be one of fastconv's {', '.join(_FAMILIES)}, or its name (got {op!r})")
     if len(shapes) > len(_POSITIONAL):
         raise TypeError(f"explain: shapes must be those of {', '.join(_POSITIONAL)} (got {len(shapes)} of them)")
     if threads is None:
@@ -153,13 +179,16 @@ def explain(
     if threads < 1:
         raise ValueError(f"explain: threads must be positive (got {threads})")
     given: dict[str, Any] = dict(zip(_POSITIONAL, shapes, strict=False))
+    if given.get("bias") is None:
+        given.pop("bias", None)
     given |= {key: kwargs.pop(key) for key in ("bias", "residual") if kwargs.get(key) is not None}
     if dtype is None:
         dtype = next((t.dtype for t in given.values() if isinstance(t, Tensor)), torch.float32)
     operands = {key: _without_data(key, value, dtype, memory_format) for key, value in given.items()}
     with torch.no_grad():
         output = family.function(**operands, **kwargs)  # refuses what a call would refuse
-    flops, runs = family.runs(operands["input"], operands["weight"], output, threads, **kwargs)
+    flops, query = family.query(operands["input"], operands["weight"], output, **kwargs)
+    runs, way = _ask(operands, output, threads, query)
     used = max((run.threads for run in runs), default=1)
     return Explanation(
         op=family.function.__name__,
@@ -169,6 +198,7 @@ def explain(
         operands={key: tuple(t.shape) for key, t in operands.items()},
         output=tuple(output.shape),
         runs=runs,
+        way=way,
         flops=flops,
         bytes=sum(t.numel() * t.itemsize for t in (*operands.values(), output)),
         peak=_roofline.peak(output.dtype, used),
@@ -186,49 +216,86 @@ def _without_data(name: str, given: Any, dtype: torch.dtype, memory_format: torc
     return torch.empty(tuple(given), dtype=dtype, device="meta", memory_format=format)
 
 
+def _ask(operands: dict[str, Tensor], output: Tensor, threads: int, query: dict) -> tuple[tuple[Run, ...], str]:
+    """The runs of a call, and the way."""
+    input, weight = operands["input"], operands["weight"]
+    if output.numel() == 0:
+        return (), ""
+    if input.dim() == weight.dim() - 1:
+        input = input.unsqueeze(0)
+    answer = native.conv_explain(
+        dtype=str(output.dtype).removeprefix("torch."),
+        input=input.shape,
+        input_strides=input.stride(),
+        weight=weight.shape,
+        weight_strides=weight.stride(),
+        threads=threads,
+        bias="bias" in operands,
+        **query,
+    )
+    runs = tuple(
+        Run(
+            kernel=run["kernel"] or None,
+            passed_by=tuple(run["passed_by"]),
+            packed_bytes=run["packed"],
+            scratch_bytes=run["scratch"],
+            threads=answer["threads"],
+            copies_input=answer["copies_input"],
+        )
+        for run in answer["runs"]
+    )
+    return runs, answer["way"]
+
+
 # ---- families ------------------------------------------------------------------------------------------------------
 
 
 class _Family(NamedTuple):
-    """``runs(input, weight, output, threads, **kwargs)`` gives the operations and the runs of a call."""
+    """``query(input, weight, output, **kwargs)`` gives the operations of a call, and how to ask for its runs."""
 
     function: Callable[..., Tensor]
-    runs: Callable[..., tuple[int, tuple[Run, ...]]]
+    query: Callable[..., tuple[int, dict]]
 
 
 def _convolution(
     input: Tensor,
     weight: Tensor,
     output: Tensor,
-    threads: int,
     stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] | str = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     activation: str | None = None,
-) -> tuple[int, tuple[Run, ...]]:
+) -> tuple[int, dict]:
     dims = weight.dim() - 2
     lists = _lists(f"conv{dims}d", dims, weight, stride, padding, dilation, groups)
-    flops = 2 * output.numel() * prod(weight.shape[1:])
-    if output.numel() == 0:
-        return flops, ()
-    if input.dim() == dims + 1:
-        input = input.unsqueeze(0)
-    dtype = str(output.dtype).removeprefix("torch.")
-    tensors = (list(input.shape), input.stride(), list(weight.shape), weight.stride())
-    answer = native.conv_explain(dtype, *tensors, *lists, threads)
-    run = Run(
-        kernel=answer["kernel"] or None,
-        passed_by=tuple(answer["passed_by"]),
-        packed_bytes=answer["packed"],
-        scratch_bytes=answer["scratch"],
-        threads=answer["threads"],
-        copies_input=answer["copies_input"],
-    )
-    return flops, (run,)
+    query = dict(zip(("stride", "padding", "dilation", "groups"), lists, strict=True))
+    return 2 * output.numel() * prod(weight.shape[1:]), query
+
+
+def _transposed(
+    input: Tensor,
+    weight: Tensor,
+    output: Tensor,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> tuple[int, dict]:
+    dims = weight.dim() - 2
+    lists = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
+    query = {name: _each(f"conv_transpose{dims}d", name, value, dims) for name, value in lists.items()}
+    return 2 * input.numel() * prod(weight.shape[1:]), {**query, "groups": groups, "transposed": True}
 
 
 _POSITIONAL = ("input", "weight", "bias")
 _FAMILIES = {
-    family.function.__name__: family for family in (_Family(conv1d, _convolution), _Family(conv2d, _convolution))
+    family.function.__name__: family
+    for family in (
+        _Family(conv1d, _convolution),
+        _Family(conv2d, _convolution),
+        _Family(conv_transpose1d, _transposed),
+        _Family(conv_transpose2d, _transposed),
+    )
 }

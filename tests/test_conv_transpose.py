@@ -8,9 +8,9 @@ import pytest
 import test_conv
 import torch
 import torch.nn.functional as F
-from cases import TRANSPOSED_CASES, TransposedCase, problem
+from cases import TRANSPOSED_CASES, TransposedCase, problem, values
+from kernels import BEYOND, CHOOSY, DTYPES, KERNELS, SUPPORTED, draw, dtypes_of, meetings_of, served, serves
 from layouts import LAYOUTS, assert_close_to_reference
-from test_conv import BEYOND, CHOOSY, DTYPES, KERNELS, SUPPORTED, draw, dtypes_of, meetings_of, served, serves
 from torch.autograd import gradcheck, gradgradcheck
 
 import fastconv
@@ -195,8 +195,8 @@ def test_images_of_one_pixel(kernel: str, dtype: torch.dtype) -> None:
 def test_nan_and_infinity_reach_what_they_should(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
     for groups, K, kwargs in [(9, 9, {"padding": 1}), (3, 18, {"output_padding": 1}), (1, 20, {"dilation": 3})]:
-        input = test_conv.values((2, 9, 6, 7), generator)
-        weight = test_conv.values((9, K // groups, 3, 3), generator)
+        input = values((2, 9, 6, 7), generator)
+        weight = values((9, K // groups, 3, 3), generator)
         input[0, 0, 0, 0] = input[1, 4, 0, 5] = float("nan")
         input[0, 8, 5, 6], input[1, 4, 3, 3] = float("inf"), float("-inf")
         expected = F.conv_transpose2d(input, weight, None, 2, groups=groups, **kwargs)
@@ -289,8 +289,8 @@ def test_enormous_stride_and_dilation(size, kernel, stride, padding, output_padd
     results = []
     for module in (fastconv, F):
         generator = torch.Generator().manual_seed(0)
-        input = test_conv.values((1, 2, size), generator).requires_grad_()
-        weight = test_conv.values((2, 3, kernel), generator).requires_grad_()
+        input = values((1, 2, size), generator).requires_grad_()
+        weight = values((2, 3, kernel), generator).requires_grad_()
         output = module.conv_transpose1d(input, weight, None, stride, padding, output_padding, 1, dilation)
         results.append((output, *torch.autograd.grad(output.square().sum(), (input, weight))))
     for mine, theirs in zip(*results, strict=True):

@@ -6,21 +6,21 @@ from itertools import cycle, product
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES, Case, problem, values
+from cases import CASES, problem, values
+from kernels import SUPPORTED, dtypes_of, kernel_meets_isa
 from layouts import LAYOUTS, assert_close_to_reference, sliced
-from test_conv import dtypes_of, kernel_meets_isa
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
 import fastconv
-from fastconv._native import ISAS, native
+from fastconv._native import native
 
 ops = torch.ops.fastconv
-SUPPORTED = ISAS[: ISAS.index(native.isa_supported()) + 1]
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 ACTIVATIONS = {None: lambda x: x, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}
-REST = ([1, 1], [0, 0, 0, 0], [1, 1], 1)
+#: Stride, padding, dilation and groups as the operator takes them.
+REST = {dims: ([1] * dims, [0, 0] * dims, [1] * dims, 1) for dims in (1, 2)}
+DIMS = pytest.mark.parametrize("dims", REST)
 
 
 def randn(*size: int, last: bool = False, grad: bool = False, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -28,8 +28,9 @@ def randn(*size: int, last: bool = False, grad: bool = False, dtype: torch.dtype
     return (made.to(memory_format=torch.channels_last) if last else made).requires_grad_(grad)
 
 
-def function_of(case: Case):
-    return fastconv.conv1d if case.dims == 1 else fastconv.conv2d
+def conv_of(dims: int, module=fastconv):
+    """fastconv's or torch.nn.functional's."""
+    return module.conv1d if dims == 1 else module.conv2d
 
 
 # ---- values --------------------------------------------------------------------------------------------------------
@@ -57,17 +58,17 @@ def test_every_kernel(kernel: str, isa: str) -> None:
             for dtype, layout in product(dtypes, LAYOUTS):
                 torch.set_num_threads(1 + len(met) % 2)
                 x, weight, bias = LAYOUTS[layout](p.input.to(dtype)), p.weight.to(dtype), p.bias.to(dtype)
-                if fastconv.explain(function_of(case), x, weight, bias, **case.kwargs).kernel is None:
+                if fastconv.explain(case.function(fastconv), x, weight, bias, **case.kwargs).kernel is None:
                     continue
                 for activation, add in product(ACTIVATIONS, (False, True)):
                     r = LAYOUTS[next(residual_layouts)](residual.to(dtype)) if add else None
-                    got = function_of(case)(x, weight, bias, **case.kwargs, activation=activation, residual=r)
+                    got = case.function(fastconv)(x, weight, bias, **case.kwargs, activation=activation, residual=r)
                     expected = ACTIVATIONS[activation](p.output + residual if add else p.output)
                     scale = p.scale_output + residual.abs() if add else p.scale_output
                     # No activation is steeper than 1.5, so errors grow by no more.
                     name = f"{case}, {dtype}, {layout}, {activation}, residual {add}"
                     assert_close_to_reference(name, got, expected, 1.5 * scale, patches=kernel.startswith("winograd"))
-                    assert got.stride() == function_of(case)(x, weight, bias, **case.kwargs).stride()
+                    assert got.stride() == case.function(fastconv)(x, weight, bias, **case.kwargs).stride()
                     met.add((dtype, layout, activation, add))
     layouts = {layout for _, layout, _, _ in met}
     assert len(met) == len(dtypes) * len(layouts) * len(ACTIVATIONS) * 2
@@ -119,13 +120,14 @@ def test_16_bit_results_are_rounded_once(dtype: torch.dtype, isa: str) -> None:
     assert torch.equal(got, expected)
 
 
-def test_the_input_as_residual() -> None:
+@DIMS
+def test_the_input_as_residual(dims: int) -> None:
     """A block that adds what it began with; nothing of it is written."""
-    for last in (False, True):
-        x, weight = randn(2, 8, 7, 9, last=last), randn(8, 8, 3, 3)
+    for last in {False, dims == 2}:
+        x, weight = randn(2, 8, *(7, 9)[-dims:], last=last), randn(8, 8, *(3,) * dims)
         before = x.clone()
-        got = fastconv.conv2d(x, weight, padding=1, residual=x, activation="relu")
-        assert_close(got, (F.conv2d(x, weight, padding=1) + x).relu(), rtol=1e-4, atol=1e-4)
+        got = conv_of(dims)(x, weight, padding=1, residual=x, activation="relu")
+        assert_close(got, (conv_of(dims, F)(x, weight, padding=1) + x).relu(), rtol=1e-4, atol=1e-4)
         assert torch.equal(x, before)
 
 
@@ -149,30 +151,31 @@ def test_one_row_or_column_of_output() -> None:
             assert_close(got, F.relu6(F.conv2d(x, weight) + residual), rtol=1e-5, atol=1e-5)
 
 
-def test_unbatched_and_empty() -> None:
-    x, weight, bias, residual = randn(3, 6, 7), randn(4, 3, 3, 3), randn(4), randn(4, 4, 5)
-    expected = (F.conv2d(x, weight, bias) + residual).relu()
-    assert_close(fastconv.conv2d(x, weight, bias, residual=residual, activation="relu"), expected)
-    got = fastconv.conv1d(x[:, 0], weight[:, :, 0], bias, residual=residual[:, 0], activation="relu")
-    assert_close(got, (F.conv1d(x[:, 0], weight[:, :, 0], bias) + residual[:, 0]).relu())
-    empty = fastconv.conv2d(x[None][:0], weight, residual=residual[None][:0], activation="silu")
-    assert empty.shape == (0, 4, 4, 5)
+@DIMS
+def test_unbatched_and_empty(dims: int) -> None:
+    size = (4, 5)[-dims:]
+    x, weight, bias, residual = randn(3, *(6, 7)[-dims:]), randn(4, 3, *(3,) * dims), randn(4), randn(4, *size)
+    expected = (conv_of(dims, F)(x, weight, bias) + residual).relu()
+    assert_close(conv_of(dims)(x, weight, bias, residual=residual, activation="relu"), expected)
+    empty = conv_of(dims)(x[None][:0], weight, residual=residual[None][:0], activation="silu")
+    assert empty.shape == (0, 4, *size)
 
 
+@DIMS
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_a_sum_of_nothing(activation: str | None) -> None:
+def test_a_sum_of_nothing(activation: str | None, dims: int) -> None:
     """No input channels: what is left is the bias and the residual."""
-    bias, residual = randn(9), randn(2, 9, 4, 4)
-    got = fastconv.conv2d(
-        randn(2, 0, 4, 4), randn(9, 0, 3, 3), bias, padding=1, activation=activation, residual=residual
-    )
-    assert_close(got, ACTIVATIONS[activation](bias.view(9, 1, 1) + residual))
+    size = (4,) * dims
+    bias, residual = randn(9), randn(2, 9, *size)
+    x, weight = randn(2, 0, *size), randn(9, 0, *(3,) * dims)
+    got = conv_of(dims)(x, weight, bias, padding=1, activation=activation, residual=residual)
+    assert_close(got, ACTIVATIONS[activation](bias.view(9, *(1,) * dims) + residual))
 
 
 # ---- gradients -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dims", [1, 2])
+@DIMS
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradcheck(activation: str | None, dims: int) -> None:
     """Once and twice, for every tensor; with the public function and with the operator itself."""
@@ -181,10 +184,9 @@ def test_gradcheck(activation: str | None, dims: int) -> None:
         randn(*size, dtype=torch.float64, grad=True)
         for size in [(2, 4, *spatial), (6, 2, *(3,) * dims), (6,), (2, 6, *spatial)]
     ]
-    function = fastconv.conv1d if dims == 1 else fastconv.conv2d
 
     def public(x, w, b, r):
-        return function(x, w, b, padding=1, groups=2, activation=activation, residual=r)
+        return conv_of(dims)(x, w, b, padding=1, groups=2, activation=activation, residual=r)
 
     def operator(x, w, b, r):
         return ops.conv(x, w, b, [1] * dims, [1] * 2 * dims, [1] * dims, 2, r, activation)
@@ -194,14 +196,16 @@ def test_gradcheck(activation: str | None, dims: int) -> None:
         assert gradgradcheck(call, tensors)
 
 
+@DIMS
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gradient_of_only_what_asks_for_one(activation: str | None) -> None:
-    tensors = [randn(2, 4, 5, 5), randn(6, 4, 3, 3), randn(6), randn(2, 6, 3, 3)]
+def test_gradient_of_only_what_asks_for_one(activation: str | None, dims: int) -> None:
+    five, three = (5,) * dims, (3,) * dims
+    tensors = [randn(2, 4, *five), randn(6, 4, *three), randn(6), randn(2, 6, *three)]
     for wanted in range(1, 16):
         mine = [t.clone().requires_grad_(bool(wanted >> i & 1)) for i, t in enumerate(tensors)]
         theirs = [t.clone().requires_grad_(bool(wanted >> i & 1)) for i, t in enumerate(tensors)]
-        fastconv.conv2d(*mine[:3], activation=activation, residual=mine[3]).square().sum().backward()
-        ACTIVATIONS[activation](F.conv2d(*theirs[:3]) + theirs[3]).square().sum().backward()
+        conv_of(dims)(*mine[:3], activation=activation, residual=mine[3]).square().sum().backward()
+        ACTIVATIONS[activation](conv_of(dims, F)(*theirs[:3]) + theirs[3]).square().sum().backward()
         for a, b in zip(mine, theirs, strict=True):
             assert (a.grad is None) == (b.grad is None)
             if a.grad is not None:
@@ -241,20 +245,22 @@ def test_16_bit_gradients(activation: str | None, dtype: torch.dtype) -> None:
 # ---- citizenship ---------------------------------------------------------------------------------------------------
 
 
+@DIMS
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_opcheck(activation: str | None, residual: bool) -> None:
+def test_opcheck(activation: str | None, residual: bool, dims: int) -> None:
     for grad, last, dtype in (
         (False, False, torch.float32),
-        (True, True, torch.float32),
-        (False, True, torch.bfloat16),
+        (True, dims == 2, torch.float32),
+        (False, dims == 2, torch.bfloat16),
     ):
         tensors = (
-            randn(2, 4, 6, 7, last=last, grad=grad, dtype=dtype), randn(6, 4, 3, 3, grad=grad, dtype=dtype),
+            randn(2, 4, *(6, 7)[-dims:], last=last, grad=grad, dtype=dtype),
+            randn(6, 4, *(3,) * dims, grad=grad, dtype=dtype),
             randn(6, dtype=dtype),
-        )  # fmt: skip
-        added = randn(2, 6, 4, 5, grad=grad, dtype=dtype) if residual else None
-        torch.library.opcheck(ops.conv.default, (*tensors, *REST, added, activation))
+        )
+        added = randn(2, 6, *(4, 5)[-dims:], grad=grad, dtype=dtype) if residual else None
+        torch.library.opcheck(ops.conv.default, (*tensors, *REST[dims], added, activation))
 
 
 class Block(torch.nn.Module):
@@ -326,7 +332,7 @@ def test_autocast(direct: bool, activation: str | None) -> None:
     x, w, b, r = leaves
     with torch.autocast("cpu", dtype=torch.bfloat16):
         if direct:
-            output = ops.conv(x, w, b, *REST, r, activation)
+            output = ops.conv(x, w, b, *REST[2], r, activation)
         else:
             output = fastconv.conv2d(x, w, b, activation=activation, residual=r)
     assert output.dtype == torch.bfloat16
@@ -369,12 +375,15 @@ def test_torch_func(activation: str | None) -> None:
     assert_close(*twice)
 
 
-@pytest.mark.parametrize("last", [False, True])
-def test_meta_tensors(last: bool) -> None:
-    tensors = [randn(2, 4, 9, 10, last=last), randn(6, 2, 3, 3), randn(6), randn(2, 6, 5, 5)]
-    real = fastconv.conv2d(*tensors[:3], 2, 1, groups=2, activation="silu", residual=tensors[3])
+@pytest.mark.parametrize(("dims", "last"), [(1, False), (2, False), (2, True)])
+def test_meta_tensors(dims: int, last: bool) -> None:
+    three = (3,) * dims
+    tensors = [
+        randn(2, 4, *(9, 10)[-dims:], last=last), randn(6, 2, *three), randn(6), randn(2, 6, *(5,) * dims)
+    ]  # fmt: skip
+    real = conv_of(dims)(*tensors[:3], 2, 1, groups=2, activation="silu", residual=tensors[3])
     x, w, b, r = (t.to("meta").requires_grad_() for t in tensors)
-    meta = fastconv.conv2d(x, w, b, 2, 1, groups=2, activation="silu", residual=r)
+    meta = conv_of(dims)(x, w, b, 2, 1, groups=2, activation="silu", residual=r)
     assert (meta.shape, meta.stride(), meta.dtype) == (real.shape, real.stride(), real.dtype)
     meta.sum().backward()
     assert [t.grad.shape for t in (x, w, b, r)] == [t.shape for t in tensors]
@@ -383,49 +392,59 @@ def test_meta_tensors(last: bool) -> None:
 # ---- errors --------------------------------------------------------------------------------------------------------
 
 RULE = "activation must be None, 'relu', 'relu6', 'silu' or 'hardswish'"
+#: What a residual may be instead of [1, 6, 3, 3] or, in one dimension, [1, 6, 3].
 BAD = [
-    (dict(residual=lambda: torch.ones(1, 6, 3, 4)), "residual must have shape [1, 6, 3, 3] (got [1, 6, 3, 4])"),
-    (dict(residual=lambda: torch.ones(6, 3, 3)), "residual must have shape [1, 6, 3, 3] (got [6, 3, 3])"),
-    (dict(residual=lambda: torch.ones(())), "residual must have shape [1, 6, 3, 3] (got [])"),
+    (dict(residual=lambda size: torch.ones(*size[:-1], 4)), "residual must have shape {size} (got {given})"),
+    (dict(residual=lambda size: torch.ones(size[1:])), "residual must have shape {size} (got {given})"),
+    (dict(residual=lambda size: torch.ones(())), "residual must have shape {size} (got {given})"),
     (
-        dict(residual=lambda: torch.ones(1, 6, 3, 3).double()),
+        dict(residual=lambda size: torch.ones(size).double()),
         "residual must have the dtype of input, float32 (got float64)",
     ),
-    (dict(activation=lambda: "gelu"), f"{RULE} (got 'gelu')"),
-    (dict(activation=lambda: ""), f"{RULE} (got '')"),
-    (dict(activation=lambda: "ReLU"), f"{RULE} (got 'ReLU')"),
+    (dict(activation=lambda size: "gelu"), f"{RULE} (got 'gelu')"),
+    (dict(activation=lambda size: ""), f"{RULE} (got '')"),
+    (dict(activation=lambda size: "ReLU"), f"{RULE} (got 'ReLU')"),
 ]
 
 
-@pytest.mark.parametrize(("kwargs", "message"), BAD, ids=[message for _, message in BAD])
-def test_bad_values(kwargs: dict, message: str) -> None:
+def small(dims: int, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input and weight of a convolution whose output is 3 wide and high."""
+    return torch.ones(1, 4, *(5,) * dims, **options), torch.ones(6, 4, *(3,) * dims, **options)
+
+
+@DIMS
+@pytest.mark.parametrize(("kwargs", "message"), BAD)
+def test_bad_values(kwargs: dict, message: str, dims: int) -> None:
     """In the same words in the call, for tensors without data, under fake tensors and by the operator itself."""
+    size = [1, 6, *(3,) * dims]
+
+    def made(device: str) -> dict:
+        values = {name: value(size) for name, value in kwargs.items()}
+        return {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in values.items()}
 
     def call(device: str, grad: bool = False) -> None:
-        made = {name: value() for name, value in kwargs.items()}
-        made = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in made.items()}
-        fastconv.conv2d(
-            torch.ones(1, 4, 5, 5, device=device), torch.ones(6, 4, 3, 3, device=device, requires_grad=grad), **made
-        )
+        x, weight = small(dims, device=device)
+        conv_of(dims)(x, weight.requires_grad_(grad), **made(device))
 
     def fake() -> None:
         with FakeTensorMode():
             call("cpu")
 
     def operator(device: str) -> None:
-        made = [kwargs[name]() if name in kwargs else None for name in ("residual", "activation")]
-        made = [v.to(device) if isinstance(v, torch.Tensor) else v for v in made]
-        ops.conv(torch.ones(1, 4, 5, 5, device=device), torch.ones(6, 4, 3, 3, device=device), None, *REST, *made)
+        rest = [made(device).get(name) for name in ("residual", "activation")]
+        ops.conv(*small(dims, device=device), None, *REST[dims], *rest)
 
+    given = made("cpu").get("residual", torch.ones(())).shape
     for way in (
         lambda: call("cpu"), lambda: call("cpu", True), lambda: call("meta"), fake, lambda: operator("cpu"),
         lambda: operator("meta"),
     ):  # fmt: skip
         with pytest.raises(RuntimeError) as raised:
             way()
-        assert str(raised.value) == f"conv2d: {message}"
+        assert str(raised.value) == f"conv{dims}d: {message.format(size=size, given=list(given))}"
 
 
+@DIMS
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -435,18 +454,20 @@ def test_bad_values(kwargs: dict, message: str) -> None:
         (dict(activation=F.relu), f"{RULE} (got {F.relu!r})"),
     ],
 )
-def test_bad_types(kwargs: dict, message: str) -> None:
+def test_bad_types(kwargs: dict, message: str, dims: int) -> None:
     with pytest.raises(TypeError) as raised:
-        fastconv.conv2d(torch.ones(1, 4, 5, 5), torch.ones(6, 4, 3, 3), **kwargs)
-    assert str(raised.value) == f"conv2d: {message}"
+        conv_of(dims)(*small(dims), **kwargs)
+    assert str(raised.value) == f"conv{dims}d: {message}"
 
 
-def test_by_keyword_only() -> None:
+@DIMS
+def test_by_keyword_only(dims: int) -> None:
     with pytest.raises(TypeError, match="positional"):
-        fastconv.conv2d(torch.ones(1, 4, 5, 5), torch.ones(6, 4, 3, 3), None, 1, 0, 1, 1, "relu")
+        conv_of(dims)(*small(dims), None, 1, 0, 1, 1, "relu")
 
 
-def test_residual_on_another_device() -> None:
-    message = r"conv2d: residual must be on the device of input, cpu \(got meta\)"
+@DIMS
+def test_residual_on_another_device(dims: int) -> None:
+    message = rf"conv{dims}d: residual must be on the device of input, cpu \(got meta\)"
     with pytest.raises(RuntimeError, match=message):
-        fastconv.conv2d(torch.ones(1, 4, 5, 5), torch.ones(6, 4, 3, 3), residual=torch.ones(1, 6, 3, 3, device="meta"))
+        conv_of(dims)(*small(dims), residual=torch.ones(1, 6, *(3,) * dims, device="meta"))

@@ -1,25 +1,21 @@
 """What `fastconv.explain` says is what runs, and its figures are those of the definition."""
 
+from collections import defaultdict
 from dataclasses import replace
 from itertools import product
+from math import prod
 
 import pytest
 import torch
-from cases import CASES, Case, problem
+from cases import CASES, TRANSPOSED_CASES, Case, TransposedCase, problem
+from kernels import HEAVY, SUPPORTED
 from layouts import LAYOUTS
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastconv
 from fastconv import _roofline
-from fastconv._native import ISAS, native
+from fastconv._native import native
 from fastconv.explain import Run
-
-SUPPORTED = ISAS[: ISAS.index(native.isa_supported()) + 1]
-HEAVY = {"weights_of_17_megabytes", "channel_passes", "channel_passes_grouped", "rows_of_tiles"}
-
-
-def function_of(case: Case):
-    return fastconv.conv1d if case.dims == 1 else fastconv.conv2d
 
 
 @pytest.mark.parametrize("isa", SUPPORTED)
@@ -31,7 +27,7 @@ def test_it_names_the_kernel_that_runs(layout: str, isa: str) -> None:
         for case in CASES:
             if case.name in HEAVY:
                 continue
-            p, function = problem(case), function_of(case)
+            p, function = problem(case), case.function(fastconv)
             x, weight = LAYOUTS[layout](p.input.float()), p.weight.float()
             found = fastconv.explain(function, x, weight, **case.kwargs)
             assert found.isa == isa
@@ -77,17 +73,107 @@ def test_reasons() -> None:
     assert {reason for _, reason in nothing.runs[0].passed_by} == {"there is nothing to add up"}
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name not in HEAVY][::7], ids=str)
+@pytest.mark.parametrize("case", [*[c for c in CASES if c.name not in HEAVY][::7], *TRANSPOSED_CASES[::7]], ids=str)
 def test_operations_and_bytes(case: Case) -> None:
     """PyTorch counts the same operations."""
-    p, function = problem(case), function_of(case)
+    p, function = problem(case), case.function(fastconv)
     found = fastconv.explain(function, p.input, p.weight, p.bias, **case.kwargs)
-    theirs = torch.nn.functional.conv1d if case.dims == 1 else torch.nn.functional.conv2d
+    theirs = case.function(torch.nn.functional)
     with FlopCounterMode(display=False) as counter:
         output = theirs(p.input, p.weight, p.bias, **case.kwargs)
     assert found.flops == counter.get_total_flops()
     assert found.bytes == 8 * sum(t.numel() for t in (p.input, p.weight, p.bias, output))
     assert found.intensity == found.flops / found.bytes
+
+
+# ---- transposed ----------------------------------------------------------------------------------------------------
+
+
+def residues(case: TransposedCase) -> int:
+    """Of the positions modulo the strides, those that a tap reaches."""
+    geometry, taps = case.geometry, case.weight_size[2:]
+    return prod(
+        len({r * dilation % stride for r in range(size)})
+        for size, stride, dilation in zip(taps, geometry["stride"], geometry["dilation"], strict=True)
+    )
+
+
+@pytest.mark.parametrize("isa", SUPPORTED)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_it_names_the_kernels_that_a_transposed_convolution_runs(layout: str, isa: str) -> None:
+    """Where it is one kernel, that one gives the bits of a plain call."""
+    ways = defaultdict(int)
+    with fastconv.flags(isa=isa):
+        for case in TRANSPOSED_CASES:
+            p, function = problem(case), case.function(fastconv)
+            x, weight, bias = LAYOUTS[layout](p.input.float()), p.weight.float(), p.bias.float()
+            found = fastconv.explain(function, x, weight, bias, **case.kwargs)
+            plain = function(x, weight, bias, **case.kwargs)
+            assert (tuple(plain.shape), plain.dtype) == (found.output, found.dtype)
+            ways[found.way] += 1
+            order = native.conv_kernels()
+            for run in found.runs:
+                assert [name for name, _ in run.passed_by] == order[: order.index(run.kernel)]
+            assert (len(found.runs) > 1) <= (found.way == "residues")
+            if "+" not in found.kernel:
+                with fastconv.flags(kernel=found.kernel):
+                    assert torch.equal(function(x, weight, bias, **case.kwargs), plain), case
+    assert min(ways[way] for way in ("backwards", "spread", "residues")) >= 5, ways
+    # One pixel whose channels are neighbours.
+    assert ways["product"] == (layout in ("contiguous", "channels_last", "sliced_channels_last")), ways
+
+
+def test_residues_of_a_transposed_convolution() -> None:
+    """A kernel that knows no spread inputs serves them one by one; where some outputs are bias alone, in a run more."""
+    seen = set()
+    for case in TRANSPOSED_CASES:
+        p, function = problem(case), case.function(fastconv)
+        reached, strides = residues(case), prod(case.geometry["stride"])
+        if strides == 1 or case.input_size[2:] == (1, 1):
+            continue
+        for bias in (None, p.bias):
+            with fastconv.flags(kernel="general"):
+                found = fastconv.explain(function, p.input, p.weight, bias, **case.kwargs)
+            assert found.way == "residues"
+            nothing = [run for run in found.runs if dict(run.passed_by)[native.conv_kernels()[0]].startswith("there")]
+            assert len(nothing) == (bias is not None and reached < strides), case
+            # Of a small output some residues have no position.
+            assert len(found.runs) - len(nothing) <= reached
+            seen.add(len(found.runs) == reached)
+            if len(found.runs) > 1 and not nothing:
+                assert f"general, {len(found.runs)} times" in str(found)
+    assert seen == {True, False}
+
+
+def test_a_transposed_convolution_that_a_kernel_cannot_serve() -> None:
+    with fastconv.flags(kernel="depthwise"):
+        found = fastconv.explain("conv_transpose2d", (1, 8, 5, 5), (8, 8, 4, 4), stride=2)
+        assert found.kernel is None
+        assert "none: an error" in str(found)
+        with pytest.raises(RuntimeError, match="kernel must be able to serve"):
+            fastconv.conv_transpose2d(torch.ones(1, 8, 5, 5), torch.ones(8, 8, 4, 4), stride=2)
+
+
+def test_figures_of_a_transposed_convolution() -> None:
+    arguments = ("conv_transpose2d", (4, 64, 32, 32), (64, 48, 4, 4), (48,))
+    found = fastconv.explain(*arguments, stride=2, padding=1, threads=2)
+    assert (found.way, found.kernel, len(found.runs), found.threads) == ("spread", "channel", 1, 2)
+    assert found.flops == 2 * 4 * 64 * 32 * 32 * 48 * 16
+    assert found.output == (4, 48, 64, 64)
+    assert found.runs[0].packed_bytes >= 64 * 48 * 16 * 4
+    assert found.runs[0].scratch_bytes > 0
+    assert "one run for all residues" in str(found)
+    unbatched = fastconv.explain("conv_transpose2d", *((64, 32, 32), *arguments[2:]), stride=2, padding=1)
+    assert (unbatched.output, unbatched.way) == ((48, 64, 64), "spread")
+    pixel = fastconv.explain("conv_transpose2d", (16, 100, 1, 1), (100, 64, 4, 4), (64,))
+    assert (pixel.way, len(pixel.runs)) == ("product", 1)
+    empty = fastconv.explain("conv_transpose1d", (0, 8, 6), (8, 8, 3), stride=2)
+    assert (empty.runs, empty.way, empty.output) == ((), "", (0, 8, 13))
+    wide = torch.randn(1, 8, 10, 40)[..., ::2]
+    assert fastconv.explain("conv_transpose2d", wide, (8, 8, 2, 2), stride=2).runs[0].copies_input
+
+
+# ---- what may be given -----------------------------------------------------------------------------------------------
 
 
 def test_shapes_tensors_and_options() -> None:
@@ -103,6 +189,7 @@ def test_shapes_tensors_and_options() -> None:
         "conv2d", x.float().to(memory_format=torch.channels_last), weight.float(), padding=1
     )
     assert last.dtype == torch.float32
+    assert given == fastconv.explain("conv2d", x, weight, None, padding=1)
     finished = fastconv.explain("conv2d", x, weight, padding=1, activation="relu", residual=x, bias=(32,))
     assert finished.bytes == given.bytes + 2 * (x.numel() + 32)
     assert finished.operands == {"input": x.shape, "weight": weight.shape, "bias": (32,), "residual": x.shape}
@@ -209,10 +296,16 @@ def test_text() -> None:
 @pytest.mark.parametrize(
     ("arguments", "kwargs", "error", "message"),
     [
-        (("conv3d",), {}, ValueError, "explain: op must be conv1d or conv2d of fastconv, or its name (got 'conv3d')"),
-        ((torch.nn.functional.relu,), {}, ValueError, "explain: op must be conv1d or conv2d of fastconv"),
-        ((torch.nn.functional.conv2d,), {}, ValueError, "explain: op must be conv1d or conv2d of fastconv"),
-        ((None,), {}, ValueError, "explain: op must be conv1d or conv2d of fastconv, or its name (got None)"),
+        (
+            ("conv3d",),
+            {},
+            ValueError,
+            "explain: op must be one of fastconv's conv1d, conv2d, conv_transpose1d, "
+            "conv_transpose2d, or its name (got 'conv3d')",
+        ),
+        ((torch.nn.functional.relu,), {}, ValueError, "explain: op must be one of fastconv's conv1d"),
+        ((torch.nn.functional.conv2d,), {}, ValueError, "explain: op must be one of fastconv's conv1d"),
+        ((None,), {}, ValueError, "explain: op must be one of fastconv's conv1d, conv2d"),
         (("conv2d", *[(1, 4, 5, 5)] * 4), {}, TypeError, "explain: shapes must be those of input, weight, bias (got 4"),
         (
             ("conv2d", (1, 4, 5, 5), (4, 4, 3, 3)),
@@ -230,6 +323,18 @@ def test_text() -> None:
             "conv2d: residual must have",
         ),
         (("conv2d", (1, 4, 5, 5), (4, 4, 3, 3)), dict(dtype=torch.int8), RuntimeError, "conv2d: input must be float32"),
+        (
+            ("conv_transpose2d", (1, 4, 5, 5), (4, 4, 3, 3)),
+            dict(output_padding=1),
+            RuntimeError,
+            "conv_transpose2d: output_padding must be smaller",
+        ),
+        (
+            ("conv_transpose2d", (1, 4, 5, 5), (4, 4, 3, 3)),
+            dict(activation="relu"),
+            TypeError,
+            "conv_transpose2d() got an unexpected keyword",
+        ),
         (("conv2d", (1, 4, 5, 5)), {}, TypeError, "conv2d() missing 1 required positional argument: 'weight'"),
         (("conv2d", (1, 4, 5, 5), (4, 4, 3, 3)), dict(strides=2), TypeError, "conv2d() got an unexpected keyword"),
     ],

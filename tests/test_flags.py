@@ -4,12 +4,11 @@ import threading
 
 import pytest
 import torch
+from kernels import SUPPORTED
 
 import fastconv
 from fastconv._native import ISAS, native
 from fastconv.flags import in_force
-
-SUPPORTED = ISAS[: ISAS.index(native.isa_supported()) + 1]
 
 
 @pytest.fixture

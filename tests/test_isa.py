@@ -6,12 +6,11 @@ import sys
 
 import pytest
 import torch
+from kernels import SUPPORTED
 from layouts import LAYOUTS
 
 import fastconv
 from fastconv._native import ISAS, native
-
-SUPPORTED = ISAS[: ISAS.index(native.isa_supported()) + 1]
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:

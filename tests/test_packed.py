@@ -12,18 +12,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import CASES, Case, problem
+from kernels import DTYPES, SUPPORTED, dtypes_of, kernel_meets_isa
 from layouts import LAYOUTS, assert_close_to_reference
-from test_conv import dtypes_of, kernel_meets_isa
 from torch import nn
 from torch.testing import assert_close
 
 import fastconv
 from fastconv import _packed
-from fastconv._native import ISAS, native
+from fastconv._native import native
 
 ops = torch.ops.fastconv
-SUPPORTED = ISAS[: ISAS.index(native.isa_supported()) + 1]
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 REST = ([1, 1], [1, 1, 1, 1], [1, 1], 1)
 
 

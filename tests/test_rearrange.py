@@ -8,13 +8,13 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
+from kernels import SUPPORTED
 from layouts import LAYOUTS
 from torch.autograd import gradcheck, gradgradcheck
 
 import fastconv
-from fastconv._native import ISAS, native
+from fastconv._native import native
 
-SUPPORTED = ISAS[: ISAS.index(native.isa_supported()) + 1]
 DTYPES = [
     torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.int8, torch.int16,
     torch.int32, torch.int64, torch.bool, torch.complex64, torch.complex128,

@@ -452,7 +452,7 @@ struct ChannelScratch {
 
 template <class T, class Plan, class A>
 void channel_pack_all(const ConvParams& p, const Plan& plan, A* packed) {
-  parallel_for(p.threads, p.G * plan.k_blocks * plan.passes, [&](int64_t item, int) {
+  compute_for(p.threads, p.G * plan.k_blocks * plan.passes, [&](int64_t item, int) {
     const int64_t pass = item % plan.passes, block = item / plan.passes;
     channel_pack<T>(p, plan.k_block, block / plan.k_blocks, block % plan.k_blocks * plan.k_block, pass * plan.c_pass,
                     plan.c_pass, packed + item * plan.block_elements);
@@ -479,7 +479,7 @@ void channel_forward(const ConvParams& p, const ChannelPlan& plan, const void* p
   if (spread(p)) segment_count = p.up_w;
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles;
   const int most = channel_pixels(plan.kv);
-  parallel_for(p.threads, channel_items<A>(p, plan), [&](int64_t item, int thread) {
+  compute_for(p.threads, channel_items<A>(p, plan), [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
     A* x = carve.take<A>(plan.x_elements);
     A* scratch_acc = carve.take<A>(plan.acc_elements);

@@ -151,7 +151,7 @@ void channel_grad_weight(const ConvParams& p, const ChannelGradPlan& plan, void*
   const auto micro = channel_grad_micro_of<A>(plan.kv, plan.cb);
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles, taps_of_kernel = p.R * p.S;
   const int64_t all = p.G * plan.k_blocks * plan.block_elements;
-  parallel_for(p.threads, p.G * plan.k_splits * plan.n_splits, [&](int64_t item, int thread) {
+  compute_for(p.threads, p.G * plan.k_splits * plan.n_splits, [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
     Tap* taps = carve.take<Tap>(taps_of_kernel);
     A* x = carve.take<A>(plan.x_elements);
@@ -178,7 +178,7 @@ void channel_grad_weight(const ConvParams& p, const ChannelGradPlan& plan, void*
                 sums + b * plan.block_elements + ((c / L * taps_of_kernel + taps[j].index) * L + c % L) * plan.k_block);
     }
   });
-  parallel_for(p.threads, p.G * plan.k_blocks, [&](int64_t item, int) {
+  compute_for(p.threads, p.G * plan.k_blocks, [&](int64_t item, int) {
     const int64_t g = item / plan.k_blocks, k0 = item % plan.k_blocks * plan.k_block;
     A* sums = memory.sums + item * plan.block_elements;
     for (int64_t split = 1; split < plan.n_splits; ++split)

@@ -23,20 +23,27 @@ std::string conv_skipped_kernel();
 // arguments get the same kernel.
 int64_t conv_choice();
 
-// A forward convolution by its sizes and strides (in elements), [N, C, H, W] and [K, C, R, S] or without a height;
-// padding is that before, then that after, each dimension.
+// A convolution, or a transposed one, by its sizes and strides (in elements): [N, C, H, W] and [K, C, R, S] or without
+// a height. The padding of a convolution is that before, then that after, each dimension.
 struct ConvQuery {
   std::string dtype;  // as PyTorch names it
   std::vector<int64_t> input, input_strides, weight, weight_strides, stride, padding, dilation;
   int64_t groups;
   int threads;  // as many as may be used
+  bool transposed;
+  std::vector<int64_t> output_padding;  // of a transposed one
+  bool bias;
 };
-struct ConvAnswer {
+struct ConvRun {
   std::string kernel;                                          // empty where none serves
   std::vector<std::pair<std::string, std::string>> passed_by;  // the rows asked before it, each with the reason
   int64_t packed, scratch;                                     // bytes
-  int threads;                                                 // that are used
-  bool copies_input;                                           // into a layout that the kernels read
+};
+struct ConvAnswer {
+  std::vector<ConvRun> runs;  // in order; of a convolution one, none where the output is empty
+  std::string way;            // how a transposed convolution is done: "product", "backwards", "spread" or "residues"
+  int threads;                // that are used
+  bool copies_input;          // into a layout that the kernels read
 };
 // Asks the table as a call would, and runs nothing.
 ConvAnswer conv_explain(const ConvQuery& query);

@@ -115,7 +115,7 @@ void depthwise_forward(const ConvParams& p, const DepthwisePlan& plan, const voi
   const A* weights = static_cast<const A*>(packed);
   const int64_t taps_of_kernel = p.R * p.S;
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles;
-  parallel_for(p.threads, p.N * plan.blocks * tiles, [&](int64_t item, int thread) {
+  compute_for(p.threads, p.N * plan.blocks * tiles, [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
     Tap* taps = carve.take<Tap>(taps_of_kernel);
     A* x = carve.take<A>(plan.x_elements);
@@ -184,7 +184,7 @@ void depthwise_grad_weight(const ConvParams& p, const DepthwisePlan& plan, void*
   const DepthwiseScratch<A> memory(p, plan, splits, scratch);
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles, taps_of_kernel = p.R * p.S;
   const int64_t all = plan.blocks * taps_of_kernel * L;
-  parallel_for(p.threads, plan.blocks * splits, [&](int64_t item, int thread) {
+  compute_for(p.threads, plan.blocks * splits, [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
     Tap* taps = carve.take<Tap>(taps_of_kernel);
     A* x = carve.take<A>(plan.x_elements);

@@ -286,7 +286,7 @@ void diagonal_forward(const ConvParams& p, const DiagonalPlan& plan, const void*
   bare.residual = nullptr;
   bare.activation = Activation::kNone;
   const Finish<A> nothing(bare);
-  parallel_for(p.threads, p.N * plan.groups * plan.strips, [&](int64_t item, int thread) {
+  compute_for(p.threads, p.N * plan.groups * plan.strips, [&](int64_t item, int thread) {
     Carver carve(static_cast<char*>(scratch) + thread * thread_bytes);
     DiagonalLine* lines = carve.take<DiagonalLine>(diagonal_most_lines(p));
     A* x = carve.take<A>(plan.x_elements);
@@ -318,7 +318,7 @@ template <class T, class A>
 void diagonal_pack(const ConvParams& p, const DiagonalPlan& plan, A* weights) {
   constexpr int64_t L = kLanes<A>;
   const int64_t taps = p.R * p.S;
-  parallel_for(p.G * taps > 65536 ? p.threads : 1, plan.blocks, [&](int64_t b, int) {
+  compute_for(p.G * taps > 65536 ? p.threads : 1, plan.blocks, [&](int64_t b, int) {
     const int64_t n = min64(L, p.G - b * L);
     A* to = weights + b * taps * L;
     const bool joined = p.weight.h == p.S * p.weight.w;

@@ -173,7 +173,7 @@ void diagonal_grad_weight(const ConvParams& p, const DiagonalGradPlan& plan, voi
   constexpr int64_t L = kLanes<A>;
   const DiagonalGradScratch<A> memory(p, plan, scratch);
   const int64_t taps = p.R * p.S;
-  parallel_for(p.threads, plan.groups * plan.splits, [&](int64_t item, int thread) {
+  compute_for(p.threads, plan.groups * plan.splits, [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
     A* x = carve.take<A>(plan.group * plan.x_elements);
     A* g = carve.take<A>(plan.group * plan.g_elements);
@@ -193,7 +193,7 @@ void diagonal_grad_weight(const ConvParams& p, const DiagonalGradPlan& plan, voi
                                  sums + b * taps * L);
       }
   });
-  parallel_for(p.G * taps > 65536 ? p.threads : 1, plan.blocks, [&](int64_t block, int) {
+  compute_for(p.G * taps > 65536 ? p.threads : 1, plan.blocks, [&](int64_t block, int) {
     A* sums = memory.sums + block * taps * L;
     for (int64_t split = 1; split < plan.splits; ++split) {
       const A* more = sums + split * plan.blocks * taps * L;

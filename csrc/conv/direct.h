@@ -213,7 +213,7 @@ void depthwise_rows(const ConvParams& p, const void* packed) {
     look(chunks - 1, of_last);
     for (int64_t i = 0; i < p.S * kRowVectors * stride; ++i) whole[i] = Window<T>(0, L);
   }
-  parallel_for(p.threads, p.N * p.G, [&](int64_t item, int) {
+  compute_for(p.threads, p.N * p.G, [&](int64_t item, int) {
     const int64_t n = item / p.G, g = item % p.G;
     const A bias = p.bias ? get(static_cast<const T*>(p.bias) + g) : A(0);
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -322,7 +322,7 @@ void depthwise_pixels(const ConvParams& p, const void* packed) {
   const A* weights = static_cast<const A*>(packed);
   const Finish<T> finish(p);
   const int64_t strips = ceil_div(p.P, kDirectRows);
-  parallel_for(p.threads, p.N * strips, [&](int64_t item, int) {
+  compute_for(p.threads, p.N * strips, [&](int64_t item, int) {
     const int64_t n = item / strips, p0 = item % strips * kDirectRows, rows = min64(kDirectRows, p.P - p0);
     // Columns of which every tap reads the image; the others are computed one at a time.
     const int64_t inside = min64(p.Q, ceil_div(max64(p.pad_w, 0), p.stride_w));

@@ -21,7 +21,7 @@ void general_forward(const ConvParams& p) {
   const Finish<T> finish(p);
   constexpr int L = kLanes<A>;
   constexpr int64_t kRow = 512;
-  parallel_for(p.threads, p.N * p.G * p.K * p.P, [&](int64_t item, int) {
+  compute_for(p.threads, p.N * p.G * p.K * p.P, [&](int64_t item, int) {
     const int64_t row = item % p.P, k = item / p.P % p.K, g = item / p.P / p.K % p.G, n = item / p.P / p.K / p.G;
     const T* weights = static_cast<const T*>(p.weight.data) + g * p.weight_g;
     const int64_t step = p.stride_w * p.input.w;
@@ -62,7 +62,7 @@ void general_grad_weight(const ConvParams& p) {
   using A = Accumulate<T>;
   constexpr int L = kLanes<A>;
   const int64_t step = p.stride_w * p.input.w;
-  parallel_for(p.threads, p.G * p.K * p.C, [&](int64_t item, int) {
+  compute_for(p.threads, p.G * p.K * p.C, [&](int64_t item, int) {
     const int64_t c = item % p.C, k = item / p.C % p.K, g = item / p.C / p.K;
     for (int64_t r = 0; r < p.R; ++r)
       for (int64_t s = 0; s < p.S; ++s) {

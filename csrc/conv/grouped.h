@@ -240,7 +240,7 @@ void grouped_pack(const ConvParams& p, const GroupedPlan& plan, void* memory) {
   grouped_patches(p, plan.g, plan.c_block, packed.patches, packed.places);
   if (!plan.prepack) return;
   const int64_t vectors = plan.blocks * plan.k_blocks;
-  parallel_for(vectors * packed.block > 65536 ? p.threads : 1, vectors, [&](int64_t item, int) {
+  compute_for(vectors * packed.block > 65536 ? p.threads : 1, vectors, [&](int64_t item, int) {
     grouped_pack_vector<T>(p, plan, packed.places, item, packed.weights + item * packed.block);
   });
 }
@@ -552,7 +552,7 @@ void grouped_forward(const ConvParams& p, const GroupedPlan& plan, const void* p
   const int64_t tiles = plan.row_tiles * plan.column_tiles;
   const ConvParams view = grouped_view(p, plan.stride);
   const int64_t x_row = plan.g.pitch * L, acc_row = plan.held * L, acc_vector = kGroupedRows * acc_row;
-  parallel_for(p.threads, grouped_items<A>(p, plan), [&](int64_t item, int thread) {
+  compute_for(p.threads, grouped_items<A>(p, plan), [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
     A* x = carve.take<A>(plan.x_elements);
     A* acc = carve.take<A>(plan.acc_elements);

@@ -200,7 +200,7 @@ void grouped_grad_weight(const ConvParams& p, const GroupedGradPlan& plan, void*
   const ConvParams view = grouped_view(p, grouped.stride);
   const int64_t tiles = grouped.row_tiles * grouped.column_tiles, work = p.N * tiles;
   const int64_t x_row = grouped.g.pitch * L, chunks = plan.columns / kGroupedWide;
-  parallel_for(p.threads, plan.splits * grouped.sets, [&](int64_t item, int thread) {
+  compute_for(p.threads, plan.splits * grouped.sets, [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
     A* x = carve.take<A>(grouped.x_elements);
     A* grad = carve.take<A>(grouped.share * grouped.k_blocks * plan.grad_vector);
@@ -233,7 +233,7 @@ void grouped_grad_weight(const ConvParams& p, const GroupedGradPlan& plan, void*
       }
     }
   });
-  parallel_for(p.threads, grouped.blocks * grouped.k_blocks, [&](int64_t item, int) {
+  compute_for(p.threads, grouped.blocks * grouped.k_blocks, [&](int64_t item, int) {
     A* sums = memory.sums + item * memory.block;
     for (int64_t split = 1; split < plan.splits; ++split)
       for (int64_t i = 0; i < memory.block; i += L)

@@ -85,10 +85,13 @@ void for_each_kernel(const Body& body) {
 
 void pass_by_silently(const char*, const char*) {}
 
-const ConvKernel* find_forward(const ConvParams& p, ConvPlan& plan) {
+template <class PassBy>
+const ConvKernel* find_forward(const ConvParams& p, ConvPlan& plan, const PassBy& pass_by) {
   const ConvExtraKernels* extra = extra_kernels();
-  return walk(extra ? &extra->forward : nullptr, FASTCONV_KERNELS(conv_kernels).forward, p, plan, pass_by_silently);
+  return walk(extra ? &extra->forward : nullptr, FASTCONV_KERNELS(conv_kernels).forward, p, plan, pass_by);
 }
+
+const ConvKernel* find_forward(const ConvParams& p, ConvPlan& plan) { return find_forward(p, plan, pass_by_silently); }
 
 // Memory for a kernel, as long as this lives.
 class Memory {
@@ -230,77 +233,111 @@ bool is_product(const ConvParams& p) {
          (p.K == 1 || w.n == y.c) && (p.R == 1 || w.h == -y.h) && (p.S == 1 || w.w == -y.w);
 }
 
-// As a 1x1 convolution whose pixels are the images and whose output channels are all the outputs of one.
-void forward_product(const char* op, const ConvParams& p) {
+// As a 1x1 convolution whose pixels are the images and whose output channels are all the outputs of one; without a
+// bias.
+ConvParams product_params(const ConvParams& p) {
   ConvParams q = p;
-  const int64_t size = p.element_size();
   q.N = q.H = q.P = q.R = q.S = q.up_h = q.up_w = q.dilation_h = q.dilation_w = 1;
   q.W = q.Q = p.N;
   q.K = p.K * p.R * p.S;
   q.pad_h = q.pad_w = 0;
   q.input = {p.input.data, p.N * p.input.n, 1, p.N * p.input.n, p.input.n};
   q.output = {p.output.data, p.N * q.K, 1, p.N * q.K, q.K};
-  q.weight = {static_cast<char*>(p.weight.data) + ((p.R - 1) * p.weight.h + (p.S - 1) * p.weight.w) * size, 1,
-              p.weight.c, 1, 1};
-  Memory bias(p.bias ? q.K * size : 0);
+  q.weight = {static_cast<char*>(p.weight.data) + ((p.R - 1) * p.weight.h + (p.S - 1) * p.weight.w) * p.element_size(),
+              1, p.weight.c, 1, 1};
+  q.bias = nullptr;
+  return q;
+}
+
+// The bias of that convolution: the one of `p` once for every pixel.
+Memory product_bias(const ConvParams& p) {
+  const int64_t size = p.element_size();
+  Memory bias(p.bias ? p.K * p.R * p.S * size : 0);
   for (int64_t k = 0; p.bias && k < p.K; ++k)
     for (int64_t r = 0; r < p.R; ++r)
       for (int64_t s = 0; s < p.S; ++s)
         std::memcpy(bias.get() + (k * p.output.c + r * p.output.h + s * p.output.w) * size,
                     static_cast<const char*>(p.bias) + k * size, static_cast<size_t>(size));
-  q.bias = p.bias ? bias.get() : nullptr;
-  forward(op, q);
+  return bias;
 }
 
-// One convolution for each residue of the position modulo the strides; `p` as in transposed().
-void each_residue(const char* op, const ConvParams& p, Tensor& grad_input) {
+// The outputs that no tap reaches are the bias alone; `p` as in transposed().
+ConvParams nothing_params(const ConvParams& p) {
+  ConvParams q = p;
+  q.K = p.C;
+  q.P = p.H;
+  q.Q = p.W;
+  q.R = q.S = 0;
+  q.output = p.input;
+  return q;
+}
+
+// The forward convolutions that `p` turned round comes down to, as in transposed(), in order: `runs.run(params)` is
+// told of each, and `runs.try_run(params)` of one that need not be served; that is false where no kernel does.
+// `runs.clear()` fills the output with zeros. Returns the name of the way.
+template <class Runs>
+const char* turn_round(const ConvParams& p, Runs& runs) {
+  const ConvParams whole = spread_params(p);
+  if (is_product(whole)) {
+    Memory bias = product_bias(whole);
+    ConvParams product = product_params(whole);
+    product.bias = bias.get();
+    runs.run(product);
+    return "product";
+  }
+  if (p.stride_h == 1 && p.stride_w == 1) {
+    runs.run(whole);
+    return "backwards";
+  }
+  if (runs.try_run(whole)) return "spread";
+  // One convolution for each residue of the position modulo the strides.
   const int64_t rows = residues(p.R, p.stride_h, p.dilation_h), columns = residues(p.S, p.stride_w, p.dilation_w);
   if (rows < p.stride_h || columns < p.stride_w) {  // there are positions that no tap reaches
-    if (p.bias) {
-      ConvParams nothing = p;
-      nothing.K = p.C;
-      nothing.P = p.H;
-      nothing.Q = p.W;
-      nothing.R = nothing.S = 0;
-      nothing.output = p.input;
-      forward(op, nothing);
-    } else {
-      torch::stable::zero_(grad_input);
-    }
+    if (p.bias)
+      runs.run(nothing_params(p));
+    else
+      runs.clear();
   }
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t s = 0; s < columns; ++s) {
       const Residue h = residue_of(r, p.H, p.R, p.stride_h, p.dilation_h, p.pad_h);
       const Residue w = residue_of(s, p.W, p.S, p.stride_w, p.dilation_w, p.pad_w);
-      if (h.positions * w.positions == 0) continue;
-      forward(op, residue_params(p, h, w));
+      if (h.positions * w.positions > 0) runs.run(residue_params(p, h, w));
     }
+  return "residues";
 }
 
-// The convolution `p` turned round: the gradient of its input, or with a bias [G*C] a transposed convolution. Where no
-// kernel serves an input that is spread out by the strides, a convolution for each residue of the position modulo them.
+// Runs what it is told of.
+struct Running {
+  const char* op;
+  Tensor& output;
+
+  void run(const ConvParams& p) { forward(op, p); }
+  bool try_run(const ConvParams& p) {
+    ConvPlan plan;
+    const ConvKernel* kernel = find_forward(p, plan);
+    if (kernel) fastconv::run(*kernel, p, plan);
+    return kernel;
+  }
+  void clear() { torch::stable::zero_(output); }
+};
+
+// What comes from one pixel has the layout of the weight first: it is smaller, and better copied.
+bool from_one_pixel(const ConvParams& p) { return p.P == 1 && p.Q == 1; }
+
+// The convolution `p` turned round: the gradient of its input, or with a bias [G*C] a transposed convolution.
 Tensor transposed(const ConvArguments& a, ConvParams p, Tensor grad_output, const Tensor& weight) {
   const MemoryFormat format = memory_format(grad_output);
-  // What comes from one pixel has the layout of the weight first: it is smaller, and better copied.
-  const bool one_pixel = p.P == 1 && p.Q == 1;
-  Tensor grad_input = empty_as(grad_output, result_sizes(a, a.input), one_pixel ? memory_format(weight) : format);
+  Tensor grad_input =
+      empty_as(grad_output, result_sizes(a, a.input), from_one_pixel(p) ? memory_format(weight) : format);
   if (grad_input.numel() == 0) return grad_input;
   p.output = readable(grad_output);
   p.weight = view_of(weight, weight.const_data_ptr());
   p.weight_g = p.K * p.weight.n;
   p.input = readable(grad_input);
   p.threads = threads_for(p);
-  const ConvParams whole = spread_params(p);
-  ConvPlan plan;
-  if (is_product(whole)) {
-    forward_product(a.op, whole);
-  } else if (p.stride_h == 1 && p.stride_w == 1) {
-    forward(a.op, whole);
-  } else if (const ConvKernel* kernel = find_forward(whole, plan)) {
-    run(*kernel, whole, plan);
-  } else {
-    each_residue(a.op, p, grad_input);
-  }
+  Running runs{a.op, grad_input};
+  turn_round(p, runs);
   return torch::stable::contiguous(grad_input, format);
 }
 
@@ -368,10 +405,12 @@ Dtype dtype_named(const char* op, const std::string& name) {
   return dtype_of(op, ScalarType::Undefined);
 }
 
-// As empty_as lays out a tensor of these sizes.
-View4 dense(const Sizes& s, bool channels_last) {
-  if (channels_last) return {nullptr, s[1] * s[2] * s[3], 1, s[3] * s[1], s[1]};
-  return {nullptr, s[1] * s[2] * s[3], s[2] * s[3], s[3], 1};
+// As readable() sees a tensor of these sizes that empty_as() has made.
+View4 dense_view(const Sizes& s, bool channels_last) {
+  View4 view = {nullptr, s[1] * s[2] * s[3], s[2] * s[3], s[3], 1};
+  if (channels_last) view = {nullptr, s[1] * s[2] * s[3], 1, s[3] * s[1], s[1]};
+  settle(view, s[1], s[3], product(s));
+  return view;
 }
 
 std::string current(const std::atomic<const char*>& which) {
@@ -397,32 +436,69 @@ std::string conv_skipped_kernel() { return current(skipped); }
 
 int64_t conv_choice() { return switches.load(std::memory_order_relaxed) * 8 + static_cast<int64_t>(isa()); }
 
+namespace {
+
+// Writes down what it is told of.
+struct Noting {
+  std::vector<ConvRun>& notes;
+
+  void run(const ConvParams& p) { notes.push_back(note(p)); }
+  bool try_run(const ConvParams& p) {
+    ConvRun found = note(p);
+    const bool served = !found.kernel.empty();
+    if (served) notes.push_back(std::move(found));
+    return served;
+  }
+  void clear() {}
+
+ private:
+  static ConvRun note(ConvParams p) {
+    join_rows(p);
+    ConvPlan plan;
+    ConvRun found = {};
+    const ConvKernel* kernel = find_forward(
+        p, plan, [&](const char* name, const char* reason) { found.passed_by.emplace_back(name, reason); });
+    if (!kernel) return found;
+    found.kernel = kernel->name;
+    found.packed = plan.memory.packed;
+    found.scratch = plan.memory.scratch;
+    return found;
+  }
+};
+
+// A tensor of these sizes and strides as the kernels see it: as it lies, or as a dense copy.
+View4 readable_view(const Sizes& sizes, const Sizes& strides, bool channels_last, bool& copied) {
+  View4 view = view_of(nullptr, strides);
+  copied = !settle(view, sizes[1], sizes[3], product(sizes));
+  if (copied) view = dense_view(sizes, channels_last);
+  return view;
+}
+
+}  // namespace
+
 ConvAnswer conv_explain(const ConvQuery& q) {
-  const ConvArguments a = check_conv(q.input, q.weight, q.stride, q.padding, q.dilation, q.groups);
+  const ConvArguments a = q.transposed ? check_conv_transpose(q.input, q.weight, q.stride, q.padding, q.output_padding,
+                                                              q.dilation, q.groups)
+                                       : check_conv(q.input, q.weight, q.stride, q.padding, q.dilation, q.groups);
   ConvParams p = conv_params(a, dtype_named(a.op, q.dtype));
   const bool last = is_channels_last(q.input, q.input_strides);
   ConvAnswer answer = {};
-  p.input = view_of(nullptr, q.input_strides);
-  answer.copies_input = !settle(p.input, a.input[1], a.input[3], product(a.input));
-  if (answer.copies_input) p.input = dense(a.input, last);
-  settle(p.input, a.input[1], a.input[3], product(a.input));
   p.weight = view_of(nullptr, q.weight_strides);
   p.weight_g = p.K * p.weight.n;
-  p.output = dense(a.output, last);
-  settle(p.output, a.output[1], a.output[3], product(a.output));
   p.threads = worth_threads(p) ? q.threads : 1;
   answer.threads = p.threads;
-  if (product(a.output) == 0) return answer;
-  join_rows(p);
-  ConvPlan plan;
-  const ConvExtraKernels* extra = extra_kernels();
-  const ConvKernel* kernel =
-      walk(extra ? &extra->forward : nullptr, FASTCONV_KERNELS(conv_kernels).forward, p, plan,
-           [&](const char* name, const char* reason) { answer.passed_by.emplace_back(name, reason); });
-  if (!kernel) return answer;
-  answer.kernel = kernel->name;
-  answer.packed = plan.memory.packed;
-  answer.scratch = plan.memory.scratch;
+  Noting runs{answer.runs};
+  if (q.transposed) {
+    p.output = readable_view(a.output, q.input_strides, last, answer.copies_input);
+    p.input = dense_view(a.input, from_one_pixel(p) ? is_channels_last(q.weight, q.weight_strides) : last);
+    const std::vector<double> bias(static_cast<size_t>(q.bias ? a.input[1] : 0));  // of any dtype
+    p.bias = q.bias ? bias.data() : nullptr;
+    if (product(a.input) > 0) answer.way = turn_round(p, runs);
+  } else {
+    p.input = readable_view(a.input, q.input_strides, last, answer.copies_input);
+    p.output = dense_view(a.output, last);
+    if (product(a.output) > 0) runs.run(p);
+  }
   return answer;
 }
 

@@ -355,7 +355,7 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles;
   Segment segments[kMostSegments];
   const int64_t segment_count = plan.cut ? tap_segments(p, segments) : 1;
-  parallel_for(p.threads, pairs_items(p, plan), [&](int64_t item, int thread) {
+  compute_for(p.threads, pairs_items(p, plan), [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
     char* x = carve.take<char>(plan.x_bytes);
     float* sums = carve.take<float>(plan.sum_bytes / 4);
@@ -528,7 +528,7 @@ struct PairsForward {
   }
   static void pack(const ConvParams& p, const Plan& plan, void* packed) {
     if (!plan.prepack) return;
-    parallel_for(p.threads, p.G * plan.k_blocks * plan.passes, [&](int64_t item, int) {
+    compute_for(p.threads, p.G * plan.k_blocks * plan.passes, [&](int64_t item, int) {
       const int64_t pass = item % plan.passes, block = item / plan.passes, b0 = pass * plan.pass_blocks;
       pairs_pack(p, plan, block / plan.k_blocks, block % plan.k_blocks * kBlockK, b0,
                  min64(plan.pass_blocks, plan.c_blocks - b0), static_cast<char*>(packed) + item * plan.pass_weights);

@@ -329,7 +329,7 @@ void panel_forward(const ConvParams& p, const PanelPlan& plan, const void* packe
   const Geometry geometry = make_geometry(p, 1);
   const Finish<T> finish(p);
   padded_bias<T>(p, plan.k_blocks * L, memory.bias);
-  parallel_for(p.threads, panel_items<A>(p, plan), [&](int64_t item, int thread) {
+  compute_for(p.threads, panel_items<A>(p, plan), [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
     const auto own = PanelScratch<T>::take(p, plan, carve);
     const WorkItem work = work_item(item, plan.spans, p.G, p.N);

@@ -177,7 +177,7 @@ void pixel_run(const ConvParams& p, const PixelPlan& plan, const A* x, const Tap
 template <class T, class A>
 void pixel_pack(const ConvParams& p, const PixelPlan& plan, A* weights) {
   const int64_t taps = p.R * p.S;
-  parallel_for(p.G * plan.k_padded * p.C * taps > 65536 ? p.threads : 1, p.G, [&](int64_t g, int) {
+  compute_for(p.G * plan.k_padded * p.C * taps > 65536 ? p.threads : 1, p.G, [&](int64_t g, int) {
     A* to = weights + g * plan.k_padded * p.C * taps;
     for (int64_t k0 = 0; k0 < plan.k_padded; k0 += plan.kb)
       for (int64_t c = 0; c < p.C; ++c)
@@ -228,7 +228,7 @@ void pixel_forward(const ConvParams& p, const PixelPlan& plan, const void* packe
   const PixelScratch<A> memory(p, plan, scratch);
   padded_bias<T>(p, plan.k_padded, memory.bias);
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles;
-  parallel_for(p.threads, p.N * plan.group_items * tiles, [&](int64_t item, int thread) {
+  compute_for(p.threads, p.N * plan.group_items * tiles, [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
     Tap* terms = carve.take<Tap>(p.C * p.R * p.S);
     A* x = carve.take<A>(plan.groups * p.C * plan.x_channel + kMaxPixelVectors * kLanes<A>);
@@ -356,7 +356,7 @@ void pixel_grad_weight(const ConvParams& p, const PixelGradPlan& plan, void* scr
   const int64_t thread_bytes = round_up(pixel_grad_bytes<A>(p, plan), 64);
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles, taps_of_kernel = p.R * p.S;
   // A thread owns the sums of its channels over all images: no copies to add up, and the same result every time.
-  parallel_for(p.threads, p.G * plan.blocks, [&](int64_t item, int thread) {
+  compute_for(p.threads, p.G * plan.blocks, [&](int64_t item, int thread) {
     Carver carve(static_cast<char*>(scratch) + thread * thread_bytes);
     Tap* taps = carve.take<Tap>(taps_of_kernel);
     const A** pairs = carve.take<const A*>(p.C * taps_of_kernel);

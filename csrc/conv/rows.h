@@ -168,7 +168,7 @@ void rows_forward(const ConvParams& p, const RowsPlan& plan, const void* packed,
   const int64_t inside = min64(p.P, ceil_div(max64(p.pad_h, 0), p.stride_h));
   const int64_t room = p.H - 1 + p.pad_h - (p.R - 1) * p.dilation_h;
   const int64_t outside = max64(inside, room < 0 ? 0 : min64(p.P, room / p.stride_h + 1));
-  parallel_for(p.threads, p.N * p.G * plan.chunks, [&](int64_t item, int thread) {
+  compute_for(p.threads, p.N * p.G * plan.chunks, [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * plan.thread_bytes);
     RowTerm* edge_terms = carve.take<RowTerm>(plan.terms);
     RowTerm* inner_terms = carve.take<RowTerm>(plan.terms);

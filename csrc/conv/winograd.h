@@ -255,7 +255,7 @@ void winograd_pack_channels(const ConvParams& p, const WinogradPlan& plan, int64
 template <class T>
 void winograd_pack(const ConvParams& p, const WinogradPlan& plan, int64_t round, float* packed) {
   constexpr int L = kLanes<float>;
-  parallel_for(p.threads, p.G * plan.round_blocks * (plan.c_padded / L), [&](int64_t item, int) {
+  compute_for(p.threads, p.G * plan.round_blocks * (plan.c_padded / L), [&](int64_t item, int) {
     const int64_t blocks_c = plan.c_padded / L, block = item / blocks_c, c0 = item % blocks_c * L;
     const int64_t g = block / plan.round_blocks, k = round * plan.round_blocks + block % plan.round_blocks;
     if (k < plan.k_blocks)
@@ -329,7 +329,7 @@ void winograd_round(const ConvParams& p, const WinogradPlan& plan, int64_t round
   const int64_t round_end = min64(plan.k_blocks, first_of_round + plan.round_blocks);
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles, phases = plan.phases_h * plan.phases_w;
   const int most = channel_pixels(plan.kv);
-  parallel_for(p.threads, winograd_items<float>(p, plan), [&](int64_t item, int thread) {
+  compute_for(p.threads, winograd_items<float>(p, plan), [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
     float* patches = carve.take<float>(kProducts * plan.plane);
     float* products = carve.take<float>(kProducts * plan.product);

@@ -356,7 +356,7 @@ void winograd_1d_forward(const ConvParams& p, const Winograd1dPlan& plan, const 
       memory.terms[c * 3 + s] = {static_cast<int32_t>(c * kBandLines * plan.x_line + s),
                                  static_cast<int32_t>((c * kLineTaps + s) * L)};
   const bool input_last = p.input.c == 1, output_last = p.output.c == 1;
-  parallel_for(p.threads, p.N * plan.strips * plan.sets, [&](int64_t item, int thread) {
+  compute_for(p.threads, p.N * plan.strips * plan.sets, [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
     const auto own = Winograd1dScratch<A>::take(plan, carve);
     const int64_t set = item % plan.sets, index = item / plan.sets % plan.strips;
@@ -440,7 +440,7 @@ struct Winograd1dForward {
     if constexpr (sizeof(Accumulate<T>) == sizeof(float)) {
       if (!plan.prepack) return;
       const int64_t vectors = plan.blocks * plan.k_blocks, elements = plan.block_weights / plan.k_blocks;
-      parallel_for(vectors * elements > 65536 ? p.threads : 1, vectors, [&](int64_t item, int) {
+      compute_for(vectors * elements > 65536 ? p.threads : 1, vectors, [&](int64_t item, int) {
         winograd_1d_pack_vector<T>(p, plan, item, static_cast<float*>(packed) + item * elements);
       });
     }

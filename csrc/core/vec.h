@@ -61,9 +61,9 @@ inline Vec<T> splat(T value) {
 using Words = Vec<uint32_t>;                                   // as many lanes as Vec<float>
 using Halves = typename VecOf<uint16_t, kVecBytes / 2>::type;  // likewise
 
-// float16 <-> float32. Hardware where there is some; else the exponent is moved by a multiplication, which handles
-// subnormal numbers as well, and rounding to nearest even is integer arithmetic (to subnormals: the addition of 0.5,
-// whose last place is the last place of the smallest float16).
+// float16 <-> float32. Hardware where there is some; else integer arithmetic. Subnormal numbers of float16 are ordinary
+// ones of float32, and stay what they are where denormals are flushed: they are read as the last places of 2^-14, which
+// is then subtracted, and rounded by the addition of 0.5, whose last place is the last place of the smallest float16.
 inline Vec<float> widen(Halves h, float16) {
 #if defined(__AVX512F__)
   return _mm512_maskz_cvtph_ps(0xffff, bits_as<__m256i>(h));
@@ -71,12 +71,12 @@ inline Vec<float> widen(Halves h, float16) {
   return _mm256_cvtph_ps(bits_as<__m128i>(h));
 #else
   const Words w = __builtin_convertvector(h, Words);
-  const Words magnitude = w & 0x7fff;
-  const Vec<float> value = bits_as<Vec<float>>(magnitude << 13) * 0x1p112f;
-  const Words special = Words(magnitude >= 0x7c00) & 0x7f800000;  // infinity and NaN keep their top exponent
-  const Words bits =
-      (Words(magnitude >= 0x7c00) & (magnitude << 13)) | (~Words(magnitude >= 0x7c00) & bits_as<Words>(value));
-  return bits_as<Vec<float>>(bits | special | ((w & 0x8000) << 16));
+  const Words magnitude = (w & 0x7fff) << 13;
+  const Words normal = magnitude + (112u << 23);
+  const Words subnormal = bits_as<Words>(bits_as<Vec<float>>(magnitude + (113u << 23)) - 0x1p-14f);
+  const Words special = magnitude | 0x7f800000;  // infinity and NaN keep their top exponent
+  const Words bits = magnitude < (1u << 23) ? subnormal : magnitude >= (31u << 23) ? special : normal;
+  return bits_as<Vec<float>>(bits | ((w & 0x8000) << 16));
 #endif
 }
 

@@ -1,0 +1,165 @@
+"""Which kernel of the table runs, and that kernels that choose among layouts and geometries are right wherever used."""
+
+from collections import defaultdict
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import CASES, problem
+from kernels import (
+    BEYOND,
+    CHOOSY,
+    EXTRA,
+    HEAVY,
+    KERNELS,
+    SUPPORTED,
+    dtypes_of,
+    served,
+)
+from layouts import LAYOUTS, assert_close_to_reference
+
+import fastconv
+from fastconv._native import native
+
+
+@pytest.mark.parametrize(
+    ("kernel", "isa"),
+    [(kernel, isa) for kernel in CHOOSY for isa in SUPPORTED if isa not in BEYOND]
+    + [(kernel, isa) for kernel in EXTRA for isa in BEYOND],
+)
+def test_choosy_kernel(kernel: str, isa: str) -> None:
+    """Wherever such a kernel serves it is right; what it serves is enough for every dtype, and what its name says."""
+    native.isa_select(isa)
+    counts, dtypes = defaultdict(int), dtypes_of(kernel, isa)
+    patches = kernel.startswith("winograd")
+    for case in CASES:
+        if case.name in HEAVY:
+            continue
+        p, function = problem(case), fastconv.conv1d if case.dims == 1 else fastconv.conv2d
+        lists = [list(case.geometry[name]) for name in ("stride", "padding", "dilation")]
+        if case.dims == 1:
+            lists = [lists[0][1:], lists[1][1::2], lists[2][1:]]
+        for i, layout in enumerate(["contiguous", "channels_last", "sliced", "sliced_channels_last"]):
+            dtype = dtypes[(i + len(case.name)) % len(dtypes)]
+            torch.set_num_threads(1 + i % 2)
+            place = LAYOUTS[layout]
+            input, grad = place(p.input.to(dtype)), place(p.grad_output.to(dtype))
+            weight, bias = LAYOUTS[list(LAYOUTS)[(i + case.C) % 6]](p.weight.to(dtype)), p.bias.to(dtype)
+            arguments = (grad, weight, list(input.shape), *lists, case.groups)
+            of_weight = (grad, input, list(weight.shape), *lists, case.groups)
+            output = served(kernel, lambda a=(input, weight, bias), c=case, f=function: f(*a, **c.kwargs))
+            gradient = served(kernel, lambda a=arguments: torch.ops.fastconv._conv_grad_input(*a))
+            weight_gradient = served(kernel, lambda a=of_weight: torch.ops.fastconv._conv_grad_weight(*a))
+            if output is not None:
+                assert case.depthwise or not kernel.startswith("depthwise")
+                assert_close_to_reference(f"{case}: output", output, p.output, p.scale_output, patches=patches)
+                counts["output", dtype] += 1
+            if gradient is not None:
+                assert case.depthwise or not kernel.startswith("depthwise")
+                assert_close_to_reference(
+                    f"{case}: gradient", gradient, p.grad_input, p.scale_grad_input, patches=patches
+                )
+                counts["gradient", dtype] += 1
+            if weight_gradient is not None:
+                assert_close_to_reference(f"{case}: of weight", weight_gradient, p.grad_weight, p.scale_grad_weight)
+                counts["weight gradient", dtype] += 1
+    for step in ("output", "gradient", *(["weight gradient"] if kernel in ("depthwise_diagonals", "grouped") else [])):
+        assert min(counts[step, dtype] for dtype in dtypes) >= 3, dict(counts)
+
+
+@pytest.mark.parametrize("isa", BEYOND)
+@pytest.mark.parametrize(
+    ("size", "weight_size", "geometry"),
+    [
+        pytest.param((1, 1200, 6, 9), (40, 1200, 3, 3), {"padding": 1}, id="channels in passes"),
+        pytest.param((2, 3, 40, 61), (20, 3, 7, 7), {"padding": 3, "stride": 2}, id="thin"),
+        pytest.param((2, 32, 12, 31), (32, 16, 5, 3), {"padding": 2, "groups": 2, "stride": (1, 3)}, id="thin, wide"),
+        pytest.param((2, 64, 12, 19), (70, 64, 1, 1), {}, id="in place or planar"),
+        pytest.param((2, 48, 12, 19), (33, 48, 1, 1), {"stride": 2}, id="in place or planar, strided"),
+        pytest.param((1, 51, 12, 19), (16, 51, 1, 1), {"padding": 1, "stride": 3}, id="1x1, padded"),
+        pytest.param((3, 70, 7, 7), (70, 70, 3, 3), {"padding": 1}, id="pieces over several rows"),
+        pytest.param((1, 40, 33, 35), (40, 40, 3, 3), {"padding": 12, "dilation": 12}, id="few live taps"),
+        pytest.param((2, 34, 11, 64), (40, 34, 3, 3), {"padding": 16, "dilation": 16}, id="cut where taps change"),
+        pytest.param((1, 34, 19, 40), (20, 34, 3, 5), {"padding": 8, "dilation": (6, 4), "stride": 2}, id="trimmed"),
+        pytest.param((1, 40, 9, 9), (40, 40, 3, 3), {"padding": 20, "dilation": 12}, id="no live tap"),
+        pytest.param((1, 36, 1, 700), (36, 36, 1, 2), {"dilation": (1, 16)}, id="tiles of columns"),
+    ],
+)
+def test_ways_of_the_pairs_kernel(size, weight_size, geometry, isa: str) -> None:
+    native.isa_select(isa)
+    input, weight = torch.randn(size, dtype=torch.bfloat16), torch.randn(weight_size, dtype=torch.bfloat16)
+    exact = [input.double(), weight.double()]
+    expected, scale = F.conv2d(*exact, **geometry), F.conv2d(*(t.abs() for t in exact), **geometry)
+    grad = torch.randn(expected.shape, dtype=torch.bfloat16)
+    back = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **geometry}
+    expected_grad, scale_grad = (
+        torch.nn.grad.conv2d_input(size, w, g, **back)
+        for w, g in ((exact[1], grad.double()), (exact[1].abs(), grad.double().abs()))
+    )
+    for layout in ("contiguous", "channels_last"):
+        for weight_layout in ("contiguous", "channels_last", "strided"):
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                x, g, w = LAYOUTS[layout](input), LAYOUTS[layout](grad), LAYOUTS[weight_layout](weight)
+                x.requires_grad_()
+                output = served("pairs", lambda x=x, w=w: fastconv.conv2d(x, w, **geometry))
+                assert_close_to_reference("output", output.detach(), expected, scale)
+                (got,) = served("pairs", lambda o=output, x=x, g=g: torch.autograd.grad(o, x, g))
+                assert_close_to_reference("gradient", got, expected_grad, scale_grad)
+
+
+@pytest.mark.parametrize(
+    ("preferred", "size", "weight_size", "groups", "layout", "dilation"),
+    [
+        ("depthwise_diagonals", (2, 40, 9, 10), (40, 1, 3, 3), 40, "channels_last", 1),
+        ("depthwise_diagonals", (2, 40, 9, 10), (40, 1, 5, 5), 40, "contiguous", 1),
+        ("depthwise_diagonals", (2, 40, 20, 20), (40, 1, 9, 9), 40, "contiguous", 1),
+        ("depthwise_pixels", (2, 40, 9, 10), (40, 1, 3, 3), 40, "channels_last", 2),
+        ("depthwise", (2, 40, 20, 20), (40, 1, 9, 9), 40, "channels_last", 2),
+        ("depthwise_rows", (2, 40, 19, 20), (40, 1, 3, 3), 40, "contiguous", 1),
+        ("pixel", (2, 40, 9, 10), (40, 1, 3, 3), 40, "contiguous", 2),
+        ("rows", (2, 48, 9, 10), (48, 4, 2, 3), 12, "contiguous", 1),
+        ("winograd_1d", (2, 48, 9, 10), (48, 4, 3, 3), 12, "contiguous", 1),
+        ("winograd_1d", (2, 48, 9, 10), (48, 8, 3, 3), 6, "channels_last", 1),
+        ("winograd", (2, 64, 28, 28), (64, 32, 3, 3), 2, "contiguous", 1),
+        ("grouped", (2, 48, 9, 10), (48, 4, 3, 3), 12, "channels_last", 1),
+        ("grouped", (2, 64, 9, 10), (64, 16, 2, 3), 4, "contiguous", 1),
+        ("channel", (2, 40, 9, 10), (64, 40, 2, 3), 1, "contiguous", 1),
+        ("channel", (2, 40, 9, 10), (64, 40, 2, 3), 1, "channels_last", 1),
+        ("channel", (2, 200, 7, 7), (200, 200, 3, 3), 1, "channels_last", 1),
+        ("winograd", (2, 64, 32, 32), (64, 64, 3, 3), 1, "contiguous", 1),
+        ("winograd", (2, 64, 32, 32), (64, 64, 3, 3), 1, "channels_last", 2),
+        *[("pairs", (2, 40, 9, 10), (64, 40, 3, 3), 1, layout, 1) for layout in LAYOUTS if BEYOND],
+        *[
+            ("winograd_bfloat16", (2, 64, 32, 32), (64, 64, 3, 3), 1, layout, 1)
+            for layout in ("contiguous", "channels_last")
+            if SUPPORTED[-1] == "avx512_bf16"
+        ],
+    ],
+)
+def test_preferred_kernel(preferred, size, weight_size, groups, layout, dilation) -> None:
+    """The table's own choice has the bits of the kernel that should be preferred, and not those of every other."""
+    dtype = torch.bfloat16 if preferred in EXTRA else torch.float32
+    input, weight = LAYOUTS[layout](torch.randn(size).to(dtype)), torch.randn(weight_size).to(dtype)
+
+    def call() -> torch.Tensor:
+        return fastconv.conv2d(input, weight, padding=dilation, groups=groups, dilation=dilation)
+
+    chosen = call()
+    results = {kernel: served(kernel, call) for kernel in native.conv_kernels()}
+    assert torch.equal(chosen, results[preferred])
+    if weight_size[1] > 2:
+        others = [result for result in results.values() if result is not None]
+        assert not all(torch.equal(chosen, result) for result in others)
+
+
+def test_the_general_kernel_is_the_last() -> None:
+    names = native.conv_kernels()
+    assert names[-1] == "general"
+    assert len(set(names)) == len(names)
+    assert set(KERNELS) <= set(names)
+
+
+def test_unknown_kernel_is_refused() -> None:
+    assert not native.conv_force_kernel("fastest")
+    assert not native.isa_select("avx1024")
