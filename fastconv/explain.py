@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fastconv import _roofline
+from fastconv._arguments import each
 from fastconv._native import native
 from fastconv._operator import memory_format as format_of
-from fastconv.conv import _each, _lists, conv1d, conv2d
+from fastconv.conv import _lists, conv1d, conv2d
 from fastconv.conv_transpose import conv_transpose1d, conv_transpose2d
 
 __all__ = ["Explanation", "Run", "explain"]
@@ -285,7 +286,7 @@ def _transposed(
 ) -> tuple[int, dict]:
     dims = weight.dim() - 2
     lists = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
-    query = {name: _each(f"conv_transpose{dims}d", name, value, dims) for name, value in lists.items()}
+    query = {name: each(f"conv_transpose{dims}d", name, value, dims) for name, value in lists.items()}
     return 2 * input.numel() * prod(weight.shape[1:]), {**query, "groups": groups, "transposed": True}
 
 

@@ -139,3 +139,72 @@ def channel_unshuffle(input: Tensor, groups: int) -> Tensor:
         for j in range(per_group):
             output[:, i * per_group + j] = input[:, j * groups + i]
     return output
+
+
+def _windows(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> list[list[int]]:
+    """The positions of each window of one axis, those in the padding as well."""
+    extent = dilation * (kernel - 1) + 1
+    firsts = []
+    first = -padding
+    while first + extent <= size + padding or (ceil_mode and first < size and first + extent < size + padding + stride):
+        firsts.append(first)
+        first += stride
+    return [[first + tap * dilation for tap in range(kernel)] for first in firsts]
+
+
+def _adaptive_windows(size: int, outputs: int) -> list[list[int]]:
+    return [list(range(o * size // outputs, -(-(o + 1) * size // outputs))) for o in range(outputs)]
+
+
+def pool_windows(size, kernel=None, stride=None, padding=0, dilation=1, ceil_mode=False, output_size=None):
+    """Rows and columns of the windows of planes of ``size``: two lists of lists of positions."""
+    if output_size is not None:
+        return tuple(_adaptive_windows(s, o) for s, o in zip(size, _two(output_size), strict=True))
+    lists = zip(size, *map(_two, (kernel, stride or kernel, padding, dilation)), strict=True)
+    return tuple(_windows(*each, ceil_mode) for each in lists)
+
+
+def _two(value) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def max_pool(input: Tensor, **windows) -> tuple[Tensor, Tensor]:
+    """Maxima and where they are: the first of equal ones, the last NaN; -inf and -1 of windows without elements."""
+    N, C, H, W = input.shape
+    rows, columns = pool_windows((H, W), **windows)
+    values = torch.full((N, C, len(rows), len(columns)), -torch.inf, dtype=torch.float64)
+    indices = torch.full(values.shape, -1)
+    flat = input.double().flatten(2)
+    for p, hs in enumerate(rows):
+        for q, ws in enumerate(columns):
+            inside = [h * W + w for h in hs if 0 <= h < H for w in ws if 0 <= w < W]
+            for i, index in enumerate(inside):
+                x, best = flat[..., index], values[..., p, q]
+                wins = (x > best) | x.isnan() if i else torch.ones_like(x, dtype=torch.bool)
+                values[..., p, q] = torch.where(wins, x, best)
+                indices[..., p, q] = torch.where(wins, torch.tensor(index), indices[..., p, q])
+    return values, indices
+
+
+def max_pool_grad(grad: Tensor, indices: Tensor, size) -> Tensor:
+    """Each window's gradient added to its winner."""
+    N, C, H, W = size
+    result = torch.zeros(N, C, H * W + 1, dtype=torch.float64)  # one more, for windows without elements
+    where = indices.flatten(2)
+    result.scatter_add_(2, torch.where(where < 0, torch.tensor(H * W), where), grad.double().flatten(2))
+    return result[..., :-1].reshape(size)
+
+
+def avg_pool_matrix(size, count_include_pad=True, divisor_override=None, **windows) -> Tensor:
+    """``[P, Q, H, W]``: by what each element of a plane is multiplied in each mean."""
+    H, W = size
+    padding = _two(windows.get("padding", 0))
+    rows, columns = pool_windows(size, **windows)
+    matrix = torch.zeros(len(rows), len(columns), H, W, dtype=torch.float64)
+    for p, hs in enumerate(rows):
+        for q, ws in enumerate(columns):
+            inside = [(h, w) for h in hs if 0 <= h < H for w in ws if 0 <= w < W]
+            counted = sum(h < H + padding[0] for h in hs) * sum(w < W + padding[1] for w in ws)
+            for h, w in inside:
+                matrix[p, q, h, w] = 1 / (divisor_override or (counted if count_include_pad else len(inside)))
+    return matrix

@@ -5,13 +5,31 @@ A module that has a namesake in ``torch.nn`` derives from it, so ``isinstance`` 
 """
 
 from fastconv.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
+from fastconv.nn.pool import (
+    AdaptiveAvgPool2d,
+    AdaptiveMaxPool2d,
+    AvgPool1d,
+    AvgPool2d,
+    GlobalAvgPool2d,
+    GlobalMaxPool2d,
+    MaxPool1d,
+    MaxPool2d,
+)
 from fastconv.nn.rearrange import ChannelShuffle, ChannelUnshuffle
 
 __all__ = [
+    "AdaptiveAvgPool2d",
+    "AdaptiveMaxPool2d",
+    "AvgPool1d",
+    "AvgPool2d",
     "ChannelShuffle",
     "ChannelUnshuffle",
     "Conv1d",
     "Conv2d",
     "ConvTranspose1d",
     "ConvTranspose2d",
+    "GlobalAvgPool2d",
+    "GlobalMaxPool2d",
+    "MaxPool1d",
+    "MaxPool2d",
 ]

@@ -1,0 +1,332 @@
+"""Pooling over windows against the reference: values, which element has won, gradients; on every instruction set.
+
+The cases reach every branch of csrc/pool: widths and channels on and beside the lengths of vectors, strides of 1, 2
+and more, windows that are joined by doubling, rows cut into several lines, numbers of taps that take one, two and four
+bytes, windows that adapt evenly and unevenly, positions that few and that very many windows cover.
+"""
+
+import random
+from typing import Any
+
+import pytest
+import reference
+import torch
+from kernels import SUPPORTED
+from layouts import LAYOUTS
+from torch import Tensor
+
+import fastconv
+from fastconv._native import native
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+#: One rounding of a result, and those of a sum of a few hundred elements.
+TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+
+Case = tuple[tuple[int, int, int, int], dict[str, Any]]
+
+
+def windows(kernel_size, stride=None, padding=0, **rest) -> dict[str, Any]:
+    return {"kernel_size": kernel_size, "stride": stride, "padding": padding, **rest}
+
+
+SHARED: dict[str, Case] = {
+    # (N, C, H, W) and the windows
+    "2x2": ((2, 5, 8, 9), windows(2)),
+    "2x2, many channels": ((1, 70, 6, 6), windows(2)),
+    "3x3 s2 p1": ((1, 16, 15, 17), windows(3, 2, 1)),
+    "3x3 s2 ceil": ((1, 17, 14, 28), windows(3, 2, ceil_mode=True)),
+    "3x3 s1 p1": ((2, 33, 7, 16), windows(3, 1, 1)),
+    "3x3 s3": ((1, 4, 13, 35), windows(3, 3)),
+    "4x4 s1": ((1, 64, 9, 20), windows(4, 1)),
+    "5x5 s1 p2": ((1, 20, 9, 33), windows(5, 1, 2)),
+    "5x5 s1 p2, one channel": ((3, 1, 20, 20), windows(5, 1, 2)),
+    "5x5 s2 p2": ((1, 8, 12, 40), windows(5, 2, 2)),
+    "7x7 s5 p3 ceil": ((1, 3, 18, 19), windows(7, 5, 3, ceil_mode=True)),
+    "13x13 s1 p6": ((1, 18, 19, 19), windows(13, 1, 6)),
+    "10x10": ((1, 3, 30, 60), windows(10)),
+    "kernel 1": ((1, 5, 4, 17), windows(1)),
+    "kernel 1, stride 2": ((1, 5, 5, 17), windows(1, 2)),
+    "1x4 s1": ((1, 9, 3, 70), windows((1, 4), 1)),
+    "4x1 s2": ((1, 9, 11, 15), windows((4, 1), 2)),
+    "2x3 s3x1 p1x0": ((1, 6, 9, 31), windows((2, 3), (3, 1), (1, 0))),
+    "stride beyond kernel": ((1, 3, 11, 40), windows((2, 3), (4, 7))),
+    "kernel is input": ((2, 3, 5, 6), windows((5, 6))),
+    "kernel beyond input, ceil": ((1, 2, 3, 4), windows((4, 5), 2, ceil_mode=True)),
+    "ceil drops windows in the padding": ((1, 2, 5, 7), windows(2, 3, 1, ceil_mode=True)),
+    "long rows": ((1, 2, 2, 9001), windows((2, 3), (1, 2), (0, 1))),
+    "long rows, stride 1": ((1, 1, 1, 8200), windows((1, 7), 1, (0, 3))),
+    "long rows, channels": ((1, 300, 3, 24), windows(3, 1, 1)),
+    "257 taps": ((1, 2, 1, 300), windows((1, 257), 1)),
+    "289 taps, channels": ((1, 20, 18, 18), windows(17, 1, 8)),
+    "a pixel": ((2, 3, 1, 1), windows(1)),
+    "to 7": ((1, 5, 14, 21), {"output_size": (7, 7)}),
+    "to 6 of 60": ((1, 2, 60, 60), {"output_size": 6}),
+    "to 3x5, uneven": ((2, 17, 13, 19), {"output_size": (3, 5)}),
+    "to 33 of 65": ((1, 3, 65, 65), {"output_size": 33}),
+    "to more than there are": ((1, 18, 3, 4), {"output_size": (7, 9)}),
+    "to far more": ((1, 2, 1, 2), {"output_size": (9, 25)}),
+    "to 1": ((2, 33, 7, 7), {"output_size": 1}),
+    "to 1x3": ((1, 5, 9, 10), {"output_size": (1, 3)}),
+    "to 2x1": ((1, 5, 9, 10), {"output_size": (2, 1)}),
+    "to 1 of many": ((1, 3, 260, 260), {"output_size": 1}),
+    "to nothing": ((1, 3, 4, 5), {"output_size": (0, 3)}),
+    "no image": ((0, 3, 4, 5), windows(2)),
+}
+MAX: dict[str, Case] = {
+    **SHARED,
+    "dilated": ((1, 6, 12, 21), windows(3, 1, 2, dilation=2)),
+    "dilated, strided": ((1, 18, 14, 33), windows((3, 2), 2, 1, dilation=(2, 3))),
+    "dilated, doubled": ((1, 3, 15, 40), windows(5, 1, 2, dilation=2)),
+    "dilated, windows without elements": ((2, 3, 2, 2), windows(2, 1, 1, dilation=3)),
+    "dilated, columns without elements": ((1, 17, 5, 2), windows((1, 2), 1, (0, 1), dilation=(1, 3))),
+}
+AVG: dict[str, Case] = {
+    **SHARED,
+    "padding not counted": ((1, 5, 9, 18), windows(3, 1, 1, count_include_pad=False)),
+    "padding not counted, strided": ((1, 20, 9, 18), windows(3, 2, 1, count_include_pad=False)),
+    "padding counted, ceil": ((1, 5, 8, 18), windows(3, 2, 1, ceil_mode=True)),
+    "padding not counted, ceil, stride 3": ((1, 17, 8, 16), windows(4, 3, 2, ceil_mode=True, count_include_pad=False)),
+    "divisor": ((1, 5, 8, 18), windows(3, 1, 1, divisor_override=5)),
+    "negative divisor": ((1, 18, 8, 18), windows((2, 3), 2, divisor_override=-2)),
+}
+
+#: What the values are drawn from: all different, with many ties, with what is not a number.
+VALUES = ("different", "ties", "special")
+
+
+def draw(size, values: str, seed: str) -> Tensor:
+    generator = torch.Generator().manual_seed(random.Random(seed).randrange(2**32))
+    x = torch.randn(size, generator=generator, dtype=torch.float64)
+    if values == "ties":
+        x = x.round()
+    if values == "special":
+        chance = torch.rand(size, generator=generator)
+        x[chance < 0.1] = torch.nan
+        x[chance > 0.6] = -torch.inf
+        x[(chance > 0.5) & (chance < 0.52)] = torch.inf
+    return x
+
+
+@pytest.fixture(params=SUPPORTED)
+def isa(request) -> Any:
+    before = native.isa()
+    assert native.isa_select(request.param)
+    yield request.param
+    native.isa_select(before)
+
+
+def lay_out(x: Tensor, rng: random.Random) -> Tensor:
+    return LAYOUTS[rng.choice(list(LAYOUTS))](x)
+
+
+def public(kind: str, given: dict[str, Any]):
+    return getattr(fastconv, f"{'adaptive_' if 'output_size' in given else ''}{kind}_pool2d")
+
+
+def for_reference(given: dict[str, Any]) -> dict[str, Any]:
+    return {{"kernel_size": "kernel"}.get(name, name): value for name, value in given.items()}
+
+
+@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("name", MAX)
+def test_max(name: str, values: str, isa: str) -> None:
+    size, given = MAX[name]
+    rng = random.Random(f"{name} {values} {isa}")
+    dtype, threads = rng.choice(DTYPES), rng.choice([1, 2])
+    x = draw(size, values, name).to(dtype)
+    expected, where = reference.max_pool(x, **for_reference(given))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        input = lay_out(x, rng).requires_grad_()
+        output, indices = public("max", given)(input, **given, return_indices=True)
+        grad = draw(output.shape, "different", name + values).to(dtype)
+        (grad_input,) = torch.autograd.grad(output, input, lay_out(grad, rng))
+        with torch.no_grad():
+            plain = public("max", given)(input, **given)
+    finally:
+        torch.set_num_threads(before)
+    assert output.dtype == dtype
+    torch.testing.assert_close(output.double(), expected, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(plain, output, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(indices, where)
+    # Up to a hundred and more gradients meet in one element.
+    wanted = reference.max_pool_grad(grad, where, size)
+    most = reference.max_pool_grad(grad.abs(), where, size)
+    assert ((grad_input.double() - wanted).abs() <= TOLERANCE[dtype] * most).all()
+
+
+@pytest.mark.parametrize("name", AVG)
+def test_avg(name: str, isa: str) -> None:
+    size, given = AVG[name]
+    rng = random.Random(f"{name} {isa}")
+    dtype, threads = rng.choice(DTYPES), rng.choice([1, 2])
+    x = draw(size, "different", name).to(dtype)
+    matrix = reference.avg_pool_matrix(size[2:], **for_reference(given))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        input = lay_out(x, rng).requires_grad_()
+        output = public("avg", given)(input, **given)
+        grad = draw(output.shape, "different", name + "grad").to(dtype)
+        (grad_input,) = torch.autograd.grad(output, input, lay_out(grad, rng))
+    finally:
+        torch.set_num_threads(before)
+    assert output.dtype == dtype
+    for got, equation, given_tensor in ((output, "pqhw,nchw->ncpq", x), (grad_input, "pqhw,ncpq->nchw", grad)):
+        wanted = torch.einsum(equation, matrix, given_tensor.double())
+        scale = torch.einsum(equation, matrix.abs(), given_tensor.double().abs())
+        # Long sums have more roundings, and the smallest step of float16 is 2^-24.
+        taps = (matrix != 0).sum((2, 3)).max() if matrix.numel() else 0
+        allowed = (2 * TOLERANCE[dtype] + (0 if dtype == torch.float64 else 2**-24 * taps / 16)) * scale
+        assert ((got.double() - wanted).abs() <= allowed + (2**-24 if dtype == torch.float16 else 0)).all()
+
+
+@pytest.mark.parametrize("kind", ["max", "avg"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_and_dtype(kind: str, dtype: torch.dtype, layout: str) -> None:
+    """The draws above leave pairs out; and the memory format of the input is that of the output."""
+    for size, given in ((2, 19, 9, 11), windows(3, 2, 1)), ((2, 19, 9, 11), {"output_size": (2, 3)}):
+        x = draw(size, "different", layout).to(dtype)
+        input = LAYOUTS[layout](x)
+        output = public(kind, given)(input, **given)
+        plain = public(kind, given)(x, **given)
+        torch.testing.assert_close(output, plain, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        last = layout in ("channels_last", "sliced_channels_last")
+        assert output.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sixteen_and_thirty_two_bit_ids(dtype: torch.dtype) -> None:
+    """Windows with more than 2^8 and more than 2^16 elements: the last one wins, and gets the gradient."""
+    for side in (17, 257):
+        for format in (torch.contiguous_format, torch.channels_last):
+            x = torch.zeros(1, 2, side, side, dtype=dtype).contiguous(memory_format=format)
+            x[0, 1, -1, -1] = 1
+            x.requires_grad_()
+            output, indices = fastconv.global_max_pool2d(x, return_indices=True)
+            assert output.flatten().tolist() == [0, 1]
+            assert indices.flatten().tolist() == [0, side * side - 1]
+            output.sum().backward()
+            assert x.grad is not None
+            assert x.grad.nonzero().tolist() == [[0, 0, 0, 0], [0, 1, side - 1, side - 1]]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_the_first_of_equal_values_wins(layout: str) -> None:
+    x = LAYOUTS[layout](torch.zeros(1, 17, 6, 20))
+    for kernel in (2, 3, 5):
+        _, indices = fastconv.max_pool2d(x, kernel, 1, return_indices=True)
+        first = torch.arange(120).view(6, 20)[: 7 - kernel, : 21 - kernel]
+        assert torch.equal(indices, first.expand_as(indices))
+
+
+def test_signs_of_zeros() -> None:
+    """Equal values: the first one is returned, sign and all."""
+    x = torch.tensor([0.0, -0.0, 0.0, 0.0, -0.0]).repeat(1, 1, 5, 8)
+    for kernel in (2, 3, 5):
+        plain = fastconv.max_pool2d(x, kernel, 1)
+        tracked, indices = fastconv.max_pool2d(x, kernel, 1, return_indices=True)
+        picked = x.flatten(2).gather(2, indices.flatten(2)).view_as(tracked)
+        assert torch.equal(tracked.signbit(), picked.signbit())
+        if kernel == 2:  # joined columns before rows where windows are larger: the sign of a zero is that of some zero
+            assert torch.equal(plain, tracked)
+
+
+def test_padding_never_wins() -> None:
+    x = torch.full((1, 3, 4, 5), -torch.inf)
+    for format in (torch.contiguous_format, torch.channels_last):
+        given = x.contiguous(memory_format=format)
+        for kernel, padding in ((3, 1), (5, 2)):
+            output, indices = fastconv.max_pool2d(given, kernel, 1, padding, return_indices=True)
+            assert (output == -torch.inf).all()
+            rows = (torch.arange(4) - padding).clamp(min=0)
+            columns = (torch.arange(5) - padding).clamp(min=0)
+            assert torch.equal(indices, (rows[:, None] * 5 + columns).expand_as(indices))
+
+
+def test_a_gradient_adds_up_to_what_came_in() -> None:
+    for given in (windows(3, 2), windows(2), {"output_size": (3, 4)}):
+        x = torch.randn(2, 5, 13, 15, dtype=torch.float64, requires_grad=True)
+        output = public("avg", given)(x, **given)
+        grad = torch.randn_like(output)
+        (grad_input,) = torch.autograd.grad(output, x, grad)
+        torch.testing.assert_close(grad_input.sum((2, 3)), grad.sum((2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["max", "avg"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("kernel", [3, 13])
+def test_backward_is_deterministic(kind: str, layout: str, kernel: int) -> None:
+    x = LAYOUTS[layout](torch.randn(2, 20, 30, 31).round())
+    grads = []
+    for threads in (1, 2, 2, 1):
+        torch.set_num_threads(threads)
+        leaf = x.clone().requires_grad_()
+        output = public(kind, {})(leaf, kernel, 1, kernel // 2)
+        grads.append(torch.autograd.grad(output, leaf, torch.ones_like(output) / 3)[0])
+    assert all(torch.equal(grads[0], other) for other in grads[1:])
+
+
+@pytest.mark.parametrize("name", ["3x3 s2 p1", "5x5 s1 p2", "to 3x5, uneven", "to 1", "3x3 s3"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("kind", ["max", "avg"])
+def test_second_gradients(kind: str, layout: str, name: str) -> None:
+    (_, C, H, W), given = SHARED[name]
+    size = (1, min(C, 3), min(H, 8), min(W, 9))
+    # Far enough apart that no step of the numerical gradient changes who has won.
+    x = torch.randperm(size[1] * size[2] * size[3]).double().view(size) / 7
+    x = LAYOUTS[layout](x).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: public(kind, given)(x, **given), x)
+    assert torch.autograd.gradgradcheck(lambda x: public(kind, given)(x, **given) * x.sum(), x)
+
+
+@pytest.mark.parametrize("name", ["max_pool1d", "avg_pool1d"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_dimension(name: str, dtype: torch.dtype) -> None:
+    x = draw((2, 5, 37), "different", name).to(dtype)
+    for given in (windows(3, 2, 1), windows(7, 1, 3), windows(5), windows(4, 3, ceil_mode=True)):
+        one = getattr(fastconv, name)(x, **given)
+        two = {key: (0 if key == "padding" else 1, value) for key, value in given.items() if key != "ceil_mode"}
+        two["stride"] = (1, given["stride"] or given["kernel_size"])
+        wide = getattr(fastconv, name.replace("1d", "2d"))(
+            x.unsqueeze(2), **two, ceil_mode=given.get("ceil_mode", False)
+        )
+        assert torch.equal(one, wide.squeeze(2))
+        assert torch.equal(getattr(fastconv, name)(x[0], **given), one[0])
+
+
+@pytest.mark.parametrize("kind", ["max", "avg"])
+def test_unbatched_and_empty(kind: str) -> None:
+    x = torch.randn(3, 8, 9, requires_grad=True)
+    for given in (windows(2), {"output_size": 2}):
+        output = public(kind, given)(x, **given)
+        assert torch.equal(output, public(kind, given)(x[None], **given)[0])
+        empty = public(kind, given)(x[None][:0].detach().requires_grad_(), **given)
+        assert empty.shape == (0, *output.shape)
+        empty.sum().backward()
+    assert fastconv.adaptive_avg_pool2d(x, (None, 3)).shape == (3, 8, 3)
+    assert fastconv.adaptive_max_pool2d(x, None).shape == x.shape  # type: ignore[union-attr]
+    assert torch.equal(fastconv.global_avg_pool2d(x), fastconv.adaptive_avg_pool2d(x, 1))
+
+
+def test_gradients_of_stride_zero() -> None:
+    x = torch.randn(2, 17, 6, 7).contiguous(memory_format=torch.channels_last).requires_grad_()
+    for pool in (fastconv.max_pool2d, fastconv.avg_pool2d):
+        (grad,) = torch.autograd.grad(pool(x, 2).sum(), x)
+        (wanted,) = torch.autograd.grad(pool(x, 2), x, torch.ones(2, 17, 3, 3))
+        assert torch.equal(grad, wanted)
+
+
+def test_beyond_two_to_the_31() -> None:
+    with open("/proc/meminfo") as file:
+        free = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")) * 1024
+    if free < 10 << 30:
+        pytest.skip(f"takes 10 GiB, {free / 2**30:.0f} are free")
+    x = torch.zeros(3, 1, 32768, 32768, dtype=torch.bfloat16)
+    x[2, 0, -1, -1] = 1
+    output, indices = fastconv.global_max_pool2d(x, return_indices=True)
+    assert output.flatten().tolist() == [0, 0, 1]
+    assert indices.flatten().tolist() == [0, 0, 2**30 - 1]
+    assert fastconv.max_pool2d(x, 8192).flatten().nonzero().tolist() == [[47]]
