@@ -177,7 +177,8 @@ def adaptive_max_pool2d(
         the indices, int64.
 
     Raises:
-        RuntimeError: wrong number of dimensions, an empty plane, a negative size.
+        RuntimeError: too many dimensions, an empty plane, a negative size.
+        ValueError: too few dimensions.
         TypeError: sizes that are not integers.
 
     >>> adaptive_max_pool2d(torch.arange(12.0).view(1, 3, 4), 2).flatten()
@@ -197,7 +198,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | None | Sequence[int | 
         ``Tensor[N, C, P, Q]`` or ``Tensor[C, P, Q]`` in the memory format of ``input``.
 
     Raises:
-        RuntimeError, TypeError: see :func:`adaptive_max_pool2d`.
+        RuntimeError, ValueError, TypeError: see :func:`adaptive_max_pool2d`.
 
     >>> adaptive_avg_pool2d(torch.arange(12.0).view(1, 3, 4), 2).flatten()
     tensor([2.5000, 4.5000, 6.5000, 8.5000])
@@ -256,7 +257,8 @@ def _batched(op: str, dims: int, input: Tensor, pool: Callable[[Tensor], Any]) -
     if input.dim() == dims + 2:
         return pool(input)
     if input.dim() != dims + 1:
-        raise RuntimeError(
+        error = ValueError if op.startswith("adaptive") and input.dim() <= dims else RuntimeError  # PyTorch's habit
+        raise error(
             f"{op}: input must have {dims + 2} dimensions, or {dims + 1} without a batch (got {list(input.shape)})"
         )
     result = pool(input.unsqueeze(0))
