@@ -14,8 +14,9 @@ from fastconv._native import native
 
 from . import roofline
 from .cases import FAMILIES, ConvCase, read_conv, select
+from .data import DIRECTIONS, LAYOUTS
 from .machine import describe, headline
-from .measure import DIRECTIONS, DTYPES, LAYOUTS, Row, by_run, judge, means, run_case
+from .measure import DTYPES, Row, by_run, judge, means, run_case
 from .tables import LEGEND, class_table, run_table, verdict
 
 #: Version of the file that --json writes and report reads.

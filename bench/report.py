@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from rich.text import Text
 
 from .cases import FLOOR, target
+from .data import LAYOUTS
 from .machine import headline
-from .measure import LAYOUTS, Row, Run, by_run, means
+from .measure import Row, Run, by_run, means
 from .tables import limit_text, run_name, verdict
 
 COLOURS = {"contiguous": "#f59e0b", "channels_last": "#c2410c", "PyTorch": "#9aa1ad"}

@@ -10,7 +10,8 @@ from rich.table import Table
 from fastconv._console import coloured
 
 from .cases import FAMILIES, FLOOR, target
-from .measure import LAYOUTS, Row, Run, by_run, means, smallest
+from .data import LAYOUTS
+from .measure import Row, Run, by_run, means, smallest
 
 COLUMNS = ("layout", "PyTorch", "fastconv", "spread", "GFLOP/s", "GB/s", "limit", "ratio")
 #: What a terminal narrower than WIDE leaves out.

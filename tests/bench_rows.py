@@ -1,7 +1,8 @@
 """What the tests of the benchmark start from: its cases, some that take no time, and timed rows."""
 
 from fastconv.bench.cases import ConvCase, read_conv
-from fastconv.bench.measure import LAYOUTS, judge
+from fastconv.bench.data import LAYOUTS
+from fastconv.bench.measure import judge
 
 CASES = read_conv()
 BANDWIDTH = {1: {2**20: 1e12, 2**30: 4e9}}

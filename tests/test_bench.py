@@ -17,7 +17,8 @@ from fastconv._native import native
 from fastconv._timing import summarise
 from fastconv.bench import command, machine, roofline
 from fastconv.bench.cases import FAMILIES, SHAPES
-from fastconv.bench.measure import LAYOUTS, judge, run_case
+from fastconv.bench.data import LAYOUTS
+from fastconv.bench.measure import judge, run_case
 
 # ---- the command -----------------------------------------------------------------------------------------------------
 

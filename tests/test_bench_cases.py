@@ -8,7 +8,6 @@ import pytest
 import torch
 from bench_rows import CASES
 
-from fastconv.bench import measure
 from fastconv.bench.cases import QUICK, SHAPES, TARGETS, select, target
 
 with SHAPES.open(newline="") as file:
@@ -23,7 +22,7 @@ def test_cases_are_consistent(case):
             list(shape[:2] + shape[4 - dims :])
             for shape in (case.input_shape(3), case.weight_shape, case.output_shape(3))
         )
-        layer = measure.operator(case, "PyTorch", dims)
+        layer = conv.operator(case, "PyTorch", dims)
         made = layer(torch.empty(input, device="meta"), torch.empty(weight, device="meta"))
         assert list(made.shape) == output
     assert case.groups == (case.C if case.family == "depthwise" else case.groups)

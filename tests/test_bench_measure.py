@@ -9,21 +9,22 @@ import torch.nn.functional as F
 from bench_rows import CASES, SMALL, small
 
 import fastconv
-from fastconv.bench import measure
-from fastconv.bench.measure import LAYOUTS, run_case
+from fastconv.bench import conv, measure
+from fastconv.bench.data import CHECK_ELEMENTS, CHECK_FLOPS, DIRECTIONS, LAYOUTS
+from fastconv.bench.measure import run_case
 
 # ---- data and check --------------------------------------------------------------------------------------------------
 
 
 def test_data_is_the_same_in_every_layout():
-    data = measure.tensors(SMALL["dense"], 2, "bfloat16")
+    data = conv.tensors(SMALL["dense"], 2, "bfloat16")
     for plain, last in zip(data["contiguous"], data["channels_last"], strict=True):
         assert torch.equal(plain, last)
         assert plain.dtype == torch.bfloat16
         assert plain.is_contiguous()
         assert last.is_contiguous(memory_format=torch.channels_last)
         assert not last.is_contiguous()
-    data = measure.tensors(SMALL["1-D"], 2, "float32")
+    data = conv.tensors(SMALL["1-D"], 2, "float32")
     assert [list(t.shape) for t in data["contiguous"]] == [[2, 4, 9], [6, 4, 3], [2, 6, 9]]
     assert [list(t.shape) for t in data["channels_last"]] == [[2, 4, 1, 9], [6, 4, 1, 3], [2, 6, 1, 9]]
 
@@ -33,12 +34,12 @@ def test_data_is_the_same_in_every_layout():
 @pytest.mark.parametrize("case", SMALL.values(), ids=list(SMALL))
 def test_reference(case, share, direction):
     """PyTorch agrees with it, and a single wrong value in the last channel shows."""
-    names = measure.DIRECTIONS[direction]
-    data = measure.tensors(case, 2, "float64")
-    expected = measure.reference(case, direction, data["channels_last"], share)
+    names = DIRECTIONS[direction]
+    data = conv.tensors(case, 2, "float64")
+    expected = conv.reference(case, direction, data["channels_last"], share)
     assert set(expected) == set(names)
     for layout, tensors in data.items():
-        layer = measure.operator(case, "PyTorch", tensors[0].dim() - 2)
+        layer = conv.operator(case, "PyTorch", tensors[0].dim() - 2)
         made = dict(zip(names, measure.runner(layer, direction, tensors)(), strict=True))
         assert measure.error(made, expected) < 1e-14, layout
         for name in names:
@@ -50,11 +51,11 @@ def test_reference(case, share, direction):
 
 
 def test_large_cases_are_checked_in_part():
-    assert measure.check_share(SMALL["dense"], 1, "train") == 1
+    assert conv.check_share(SMALL["dense"], 1, "train") == 1
     case = CASES["L05"]
-    share = measure.check_share(case, 1, "fwd")
-    assert share * case.flops(1) == pytest.approx(measure.CHECK_FLOPS)
-    assert measure.check_share(CASES["W28"], 1, "fwd") * 2 * 12288 * 16384 < 1.01 * measure.CHECK_ELEMENTS
+    share = conv.check_share(case, 1, "fwd")
+    assert share * case.flops(1) == pytest.approx(CHECK_FLOPS)
+    assert conv.check_share(CASES["W28"], 1, "fwd") * 2 * 12288 * 16384 < 1.01 * CHECK_ELEMENTS
 
 
 def test_training_batch(monkeypatch):
@@ -125,7 +126,7 @@ def test_dimensions_are_those_of_the_layer(monkeypatch):
 
 def test_what_does_not_fit_is_skipped(monkeypatch):
     # Input and output are 0.8 GB each. Two of both and a gradient, and what is computed.
-    sizes = {direction: measure.footprint(CASES["W28"], 1, "float32", direction) for direction in measure.DIRECTIONS}
+    sizes = {direction: measure.footprint(CASES["W28"], 1, "float32", direction) for direction in DIRECTIONS}
     assert sizes == pytest.approx({"fwd": 4.03e9, "train": 4.83e9, "bwd": 7.25e9}, rel=0.01)
     assert measure.footprint(CASES["W28"], 1, "bfloat16", "fwd") == sizes["fwd"] / 2
     needed = sizes["fwd"]
