@@ -1,16 +1,21 @@
 """The cases: layers of published networks, one a row of shapes.csv; the classes they form, how to choose among them."""
 
 import csv
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SHAPES = Path(__file__).with_name("shapes.csv")
-FAMILIES = ("dense", "grouped", "depthwise", "dilated", "transposed")
+CONV_FAMILIES = ("dense", "grouped", "depthwise", "dilated", "transposed")
+POOL_FAMILIES = ("pool", "adaptive_pool")
+FAMILIES = CONV_FAMILIES + POOL_FAMILIES
 #: What runs unless more is asked for: a few minutes on two cores.
 QUICK = frozenset(
     ("D01", "D02", "D05", "D07", "D16", "G01", "G02", "G04", "G09", "G12")
     + ("W01", "W02", "W10", "W13", "W19", "L02", "L06", "L22", "T03", "T08")
+    + ("P01", "P07", "P11", "P21", "P26")
 )
 
 #: The classes that a speed-up is sought for, and how large a one: of forward, and of forward and backward, float32.
@@ -29,6 +34,10 @@ TARGETS: dict[str, tuple[float, float] | None] = {
     "depthwise dilated": (1.5, 3.0),
     "dilated": (1.2, 1.4),
     "transposed": (1.2, 1.2),
+    "max pooling": (1.5, 1.5),
+    "max pooling, 5x5 and larger of stride 1": (20.0, 20.0),
+    "average pooling": (1.5, 1.5),
+    "adaptive and global pooling": (1.5, 1.5),
 }
 #: No single case may be slower than this.
 FLOOR = 0.95
@@ -77,6 +86,20 @@ class ConvCase:
 
     def output_shape(self, batch: int) -> tuple[int, int, int, int]:
         return batch, self.K, self.P, self.Q
+
+    def given_shapes(self, batch: int) -> list[tuple[int, int, int, int]]:
+        """Of what the layer is given: input and weight."""
+        return [self.input_shape(batch), self.weight_shape]
+
+    def results(self, direction: str) -> tuple[str, ...]:
+        """What the direction computes."""
+        gradients = ("grad_input", "grad_weight")
+        return {"fwd": ("output",), "bwd": gradients, "train": ("output", *gradients)}[direction]
+
+    def bytes_moved(self, batch: int, direction: str, size: int) -> int:
+        """Of elements of ``size`` bytes: what the forward pass reads and writes, what the backward pass does."""
+        given, output = sum(map(math.prod, self.given_shapes(batch))), math.prod(self.output_shape(batch))
+        return size * ((direction != "bwd") * (given + output) + (direction != "fwd") * (2 * given + output))
 
     @property
     def target_class(self) -> str:
@@ -134,6 +157,92 @@ class ConvCase:
         return share
 
 
+@dataclass(frozen=True)
+class PoolCase:
+    """One pooling layer over windows; a pair is (height, width)."""
+
+    id: str
+    family: str
+    network: str
+    layer: str
+    N_gpu: int
+    N_cpu: int
+    C: int
+    H: int
+    W: int
+    P: int
+    Q: int
+    kind: str  # "max" or "avg"
+    #: Where the family is "pool": the windows, and whether the indices of the winners are wanted as well.
+    kernel: tuple[int, int] = (0, 0)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    ceil_mode: bool = False
+    indices: bool = False
+
+    one_dimensional = False
+
+    @property
+    def adaptive(self) -> bool:
+        return self.family == "adaptive_pool"
+
+    def input_shape(self, batch: int) -> tuple[int, int, int, int]:
+        return batch, self.C, self.H, self.W
+
+    def output_shape(self, batch: int) -> tuple[int, int, int, int]:
+        return batch, self.C, self.P, self.Q
+
+    def given_shapes(self, batch: int) -> list[tuple[int, int, int, int]]:
+        return [self.input_shape(batch)]
+
+    def results(self, direction: str) -> tuple[str, ...]:
+        return {"fwd": ("output",), "bwd": ("grad_input",), "train": ("output", "grad_input")}[direction]
+
+    def bytes_moved(self, batch: int, direction: str, size: int) -> int:
+        """Input and output, or their gradients; indices where they are asked for. The least: a maximum must be known to
+        have won by something, which may be one bit and is not counted."""
+        input, output = math.prod(self.input_shape(batch)), math.prod(self.output_shape(batch))
+        forward = size * (input + output) + 8 * output * self.indices
+        return (direction != "bwd") * forward + (direction != "fwd") * size * (input + output)
+
+    @property
+    def target_class(self) -> str:
+        """Its key in TARGETS."""
+        if self.adaptive:
+            return "adaptive and global pooling"
+        if self.kind == "avg":
+            return "average pooling"
+        wide = self.stride == (1, 1) and min(self.kernel) >= 5
+        return "max pooling, 5x5 and larger of stride 1" if wide else "max pooling"
+
+    def text(self, batch: int = 1) -> str:
+        """The layer in a few characters, as those of convolution."""
+        size = str(self.H) if self.H == self.W else f"{self.H}x{self.W}"
+        if self.adaptive:
+            parts = [f"{self.kind} {self.C}@{size}", f"to {self.P}"]
+        else:
+            parts = [f"{self.kind} {self.kernel[0]}x{self.kernel[1]} {self.C}@{size}", f"s{self.stride[0]}"]
+        if self.ceil_mode:
+            parts.append("ceil")
+        if self.indices:
+            parts.append("indices")
+        if batch != 1:
+            parts.append(f"n{batch}")
+        return " ".join(parts)
+
+    def flops(self, batch: int) -> float:
+        """Comparisons or additions by the definition, padding included."""
+        taps = self.H * self.W / (self.P * self.Q) if self.adaptive else self.kernel[0] * self.kernel[1]
+        return batch * self.C * self.P * self.Q * taps
+
+    @property
+    def live(self) -> float:
+        return 1.0
+
+
+Case = ConvCase | PoolCase
+
+
 def pair(text: str) -> tuple[int, int]:
     first, _, second = text.partition("x")
     return int(first), int(second)
@@ -144,7 +253,7 @@ def read_conv() -> dict[str, ConvCase]:
     cases = {}
     with SHAPES.open(newline="") as file:
         for row in csv.DictReader(file):
-            if row["family"] not in FAMILIES:
+            if row["family"] not in CONV_FAMILIES:
                 continue
             numbers = {name: int(row[name]) for name in ("N_gpu", "N_cpu", *"CHWKRSPQ", "groups")}
             cases[row["id"]] = ConvCase(
@@ -161,13 +270,48 @@ def read_conv() -> dict[str, ConvCase]:
     return cases
 
 
-def select(ids: Iterable[str] = (), families: Iterable[str] = FAMILIES, full: bool = False) -> list[ConvCase]:
+def read_pool() -> dict[str, PoolCase]:
+    """The pooling cases by id, in the order of the file."""
+    cases = {}
+    with SHAPES.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["family"] not in POOL_FAMILIES:
+                continue
+            layer, _, kind = row["layer"].partition("[")
+            windows: dict[str, Any] = {}
+            if row["family"] == "pool":
+                windows = {
+                    "kernel": (int(row["R"]), int(row["S"])),
+                    "stride": pair(row["stride"]),
+                    "padding": pair(row["pad"]),
+                    "ceil_mode": "ceil" in row["layer"],
+                    "indices": "+idx" in layer,
+                }
+            numbers: dict[str, Any] = {name: int(row[name]) for name in ("N_gpu", "N_cpu", *"CHWPQ")}
+            cases[row["id"]] = PoolCase(
+                id=row["id"],
+                family=row["family"],
+                network=row["net"],
+                layer=row["layer"],
+                kind="avg" if "avg" in kind else "max",
+                **numbers,
+                **windows,
+            )
+    return cases
+
+
+def read_cases() -> dict[str, Case]:
+    """All of them, families together."""
+    return {**read_conv(), **read_pool()}
+
+
+def select(ids: Iterable[str] = (), families: Iterable[str] = FAMILIES, full: bool = False) -> list[Case]:
     """The cases with these ids; without ids those of the families, of the quick set unless ``full``. In the order of
     the file."""
     ids, families = set(ids), set(families)
     return [
         case
-        for case in read_conv().values()
+        for case in read_cases().values()
         if (case.id in ids if ids else case.family in families and (full or case.id in QUICK))
     ]
 
@@ -177,7 +321,7 @@ def target(name: str, direction: str, dtype: str) -> float | None:
     column = {"fwd": 0, "train": 1}.get(direction)
     if column is None or dtype == "float64":
         return None
-    if dtype == "float16":  # for CPUs on which PyTorch has no arithmetic for it
+    if dtype == "float16" and "pooling" not in name:  # for CPUs on which PyTorch has no arithmetic for it
         return (50.0, 20.0)[column]
     if dtype == "bfloat16" and name.startswith("dense"):
         return 1.0

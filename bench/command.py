@@ -13,7 +13,7 @@ from fastconv._console import progress_bar, require_folder
 from fastconv._native import native
 
 from . import roofline
-from .cases import FAMILIES, ConvCase, read_conv, select
+from .cases import FAMILIES, Case, read_cases, select
 from .data import DIRECTIONS, LAYOUTS
 from .machine import describe, headline
 from .measure import DTYPES, Row, by_run, judge, means, run_case
@@ -62,7 +62,7 @@ def counts(_context: click.Context, parameter: click.Parameter, value: str | Non
     "--case",
     "ids",
     default="",
-    callback=several(tuple(read_conv())),
+    callback=several(tuple(read_cases())),
     help="Ids of shapes.csv, as W03,G01, instead of families.",
 )
 @click.option("--full", is_flag=True, help="Every case of the families, not the quick set.")
@@ -71,7 +71,7 @@ def counts(_context: click.Context, parameter: click.Parameter, value: str | Non
     "directions",
     default="fwd",
     show_default=True,
-    callback=several(tuple(DIRECTIONS)),
+    callback=several(DIRECTIONS),
     help="fwd, bwd (the backward pass alone), train (both).",
 )
 @click.option("--dtype", "dtypes", default="float32", show_default=True, callback=several(DTYPES))
@@ -163,7 +163,7 @@ def bench(
         raise click.ClickException(f"bench: some rows were wrong or failed: {', '.join(dict.fromkeys(bad))}")
 
 
-def run_all(cases: Sequence[ConvCase], directions: Sequence[str], dtypes: Sequence[str], **settings: Any) -> list[Row]:
+def run_all(cases: Sequence[Case], directions: Sequence[str], dtypes: Sequence[str], **settings: Any) -> list[Row]:
     """All rows, with a bar on a terminal and a line a case elsewhere; both on stderr. An interrupt ends it early."""
     screen = Console(stderr=True)
     jobs = [(case, direction, dtype) for direction in directions for case in cases for dtype in dtypes]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .cases import ConvCase
-from .data import CHECK_ELEMENTS, CHECK_FLOPS, DIRECTIONS, LAYOUTS, LIBRARIES, Data, Expected, Where
+from .data import CHECK_ELEMENTS, CHECK_FLOPS, LAYOUTS, LIBRARIES, Data, Expected, Where
 
 
 def tensors(case: ConvCase, batch: int, dtype: str) -> dict[str, Data]:
@@ -56,7 +56,7 @@ def spread(count: int, share: float) -> Tensor:
 
 def check_share(case: ConvCase, batch: int, direction: str) -> float:
     """How much of the channels is compared with float64, so that it does not take longer than the timing."""
-    flops = case.flops(batch) * len(DIRECTIONS[direction])
+    flops = case.flops(batch) * len(case.results(direction))
     elements = math.prod(case.input_shape(batch)) + math.prod(case.output_shape(batch))
     return min(1.0, CHECK_FLOPS / flops, CHECK_ELEMENTS / elements)
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fastconv._timing import alternate, summarise
 
-from .cases import ConvCase
-from .conv import check_share, operator, operator_name, reference, tensors
-from .data import DIRECTIONS, LAYOUTS, Data, Expected
+from . import conv, pool
+from .cases import Case, PoolCase
+from .data import LAYOUTS, Data, Expected
 from .roofline import Bandwidth, Peak, bandwidth_for, limit
 
 Row = dict[str, Any]
@@ -35,15 +35,18 @@ SAMPLES = 200
 # ---- data and contenders -------------------------------------------------------------------------------------------
 
 
-def footprint(case: ConvCase, batch: int, dtype: str, direction: str) -> int:
+def family_of(case: Case) -> Any:
+    """The module that makes the data of a case, knows its operators and what they should yield."""
+    return pool if isinstance(case, PoolCase) else conv
+
+
+def footprint(case: Case, batch: int, dtype: str, direction: str) -> int:
     """Bytes of all tensors that are there at once."""
     size = torch.empty((), dtype=getattr(torch, dtype)).element_size()
-    shapes = (case.input_shape(batch), case.weight_shape, case.output_shape(batch))
-    input, weight, output = map(math.prod, shapes)
-    given = len(LAYOUTS) * (input + weight + output)
-    computed = output if direction != "bwd" else 2 * len(LAYOUTS) * output  # which every contender keeps
-    gradients = input + weight if direction != "fwd" else 0
-    return size * (given + computed + gradients)
+    given, output = sum(map(math.prod, case.given_shapes(batch))), math.prod(case.output_shape(batch))
+    kept = output if direction != "bwd" else 2 * len(LAYOUTS) * output  # which every contender keeps
+    gradients = given if direction != "fwd" else 0
+    return size * (len(LAYOUTS) * (given + output) + kept + gradients)
 
 
 def available_memory() -> int:
@@ -53,17 +56,17 @@ def available_memory() -> int:
     return 1024 * int(facts["MemAvailable"].split()[0])
 
 
-def runner(layer: Callable[[Tensor, Tensor], Tensor], direction: str, data: Data) -> Callable[[], Sequence[Tensor]]:
+def runner(layer: Callable[..., Tensor], direction: str, data: Data) -> Callable[[], Sequence[Tensor]]:
     """A function that runs the layer once and returns what the direction computes, in newly made tensors."""
-    input, weight, grad_output = data
+    *given, grad_output = data
     if direction == "fwd":
 
         def forward() -> Sequence[Tensor]:
             with torch.inference_mode():
-                return (layer(input, weight),)
+                return (layer(*given),)
 
         return forward
-    leaves = input.detach().requires_grad_(), weight.detach().requires_grad_()
+    leaves = tuple(each.detach().requires_grad_() for each in given)
     if direction == "bwd":
         output = layer(*leaves)
         return lambda: torch.autograd.grad(output, leaves, grad_output, retain_graph=True)
@@ -75,15 +78,16 @@ def runner(layer: Callable[[Tensor, Tensor], Tensor], direction: str, data: Data
     return train
 
 
-def choose_batch(case: ConvCase, dtype: str, direction: str) -> int:
+def choose_batch(case: Case, dtype: str, direction: str) -> int:
     """That of shapes.csv for the forward pass. In training TRAIN_BATCH, or what the network is trained with where that
     is smaller, halved until a step of PyTorch's takes at most STEP."""
     if direction == "fwd":
         return case.N_cpu
-    data = tensors(case, 1, dtype)
+    family = family_of(case)
+    data = family.tensors(case, 1, dtype)
     slowest = 0.0
     for layout in LAYOUTS:
-        layer = operator(case, "PyTorch", data[layout][0].dim() - 2)
+        layer = family.operator(case, "PyTorch", data[layout][0].dim() - 2)
         assert layer is not None
         run = runner(layer, direction, data[layout])
         run()
@@ -122,7 +126,7 @@ def error(actual: dict[str, Tensor], expected: Expected) -> float:
 
 
 def run_case(
-    case: ConvCase,
+    case: Case,
     direction: str,
     dtype: str,
     *,
@@ -160,46 +164,39 @@ def run_case(
     batch = batch or choose_batch(case, dtype, direction)
     while batch > least and footprint(case, batch, dtype, direction) > free / 3:
         batch //= 2
-    passes = len(DIRECTIONS[direction])
-    shapes = (case.input_shape(batch), case.weight_shape, case.output_shape(batch))
-    input, weight, output = map(math.prod, shapes)
-    size = torch.empty((), dtype=getattr(torch, dtype)).element_size()
+    names = case.results(direction)
     row |= {
         "text": case.text(batch),
         "batch": batch,
-        "flops": case.flops(batch) * passes,
+        "flops": case.flops(batch) * len(names),
         "live": case.live,
-        # The forward pass reads two and writes one; the backward pass reads three and writes two.
-        "bytes": size * ((direction != "bwd") * (input + weight + output))
-        + size * ((direction != "fwd") * (2 * input + 2 * weight + output)),
+        "bytes": case.bytes_moved(batch, direction, torch.empty((), dtype=getattr(torch, dtype)).element_size()),
     }
 
-    data = tensors(case, batch, dtype)
+    family = family_of(case)
+    data = family.tensors(case, batch, dtype)
     dims = {layout: data[layout][0].dim() - 2 for layout in LAYOUTS}
     contenders = [("PyTorch", layout) for layout in LAYOUTS] + [("fastconv", layout) for layout in layouts]
     runs: dict[str, Callable[[], Sequence[Tensor]]] = {}
     for library, layout in contenders:
-        layer = operator(case, library, dims[layout])
+        layer = family.operator(case, library, dims[layout])
         if layer is None:
-            return (yield from ended("skipped", f"{library} has no {operator_name(case, dims[layout])}"))
+            return (yield from ended("skipped", f"{library} has no {family.operator_name(case, dims[layout])}"))
         try:
             runs[f"{library} {layout}"] = runner(layer, direction, data[layout])
         except RuntimeError as refusal:
             return (yield from ended(*refused(refusal, kernel)))
 
     torch.set_num_threads(max(threads))
-    share = check_share(case, batch, direction)
+    share = family.check_share(case, batch, direction)
     row["checked"] = share
     plain = [each.unsqueeze(2) if each.dim() == 3 else each for each in data["contiguous"]]
-    expected = reference(case, direction, (plain[0], plain[1], plain[2]), share)
+    expected = family.reference(case, direction, tuple(plain), share)
     for count in threads:
         torch.set_num_threads(count)
         found: Row = {**row, "threads": count}
         try:
-            found["error"] = {
-                name: error(dict(zip(DIRECTIONS[direction], run(), strict=True)), expected)
-                for name, run in runs.items()
-            }
+            found["error"] = {name: error(dict(zip(names, run(), strict=True)), expected) for name, run in runs.items()}
         except RuntimeError as refusal:
             found["status"], found["reason"] = refused(refusal, kernel)
             yield found

@@ -21,7 +21,7 @@ BUSY = 0.3
 LEGEND = (
     "Ratio: the faster of PyTorch's two layouts over fastconv; above 1 fastconv is faster. Means are geometric.\n"
     "Spread: between the quartiles of fastconv's times. GFLOP/s: of fastconv, by the definition. "
-    "GB/s: of input, weight and output, each once.\n"
+    "GB/s: of what must be read and written, each once.\n"
     "Limit: what bounds the layer, and the share of it that fastconv reaches; of two shares, the second leaves out "
     "products with padding."
 )

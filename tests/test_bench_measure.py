@@ -34,7 +34,7 @@ def test_data_is_the_same_in_every_layout():
 @pytest.mark.parametrize("case", SMALL.values(), ids=list(SMALL))
 def test_reference(case, share, direction):
     """PyTorch agrees with it, and a single wrong value in the last channel shows."""
-    names = DIRECTIONS[direction]
+    names = case.results(direction)
     data = conv.tensors(case, 2, "float64")
     expected = conv.reference(case, direction, data["channels_last"], share)
     assert set(expected) == set(names)

@@ -1,0 +1,58 @@
+"""Pooling layers: their data, how each library computes them, and what to expect."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cases import PoolCase
+from .data import LAYOUTS, LIBRARIES, Data, Expected
+
+
+def tensors(case: PoolCase, batch: int, dtype: str) -> dict[str, Data]:
+    """Input and gradient of the output in every layout, of the same values."""
+    generator = torch.Generator().manual_seed(0)
+    made = [
+        torch.empty(shape).uniform_(-1, 1, generator=generator).to(getattr(torch, dtype))
+        for shape in (case.input_shape(batch), case.output_shape(batch))
+    ]
+    return {
+        layout: tuple(each.contiguous(memory_format=memory_format) for each in made)
+        for layout, memory_format in LAYOUTS.items()
+    }
+
+
+def operator(case: PoolCase, library: str, dims: int) -> Callable[[Tensor], Tensor] | None:
+    """The layer as a function of its input; indices are computed where they belong to it. None where the library has
+    no such function."""
+    function = getattr(LIBRARIES[library], operator_name(case, dims), None)
+    if function is None:
+        return None
+    if case.adaptive:
+        return lambda input: function(input, (case.P, case.Q))
+    windows: dict[str, Any] = {"stride": case.stride, "padding": case.padding, "ceil_mode": case.ceil_mode}
+    if case.indices:
+        return lambda input: function(input, case.kernel, **windows, return_indices=True)[0]
+    return lambda input: function(input, case.kernel, **windows)
+
+
+def operator_name(case: PoolCase, dims: int) -> str:
+    return f"{'adaptive_' if case.adaptive else ''}{case.kind}_pool{dims}d"
+
+
+def check_share(case: PoolCase, batch: int, direction: str) -> float:
+    return 1.0
+
+
+def reference(case: PoolCase, direction: str, data: Data, share: float) -> Expected:
+    """What the direction computes, in float64 by PyTorch."""
+    layer = operator(case, "PyTorch", 2)
+    assert layer is not None
+    input, grad_output = (each.double().contiguous(memory_format=torch.channels_last) for each in data)
+    input.requires_grad_(direction != "fwd")
+    output = layer(input)
+    found = {"output": output.detach()}
+    if direction != "fwd":
+        (found["grad_input"],) = torch.autograd.grad(output, input, grad_output)
+    return {name: ((slice(None),), found[name]) for name in case.results(direction)}
