@@ -340,7 +340,7 @@ def test_what_the_mean_divides_by(
 SPECIAL = [
     square(1, 8, 8, 16, 3, 2, 1),  # strips
     square(1, 8, 8, 16, 3, 1, 1),
-    square(1, 8, 7, 9, 3, 2, 1),  # windows one by one
+    square(1, 8, 7, 9, 4, 2, 2),  # windows one by one
     square(1, 8, 9, 9, 3, 2, 3, dilation=3),
     adaptive(1, 8, 9, 10, 1, 1),  # shared windows
     adaptive(1, 8, 13, 14, 2, 2),
@@ -381,7 +381,7 @@ def test_windows_without_an_element(emulator: Emulator, channels_last: bool) -> 
 @pytest.mark.parametrize("ceil", [False, True])
 @ALL_DTYPES
 def test_strips(emulator: Emulator, dtype: str, ceil: bool, extra: int, kernel: int, stride: int, padding: int) -> None:
-    """Contiguous rows of whole 16-byte pieces; numbers of windows that whole strips have and have not."""
+    """Contiguous memory; numbers of windows that whole strips have and have not."""
     case = square(2, 3, 7, 8 + extra, kernel, stride, padding, ceil)
     gpu = Gpu(emulator, dtype, False)
     name = f"{kernel}, {stride}, {padding}>"
@@ -395,7 +395,7 @@ def test_strips(emulator: Emulator, dtype: str, ceil: bool, extra: int, kernel: 
 def test_strips_of_other_heights(emulator: Emulator, kernel: int) -> None:
     """As many rows as one likes, while taps are numbered in a byte."""
     case = Case(1, 3, Axis(100, kernel, 50, kernel // 2), Axis(16, 3, 2, 1))
-    forward, _ = check_max(Gpu(emulator, "float32", False), case)
+    forward, _ = check_max(Gpu(emulator, "float32", False, threads=1), case)
     assert forward.startswith("pool_strips<" if kernel < 90 else "pool_pixels<"), forward
 
 
@@ -405,12 +405,15 @@ def test_strips_of_dilated_rows(emulator: Emulator, padding: int) -> None:
     assert check_max(Gpu(emulator, "float16", False), case)[0].startswith("pool_strips<")
 
 
-@pytest.mark.parametrize("W", [9, 15, 16, 17, 23, 24])
+@pytest.mark.parametrize("offset", [0, 1, 2, 4])
+@pytest.mark.parametrize("W", [9, 12, 15, 16, 17, 20, 22, 24])
 @ALL_DTYPES
-def test_rows_of_any_length(emulator: Emulator, dtype: str, W: int) -> None:
-    """Tails of 16 bytes, and rows that begin between multiples of it."""
-    check_max(Gpu(emulator, dtype, False), square(1, 3, 5, W, 3, 2, 1))
-    check_avg(Gpu(emulator, dtype, False), square(1, 3, 5, W, 3, 1, 1))
+def test_rows_of_any_length(emulator: Emulator, dtype: str, W: int, offset: int) -> None:
+    """Tails of 16 bytes, and rows that begin between multiples of it: accesses of 16 bytes, of 8 and of one element."""
+    gpu = Gpu(emulator, dtype, False, offset)
+    for case in (square(1, 3, 5, W, 3, 2, 1), square(1, 3, 5, W, 3, 1, 1), square(1, 3, 5, W, 3, 2, 0, True)):
+        assert check_max(gpu, case)[0].startswith("pool_strips<")
+        assert check_avg(gpu, case)[0].startswith("pool_strips<")
 
 
 @pytest.mark.parametrize("C", [1, 2, 3, 4, 6, 8, 12, 16, 24])
@@ -553,7 +556,7 @@ def test_windows_far_beyond_the_stride(emulator: Emulator) -> None:
 
 LAUNCHED = [
     square(3, 16, 12, 16, 3, 2, 1),
-    square(3, 16, 12, 13, 3, 1, 1),
+    square(3, 16, 12, 13, 4, 1, 1),
     adaptive(3, 24, 7, 9, 1, 1),
     adaptive(3, 24, 14, 13, 2, 2),
     adaptive(1, 3, 1, 9000, 1, 1),
@@ -599,8 +602,9 @@ def test_products_beyond_32_bits(emulator: Emulator, axis: Axis) -> None:
             emulator.call("emulated_pool", b"avg", 0, 0, 1, 1, fields, null, address, null, 0, null, 0, 1, limits)
 
 
-@pytest.mark.parametrize("case", [square(2, 8, 8, 16, 3, 2, 1), square(2, 8, 7, 9, 3, 2, 1), adaptive(2, 8, 7, 7, 1, 1)],
-                         ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "case", [square(2, 8, 8, 16, 3, 2, 1), square(2, 8, 7, 9, 4, 2, 2), adaptive(2, 8, 7, 7, 1, 1)], ids=str
+)
 @BOTH_LAYOUTS
 def test_buffer_too_short_is_found(emulator: Emulator, channels_last: bool, case: Case) -> None:
     """The checks above mean something: the same call on an input that lacks its last image fails."""

@@ -4,9 +4,9 @@
 // pool_pixels: a thread has one window of up to 16 bytes of neighbouring channels (channels_last memory), or one window
 // of a plane (contiguous memory, which is channels_last of one channel).
 //
-// pool_strips: contiguous memory, and the windows that networks are made of. A thread reads 16 bytes of each row and
-// the few columns to their left and right, and has all windows that begin there: positions are registers, as the
-// window's size, stride and padding are known to the compiler.
+// pool_strips: contiguous memory, and the windows that networks are made of. A thread reads 16 bytes of each row, at
+// once where rows are aligned, and the few columns to their left and right, and has all windows that begin there:
+// positions are registers, as the window's size, stride and padding are known to the compiler.
 //
 // pool_spans, pool_slices: large windows that overlap little, down to one that is the whole plane. Several threads, up
 // to a block, share a window and join what they have found: neighbouring threads read neighbouring elements of the
@@ -148,22 +148,16 @@ __device__ __forceinline__ void store_ids(void* ids, int bytes, int64_t at, cons
   store_ids_as<uint32_t>(ids, at, from);
 }
 template <class Id, int V>
-__device__ __forceinline__ void load_ids_as(const void* ids, int64_t at, uint32_t (&to)[V]) {
+__device__ __forceinline__ void load_ids(const void* ids, int64_t at, uint32_t (&to)[V]) {
   alignas(16) Id elements[V];
   copy_wide<V * sizeof(Id)>(elements, static_cast<const Id*>(ids) + at);
 #pragma unroll
   for (int v = 0; v < V; ++v) to[v] = elements[v];
 }
-template <int V>
-__device__ __forceinline__ void load_ids(const void* ids, int bytes, int64_t at, uint32_t (&to)[V]) {
-  if (bytes == 1) return load_ids_as<uint8_t>(ids, at, to);
-  if (bytes == 2) return load_ids_as<uint16_t>(ids, at, to);
-  load_ids_as<uint32_t>(ids, at, to);
-}
 __device__ __forceinline__ uint32_t load_id(const void* ids, int bytes, int64_t at) {
-  uint32_t id[1];
-  load_ids(ids, bytes, at, id);
-  return id[0];
+  if (bytes == 1) return static_cast<const uint8_t*>(ids)[at];
+  if (bytes == 2) return static_cast<const uint16_t*>(ids)[at];
+  return static_cast<const uint32_t*>(ids)[at];
 }
 
 // ---- where a thread is ----
@@ -189,6 +183,7 @@ struct PoolArgs {
   Divisor<uint32_t> kernel_columns;
   int id_bytes;
   int group;  // threads of a window (spans), or of the channels of a window (slices)
+  int piece;  // elements of an access to the input (strips)
   bool wide;  // whether 16-byte accesses of what is written are aligned (strips, rows)
   bool padding_counts;
   double divisor;
@@ -241,6 +236,18 @@ __device__ __forceinline__ void write_wide(const PoolArgs<Int>& args, int64_t at
 
 // ---- forward ----
 
+// Takes Count elements of a row of a window, all of which are on their way before the first is looked at.
+template <int Count, class T, class State, int V>
+__device__ __forceinline__ void take_columns(const T*& x, int64_t step, uint32_t& id, State (&state)[V]) {
+  Accumulate<T> values[Count][V];
+#pragma unroll
+  for (int c = 0; c < Count; ++c, x += step) load_wide<V>(x, values[c]);
+#pragma unroll
+  for (int c = 0; c < Count; ++c, ++id)
+#pragma unroll
+    for (int v = 0; v < V; ++v) state[v].take(values[c][v], id);
+}
+
 template <class T, class State, int V, class Int>
 __global__ void __launch_bounds__(kPoolThreads) pool_pixels(const PoolArgs<Int> args) {
   using A = Accumulate<T>;
@@ -257,12 +264,12 @@ __global__ void __launch_bounds__(kPoolThreads) pool_pixels(const PoolArgs<Int> 
     for (Int r = rows.begin; r < rows.end; ++r, row += row_step) {
       const T* x = row;
       uint32_t id = static_cast<uint32_t>(r * args.w.kernel + columns.begin);
-#pragma unroll 4
-      for (Int s = columns.begin; s < columns.end; ++s, ++id, x += column_step) {
-        A values[V];
-        load_wide<V>(x, values);
-#pragma unroll
-        for (int v = 0; v < V; ++v) state[v].take(values[v], id);
+      Int left = columns.end - columns.begin;
+      for (; left >= 4; left -= 4) take_columns<4>(x, column_step, id, state);
+      switch (left) {
+        case 3: take_columns<3>(x, column_step, id, state); break;
+        case 2: take_columns<2>(x, column_step, id, state); break;
+        case 1: take_columns<1>(x, column_step, id, state);
       }
     }
     if constexpr (State::kAdds) {
@@ -274,7 +281,20 @@ __global__ void __launch_bounds__(kPoolThreads) pool_pixels(const PoolArgs<Int> 
   }
 }
 
-// Windows of S columns, `Stride` apart, after `Pad` columns of padding; a row is whole pieces of 16 bytes.
+// The 16 bytes of a row from column w on, in accesses of `Piece` elements; outside of it what is in `to` stays.
+template <int Piece, class T, int V>
+__device__ __forceinline__ void load_pieces(const T* row, int32_t w, int32_t size, Accumulate<T> (&to)[V]) {
+#pragma unroll
+  for (int v = 0; v < V; v += Piece) {
+    if (w + v >= size) continue;
+    Accumulate<T> piece[Piece];
+    load_wide<Piece>(row + v, piece);
+#pragma unroll
+    for (int j = 0; j < Piece; ++j) to[v + j] = piece[j];
+  }
+}
+
+// Windows of S columns, `Stride` apart, after `Pad` columns of padding. Rows are whole pieces of args.piece elements.
 template <class T, class State, int S, int Stride, int Pad>
 __global__ void __launch_bounds__(kPoolThreads) pool_strips(const PoolArgs<int32_t> args) {
   using A = Accumulate<T>;
@@ -298,7 +318,12 @@ __global__ void __launch_bounds__(kPoolThreads) pool_strips(const PoolArgs<int32
       A wide[V];
 #pragma unroll
       for (int v = 0; v < V; ++v) wide[v] = State::outside();
-      if (w < args.w.size) load_wide<V>(row, wide);  // the last window may begin in the last column, with ceil_mode
+      if (args.piece == V)
+        load_pieces<V>(row, w, args.w.size, wide);
+      else if (args.piece == V / 2)
+        load_pieces<V / 2>(row, w, args.w.size, wide);
+      else
+        load_pieces<1>(row, w, args.w.size, wide);
 #pragma unroll
       for (int v = 0; v < V; ++v) x[Pad + v] = wide[v];
 #pragma unroll
@@ -325,23 +350,29 @@ __global__ void __launch_bounds__(kPoolThreads) pool_strips(const PoolArgs<int32
   }
 }
 
-// Calls body(r, s) for elements begin, begin + step, ... of a window of `height` rows of `width`.
-template <class Body>
-__device__ __forceinline__ void walk_window(int32_t height, int32_t width, int32_t begin, int32_t step,
-                                            const Body& body) {
-  if (width <= 0) return;
-  int32_t r = begin < width ? 0 : begin / width, s = begin - r * width;
-  const int32_t next_row = step < width ? 0 : step / width, next = step - next_row * width;
-  while (r < height) {
-    body(r, s);
+// Elements begin, begin + step, ... of a window of `height` rows of `width`. One division at the start, then carries.
+struct WindowWalk {
+  int32_t r, s, height, width, next_row, next;
+
+  __device__ __forceinline__ WindowWalk(int32_t height, int32_t width, int32_t begin, int32_t step)
+      : height(width > 0 ? height : 0), width(width) {
+    r = width <= 0 || begin < width ? 0 : begin / width;
+    s = begin - r * width;
+    next_row = width <= 0 || step < width ? 0 : step / width;
+    next = step - next_row * width;
+  }
+  __device__ __forceinline__ bool inside() const { return r < height; }
+  __device__ __forceinline__ void advance() {
     r += next_row;
     s += next;
-    if (s >= width) {
-      s -= width;
-      ++r;
-    }
+    if (s < width) return;
+    s -= width;
+    ++r;
   }
-}
+};
+// Steps of a walk whose elements are on their way together.
+template <int V>
+constexpr int kSteps = V == 1 ? 8 : 2;
 
 // `group` threads share a window: a power of two, up to a warp, or the whole block. Each takes V elements at once.
 template <class T, class State, int V>
@@ -363,13 +394,22 @@ __global__ void __launch_bounds__(kPoolThreads) pool_spans(const PoolArgs<int32_
       state = State::nothing(tap);
       const T* x = static_cast<const T*>(args.input) + args.input_at(place.outer, rows.at, columns.at);
       const int64_t row_step = int64_t{args.w.size} * args.h.dilation;
-      walk_window(rows.end - rows.begin, (columns.end - columns.begin) / V, lane, group, [&](int32_t r, int32_t s) {
-        A elements[V];
-        load_wide<V>(x + r * row_step + s * V * args.w.dilation, elements);
-        const uint32_t id = tap + static_cast<uint32_t>(r * args.w.kernel + s * V);
+      WindowWalk walk(rows.end - rows.begin, (columns.end - columns.begin) / V, lane, group);
+      while (walk.inside()) {
+        A elements[kSteps<V>][V];
+        uint32_t id[kSteps<V>];
 #pragma unroll
-        for (int v = 0; v < V; ++v) state.take(elements[v], id + static_cast<uint32_t>(v));
-      });
+        for (int u = 0; u < kSteps<V>; ++u, walk.advance()) {
+          id[u] = tap + static_cast<uint32_t>(walk.r * args.w.kernel + walk.s * V);
+#pragma unroll
+          for (int v = 0; v < V; ++v) elements[u][v] = State::outside();
+          if (walk.inside()) load_wide<V>(x + walk.r * row_step + walk.s * V * args.w.dilation, elements[u]);
+        }
+#pragma unroll
+        for (int u = 0; u < kSteps<V>; ++u)
+#pragma unroll
+          for (int v = 0; v < V; ++v) state.take(elements[u][v], id[u] + static_cast<uint32_t>(v));
+      }
     }
     for (int lanes = (group < kWarpSize ? group : kWarpSize) / 2; lanes > 0; lanes /= 2) {
       State other = state;
@@ -417,12 +457,22 @@ __global__ void __launch_bounds__(kPoolThreads) pool_slices(const PoolArgs<int32
     if (channel < args.pitch) {
       const T* x = static_cast<const T*>(args.input) + args.input_at(place.outer, rows.at, columns.at) + channel;
       const int64_t column_step = args.pitch * args.w.dilation, row_step = args.pitch * args.w.size * args.h.dilation;
-      walk_window(rows.end - rows.begin, columns.end - columns.begin, slice, slices, [&](int32_t r, int32_t s) {
-        A elements[V];
-        load_wide<V>(x + r * row_step + s * column_step, elements);
+      WindowWalk walk(rows.end - rows.begin, columns.end - columns.begin, slice, slices);
+      while (walk.inside()) {
+        A elements[kSteps<V>][V];
+        uint32_t id[kSteps<V>];
 #pragma unroll
-        for (int v = 0; v < V; ++v) state[v].take(elements[v], tap + static_cast<uint32_t>(r * args.w.kernel + s));
-      });
+        for (int u = 0; u < kSteps<V>; ++u, walk.advance()) {
+          id[u] = tap + static_cast<uint32_t>(walk.r * args.w.kernel + walk.s);
+#pragma unroll
+          for (int v = 0; v < V; ++v) elements[u][v] = State::outside();
+          if (walk.inside()) load_wide<V>(x + walk.r * row_step + walk.s * column_step, elements[u]);
+        }
+#pragma unroll
+        for (int u = 0; u < kSteps<V>; ++u)
+#pragma unroll
+          for (int v = 0; v < V; ++v) state[v].take(elements[u][v], id[u]);
+      }
     }
     const auto keep = [&] {
 #pragma unroll
@@ -467,7 +517,8 @@ __device__ __forceinline__ Int tap_at(const PoolAxisOf<Int>& axis, Int o, Int i)
   return tap < axis.end(o) ? tap : -1;
 }
 
-template <class T, bool Winner, int V, class Int>
+// Id: of the winners' ids; void where gradients are shared (avg).
+template <class T, class Id, int V, class Int>
 __global__ void __launch_bounds__(kPoolThreads) pool_gather_pixels(const PoolArgs<Int> args) {
   using A = Accumulate<T>;
   for (int64_t i = first_item(); i < args.items; i += next_item()) {
@@ -485,19 +536,14 @@ __global__ void __launch_bounds__(kPoolThreads) pool_gather_pixels(const PoolArg
         const int64_t at = row + q * args.pitch;
         const T* grad = static_cast<const T*>(args.output) + at;
         A given[V];
-        if constexpr (Winner) {
+        load_wide<V>(grad, given);
+        if constexpr (!std::is_void_v<Id>) {
           const uint32_t tap = static_cast<uint32_t>(r * args.w.kernel + s);
           uint32_t ids[V];
-          load_ids(args.ids, args.id_bytes, at, ids);
-          bool any = false;
-#pragma unroll
-          for (int v = 0; v < V; ++v) any |= ids[v] == tap;
-          if (!any) continue;
-          load_wide<V>(grad, given);
+          load_ids<Id>(args.ids, at, ids);
 #pragma unroll
           for (int v = 0; v < V; ++v) sum[v] = ids[v] == tap ? sum[v] + given[v] : sum[v];
         } else {
-          load_wide<V>(grad, given);
           const A divisor = args.template divisor_of<A>(o, q);
 #pragma unroll
           for (int v = 0; v < V; ++v) sum[v] += given[v] / divisor;
@@ -508,10 +554,10 @@ __global__ void __launch_bounds__(kPoolThreads) pool_gather_pixels(const PoolArg
   }
 }
 
-template <class T, bool Winner>
+template <class T, class Id>
 __global__ void __launch_bounds__(kPoolThreads) pool_gather_rows(const PoolArgs<int32_t> args) {
   using A = Accumulate<T>;
-  constexpr int V = kWide<T>;
+  constexpr int V = kWide<T>, kTogether = 4;  // windows that are read before the first is looked at
   for (int64_t i = first_item(); i < args.items; i += next_item()) {
     const Place<int32_t> place = args.locate(i);
     const int32_t h = place.row, w = place.column * V, left = args.w.size - w;
@@ -523,23 +569,32 @@ __global__ void __launch_bounds__(kPoolThreads) pool_gather_rows(const PoolArgs<
       if (r < 0) continue;
       const int64_t row = args.output_at(place.outer, o, 0);
       const T* grads = static_cast<const T*>(args.output) + row;
-#pragma unroll 2
-      for (int32_t q = q_begin; q < q_end; ++q) {
-        const int32_t first = args.w.first(q) - w;  // of the window, seen from this thread's first position
-        if constexpr (Winner) {
-          // Taps of another row become numbers of S and more.
-          const uint32_t s = load_id(args.ids, args.id_bytes, row + q) - static_cast<uint32_t>(r * args.w.kernel);
-          if (s >= static_cast<uint32_t>(args.w.kernel)) continue;
-          const int32_t won = first + static_cast<int32_t>(s) * args.w.dilation;
-          if (won < 0 || won >= V) continue;
-          const A given = widen(grads[q]);
+      for (int32_t q = q_begin; q < q_end; q += kTogether) {
+        A given[kTogether];
+        uint32_t ids[kTogether];
 #pragma unroll
-          for (int v = 0; v < V; ++v) sum[v] = v == won ? sum[v] + given : sum[v];
-        } else {
-          const A share = widen(grads[q]) / args.template divisor_of<A>(o, q);
-          const int32_t end = first + args.w.end(q);
+        for (int u = 0; u < kTogether; ++u) {
+          if (q + u >= q_end) continue;
+          given[u] = widen(grads[q + u]);
+          if constexpr (!std::is_void_v<Id>) ids[u] = static_cast<const Id*>(args.ids)[row + q + u];
+        }
 #pragma unroll
-          for (int v = 0; v < V; ++v) sum[v] = v >= first && v < end ? sum[v] + share : sum[v];
+        for (int u = 0; u < kTogether; ++u) {
+          if (q + u >= q_end) continue;
+          const int32_t first = args.w.first(q + u) - w;  // of the window, seen from this thread's first position
+          if constexpr (!std::is_void_v<Id>) {
+            // Taps of another row become numbers of S and more.
+            const uint32_t s = ids[u] - static_cast<uint32_t>(r * args.w.kernel);
+            if (s >= static_cast<uint32_t>(args.w.kernel)) continue;
+            const int32_t won = first + static_cast<int32_t>(s) * args.w.dilation;
+#pragma unroll
+            for (int v = 0; v < V; ++v) sum[v] = v == won ? sum[v] + given[u] : sum[v];
+          } else {
+            const A share = given[u] / args.template divisor_of<A>(o, q + u);
+            const int32_t end = first + args.w.end(q + u);
+#pragma unroll
+            for (int v = 0; v < V; ++v) sum[v] = v >= first && v < end ? sum[v] + share : sum[v];
+          }
         }
       }
     }
@@ -698,6 +753,8 @@ bool launch_strips(const PoolLauncher& call) {
     if (p.w.kernel != S || p.w.stride != Stride || p.w.padding != Pad) return false;
     constexpr int K = kWide<T> / Stride;
     PoolArgs<int32_t> args = pool_args<int32_t>(p, p.h.outputs, ceil_divide(p.w.outputs, K), 1);
+    for (args.piece = kWide<T>; args.piece > 1; args.piece /= 2)
+      if (p.w.size % args.piece == 0 && aligned(p.input, args.piece * sizeof(T))) break;
     args.wide = p.w.outputs % K == 0 && aligned(p.output, K * sizeof(T)) && aligned(p.ids, K);
     call.run_items(pool_strips<T, State, S, Stride, Pad>, args);
     return true;
@@ -749,7 +806,7 @@ void launch_forward(const PoolLauncher& call) {
     if (whole) return call.run(pool_spans<T, State, V>, args, blocks, shared);
     return call.run(pool_spans<T, State, 1>, args, blocks, shared);
   }
-  const bool strips = !p.w.adaptive && p.w.dilation == 1 && p.w.size % V == 0 && aligned(p.input, 16) && p.id_bytes < 2;
+  const bool strips = !p.w.adaptive && p.w.dilation == 1 && p.id_bytes < 2;
   if (strips) {
     if (launch_strips<T, State, 2, 2, 0>(call)) return;
     if (launch_strips<T, State, 3, 2, 1>(call)) return;
@@ -759,22 +816,21 @@ void launch_forward(const PoolLauncher& call) {
   call.run_items(pool_pixels<T, State, 1, int32_t>, args);
 }
 
-template <class T, bool Winner>
+template <class T, class Id>
 void launch_backward(const PoolLauncher& call) {
   constexpr int V = kWide<T>;
   const PoolParams& p = call.p;
   if (!call.narrow(call.outer() * p.h.size * p.w.size * call.inner()))
-    return call.run_items(pool_gather_pixels<T, Winner, 1, int64_t>,
+    return call.run_items(pool_gather_pixels<T, Id, 1, int64_t>,
                           pool_args<int64_t>(p, p.h.size, p.w.size, call.inner()));
   if (p.channels_last) {
     if (call.wide_channels(sizeof(T), V))
-      return call.run_items(pool_gather_pixels<T, Winner, V, int32_t>,
-                            pool_args<int32_t>(p, p.h.size, p.w.size, p.C / V));
-    return call.run_items(pool_gather_pixels<T, Winner, 1, int32_t>, pool_args<int32_t>(p, p.h.size, p.w.size, p.C));
+      return call.run_items(pool_gather_pixels<T, Id, V, int32_t>, pool_args<int32_t>(p, p.h.size, p.w.size, p.C / V));
+    return call.run_items(pool_gather_pixels<T, Id, 1, int32_t>, pool_args<int32_t>(p, p.h.size, p.w.size, p.C));
   }
   PoolArgs<int32_t> args = pool_args<int32_t>(p, p.h.size, ceil_divide(p.w.size, V), 1);
   args.wide = p.w.size % V == 0 && aligned(p.input, 16);
-  call.run_items(pool_gather_rows<T, Winner>, args);
+  call.run_items(pool_gather_rows<T, Id>, args);
 }
 
 template <class Body>
@@ -800,7 +856,12 @@ inline void pool_max(const PoolParams& p, const Stream& stream, const PoolLimits
 
 inline void pool_max_backward(const PoolParams& p, const Stream& stream, const PoolLimits& limits = {}) {
   const PoolLauncher call = {joined_planes(p), stream, limits};
-  with_element(p.dtype, [&](auto element) { launch_backward<decltype(element), true>(call); });
+  with_element(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    if (p.id_bytes == 1) return launch_backward<T, uint8_t>(call);
+    if (p.id_bytes == 2) return launch_backward<T, uint16_t>(call);
+    launch_backward<T, uint32_t>(call);
+  });
 }
 
 inline void pool_avg(const PoolParams& p, const Stream& stream, const PoolLimits& limits = {}) {
@@ -815,7 +876,7 @@ inline void pool_avg(const PoolParams& p, const Stream& stream, const PoolLimits
 inline void pool_avg_backward(const PoolParams& p, const Stream& stream, const PoolLimits& limits = {}) {
   PoolLauncher call = {joined_planes(p), stream, limits};
   call.p.divisor = common_divisor(call.p);
-  with_element(p.dtype, [&](auto element) { launch_backward<decltype(element), false>(call); });
+  with_element(p.dtype, [&](auto element) { launch_backward<decltype(element), void>(call); });
 }
 
 template <class Int>
