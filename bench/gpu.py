@@ -7,13 +7,14 @@ timed is the GPU alone, as replays of a CUDA graph over so many sets of buffers 
 use; fastconv and its peers take turns. The bandwidth that rows are measured by is that of a copy in the
 same run.
 
-    python bench/gpu.py [--family channel_shuffle] [--case S01,S05] [--dtype bfloat16,float32] [--json FILE]
+    python bench/gpu.py [--family pool,adaptive_pool] [--case S01,S05] [--dtype bfloat16,float32] [--json FILE]
 """
 
 import argparse
 import csv
 import json
 import math
+import re
 import statistics
 import sys
 import time
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,7 @@ from torch import Tensor
 
 import fastconv
 
+Function = Callable[[Tensor], Any]  # a contestant: one tensor in; what comes out is kept, and looked at once
 SHAPES = Path(__file__).resolve().parent / "shapes.csv"
 ROUNDS = 7  # of which the median counts
 COPY_BYTES = 1 << 30
@@ -36,7 +39,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 @dataclass
 class Row:
-    """One case, one type, one layout of fastconv's input."""
+    """One case, one type, one layout of fastconv's input; forward, or forward and backward ("train")."""
 
     case: str
     network: str
@@ -44,6 +47,7 @@ class Row:
     dtype: str
     layout: str
     ok: bool
+    direction: str = "forward"
     bytes: int = 0
     samples: dict[str, list[float]] = field(default_factory=dict)  # microseconds, for each contestant
     fastest_peer: str = ""
@@ -53,7 +57,7 @@ class Row:
     error: str = ""
 
 
-def graph_of(function: Callable[[Tensor], Tensor], inputs: list[Tensor], repeats: int) -> torch.cuda.CUDAGraph:
+def graph_of(function: Function, inputs: list[Tensor], repeats: int) -> torch.cuda.CUDAGraph:
     """Captures `repeats` rounds over all inputs. A round keeps its outputs, so that they are cold as well."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -81,7 +85,7 @@ def time_graph(graph: torch.cuda.CUDAGraph) -> float:
 
 
 def time_all(
-    contestants: dict[str, tuple[Callable[[Tensor], Tensor], list[Tensor]]],
+    contestants: dict[str, tuple[Function, list[Tensor]]],
 ) -> dict[str, list[float]]:
     """Microseconds of one call, ROUNDS samples for each contestant, in turns."""
     graphs, calls = {}, {}
@@ -97,6 +101,7 @@ def time_all(
     return samples
 
 
+@torch.inference_mode()
 def copy_bandwidth() -> float:
     """Bytes a second, read and written, of the largest copy that a kernel of ours could be."""
     source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda").random_(0, 256)
@@ -111,28 +116,27 @@ def views(x: Tensor, groups: int, layout: str = "contiguous") -> Tensor:
     return shuffled.contiguous(memory_format=LAYOUTS[layout])
 
 
-def channel_shuffle_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> list[Row]:
-    shape = tuple(int(case[k]) for k in ("N_gpu", "C", "H", "W"))
-    groups = int(case["groups"])
-    size = math.prod(shape) * torch.empty((), dtype=dtype).element_size()
+def input_copies(shape: tuple[int, ...], dtype: torch.dtype, moved: int) -> dict[str, list[Tensor]]:
+    """Random inputs in each layout: so many that the `moved` bytes of all of them are far more than the L2 cache's."""
     l2 = torch.cuda.get_device_properties(0).L2_cache_size
-    copies = min(64, max(4, math.ceil(4 * l2 / (2 * size))))
-    base = [torch.randn(shape, device="cuda").to(dtype) for _ in range(copies)]
-    inputs = {name: [x.contiguous(memory_format=f) for x in base] for name, f in LAYOUTS.items()}
-    wanted = views(base[0], groups)
-    del base
+    base = [torch.randn(shape, device="cuda").to(dtype) for _ in range(min(64, max(4, math.ceil(4 * l2 / moved))))]
+    return {name: [x.contiguous(memory_format=f) for x in base] for name, f in LAYOUTS.items()}
 
-    functions: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {}
-    for layout in LAYOUTS:
-        functions[f"fastconv, {layout}"] = (partial(fastconv.channel_shuffle, groups=groups), layout)
-        functions[f"eager, {layout}"] = (partial(F.channel_shuffle, groups=groups), layout)
-        if compiled:
-            program = partial(torch.compile(views, dynamic=False), groups=groups, layout=layout)
-            functions[f"torch.compile, {layout}"] = (program, layout)
+
+def contest(
+    case: dict[str, str],
+    inputs: dict[str, list[Tensor]],
+    functions: dict[str, tuple[Function, str]],
+    agrees: Function,
+    moved: int,
+    direction: str = "forward",
+) -> list[Row]:
+    """A row for each layout of fastconv's. `functions`: "fastconv, <layout>" and its peers, with the layout they take;
+    `agrees`: whether what comes out is right; `moved`: the bytes that have to be read and written."""
     contestants, errors = {}, {}
     for name, (function, layout) in functions.items():
         try:
-            if not torch.equal(function(inputs[layout][0]), wanted):
+            if not agrees(function(inputs[layout][0])):
                 errors[name] = "the output differs from PyTorch's"
                 continue
         except Exception as error:  # a peer that does not run is reported, and is no reason to stop
@@ -143,12 +147,13 @@ def channel_shuffle_rows(case: dict[str, str], dtype: torch.dtype, compiled: boo
 
     medians = {name: statistics.median(s) for name, s in samples.items()}
     peers = {name: t for name, t in medians.items() if not name.startswith("fastconv")}
+    dtype = str(inputs["contiguous"][0].dtype).removeprefix("torch.")
     rows = []
     for layout in LAYOUTS:
         name = f"fastconv, {layout}"
-        row = Row(case["id"], case["net"], case["layer"], str(dtype).removeprefix("torch."), layout, name in medians)
+        row = Row(case["id"], case["net"], case["layer"], dtype, layout, name in medians, direction)
         row.error = "; ".join(f"{n}: {e}" for n, e in errors.items())
-        row.bytes = 2 * size
+        row.bytes = moved
         row.samples = samples
         if row.ok and peers:
             row.fastest_peer = min(peers, key=peers.__getitem__)
@@ -158,25 +163,131 @@ def channel_shuffle_rows(case: dict[str, str], dtype: torch.dtype, compiled: boo
     return rows
 
 
+@torch.inference_mode()
+def channel_shuffle_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> list[Row]:
+    shape = tuple(int(case[k]) for k in ("N_gpu", "C", "H", "W"))
+    groups = int(case["groups"])
+    moved = 2 * math.prod(shape) * dtype.itemsize
+    inputs = input_copies(shape, dtype, moved)
+    wanted = views(inputs["contiguous"][0], groups)
+    functions: dict[str, tuple[Function, str]] = {}
+    for layout in LAYOUTS:
+        functions[f"fastconv, {layout}"] = (partial(fastconv.channel_shuffle, groups=groups), layout)
+        functions[f"eager, {layout}"] = (partial(F.channel_shuffle, groups=groups), layout)
+        if compiled:
+            program = partial(torch.compile(views, dynamic=False), groups=groups, layout=layout)
+            functions[f"torch.compile, {layout}"] = (program, layout)
+    return contest(case, inputs, functions, partial(torch.equal, wanted), moved)
+
+
+def pool_of(case: dict[str, str], library: Any) -> Function:
+    """The case's function, of fastconv or of torch.nn.functional: they have the same names and arguments."""
+    kind = re.search(r"\[(adaptive )?(max|avg)\]", case["layer"])
+    assert kind is not None, case["layer"]
+    if kind[1]:
+        size = int(case["P"]), int(case["Q"])
+        return partial(getattr(library, f"adaptive_{kind[2]}_pool2d"), output_size=size)
+    options: dict[str, Any] = {"kernel_size": (int(case["R"]), int(case["S"])), "ceil_mode": "ceil" in case["layer"]}
+    for name, column in (("stride", "stride"), ("padding", "pad")):
+        options[name] = tuple(map(int, case[column].split("x")))
+    if "+idx" in case["layer"]:
+        options["return_indices"] = True
+    return partial(getattr(library, f"{kind[2]}_pool2d"), **options)
+
+
+def first_of(output: Any) -> Tensor:
+    """Without the indices."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def trained(pool: Function, grad: Tensor) -> Function:
+    """Forward and backward, with that gradient of the output."""
+
+    def step(x: Tensor) -> tuple[Any, Tensor]:
+        output = pool(x)
+        return output, torch.autograd.grad(first_of(output), x, grad)[0]
+
+    return step
+
+
+def close(wanted: Any, got: Any) -> bool:
+    """Of tensors, or nested tuples of them. Indices are the same; numbers as near as their type has it, since means
+    and gradients are sums."""
+    if not isinstance(wanted, Tensor):
+        return all(close(w, g) for w, g in zip(wanted, got, strict=True))
+    if wanted.dtype == torch.int64:
+        return torch.equal(wanted, got)
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-12}.get(got.dtype, 2e-2)
+    return torch.allclose(wanted, got.to(wanted.dtype), tolerance, 2 * tolerance)
+
+
+def pool_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> list[Row]:
+    """Forward; then forward and backward. What has to be moved: the input and the output, in training their gradients
+    too and twice the byte that says which element has won; indices where they are asked for."""
+    shape = tuple(int(case[k]) for k in ("N_gpu", "C", "H", "W"))
+    windows = shape[0] * shape[1] * int(case["P"]) * int(case["Q"])
+    both = (math.prod(shape) + windows) * dtype.itemsize
+    indices = 8 * windows if "+idx" in case["layer"] else 0
+    won = 2 * windows if "max" in case["layer"] else 0
+    rows = []
+    for direction, moved in (("forward", both + indices), ("train", 2 * both + won + indices)):
+        training = direction == "train"
+        with torch.inference_mode(not training), torch.set_grad_enabled(training):
+            inputs = input_copies(shape, dtype, moved)
+            grads: dict[str, Tensor] = {}
+            if training:
+                for copies in inputs.values():
+                    for x in copies:
+                        x.requires_grad_()
+                grad = torch.randn((*shape[:2], int(case["P"]), int(case["Q"])), device="cuda").to(dtype)
+                grads = {name: grad.contiguous(memory_format=f) for name, f in LAYOUTS.items()}
+            functions: dict[str, tuple[Function, str]] = {}
+            for layout in LAYOUTS:
+                contestants = {"fastconv": pool_of(case, fastconv), "eager": pool_of(case, F)}
+                if compiled:
+                    contestants["torch.compile"] = torch.compile(pool_of(case, F), dynamic=False)
+                for name, pool in contestants.items():
+                    functions[f"{name}, {layout}"] = (trained(pool, grads[layout]) if training else pool, layout)
+            exact = inputs["contiguous"][0].detach().double().requires_grad_(training)
+            wanted = pool_of(case, F)
+            wanted = (trained(wanted, grads["contiguous"].double()) if training else wanted)(exact)
+            rows += contest(case, inputs, functions, partial(close, wanted), moved, direction)
+        torch.cuda.empty_cache()
+    return rows
+
+
 FAMILIES: dict[str, Callable[[dict[str, str], torch.dtype, bool], list[Row]]] = {
-    "channel_shuffle": channel_shuffle_rows
+    "channel_shuffle": channel_shuffle_rows,
+    "pool": pool_rows,
+    "adaptive_pool": pool_rows,
 }
+
+
+def in_turns(cases: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The first case of each family, then the second of each: when time runs out, every family has been seen."""
+    place: dict[str, int] = dict.fromkeys(FAMILIES, 0)
+    keys = []
+    for case in cases:
+        keys.append(place[case["family"]])
+        place[case["family"]] += 1
+    return [case for _, case in sorted(zip(keys, cases, strict=True), key=lambda pair: pair[0])]
 
 
 def table(rows: list[Row], bandwidth: float) -> str:
     lines = [
         f"copy: {bandwidth / 1e12:.2f} TB/s",
-        f"{'case':5} {'type':9} {'layout':14} {'fastconv':>10} {'of copy':>8} {'fastest peer':>13} {'ratio':>6}  peer",
+        f"{'case':5} {'type':9} {'layout':14} {'':7} {'fastconv':>10} {'of copy':>8} {'fastest peer':>13} "
+        f"{'ratio':>6}  peer",
     ]
     for row in rows:
         if not row.ok:
-            lines.append(f"{row.case:5} {row.dtype:9} {row.layout:14} no time: {row.error}")
+            lines.append(f"{row.case:5} {row.dtype:9} {row.layout:14} {row.direction:7} no time: {row.error}")
             continue
         own = statistics.median(row.samples[f"fastconv, {row.layout}"])
         peer = statistics.median(row.samples[row.fastest_peer]) if row.fastest_peer else math.nan
         lines.append(
-            f"{row.case:5} {row.dtype:9} {row.layout:14} {own:7.2f} us {row.share:8.0%} {peer:10.2f} us "
-            f"{row.ratio:6.2f}  {row.fastest_peer}{'  (' + row.error + ')' if row.error else ''}"
+            f"{row.case:5} {row.dtype:9} {row.layout:14} {row.direction:7} {own:7.2f} us {row.share:8.0%} "
+            f"{peer:10.2f} us {row.ratio:6.2f}  {row.fastest_peer}{'  (' + row.error + ')' if row.error else ''}"
         )
     ratios = [row.ratio for row in rows if row.ok and row.ratio]
     if ratios:
@@ -200,22 +311,22 @@ def main() -> None:
         cases = [case for case in csv.DictReader(file) if case["family"] in FAMILIES]
     wanted = [c for c in cases if options.family == "all" or c["family"] in options.family.split(",")]
     wanted = [c for c in wanted if options.case == "all" or c["id"] in options.case.split(",")]
+    wanted = in_turns(wanted)
     if not wanted:
         sys.exit(f"no case of family {options.family} is called {options.case}")
 
     bandwidth = copy_bandwidth()
     rows: list[Row] = []
     skipped: list[str] = []
-    with torch.inference_mode():
-        for case in wanted:
-            for dtype in options.dtype.split(","):
-                if time.monotonic() - started > options.seconds:
-                    skipped.append(f"{case['id']} {dtype}")
-                    continue
-                print(f"{case['id']} {dtype} ...", file=sys.stderr, flush=True)
-                rows += FAMILIES[case["family"]](case, getattr(torch, dtype), not options.no_compile)
-                torch.compiler.reset()  # or after a few shapes it would give up compiling
-                torch.cuda.empty_cache()
+    for case in wanted:
+        for dtype in options.dtype.split(","):
+            if time.monotonic() - started > options.seconds:
+                skipped.append(f"{case['id']} {dtype}")
+                continue
+            print(f"{case['id']} {dtype} ...", file=sys.stderr, flush=True)
+            rows += FAMILIES[case["family"]](case, getattr(torch, dtype), not options.no_compile)
+            torch.compiler.reset()  # or after a few shapes it would give up compiling
+            torch.cuda.empty_cache()
     for row in rows:
         row.share = row.bandwidth / bandwidth
     print(table(rows, bandwidth))

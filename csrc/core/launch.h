@@ -34,6 +34,8 @@ constexpr int kMaxDevices = 64;
 constexpr int64_t kMaxGrid = (int64_t{1} << 31) - 1;  // blocks along x; along y and z it is 65535, so x is all we use
 constexpr size_t kSharedWithoutOptIn = 48 << 10;
 
+inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 #ifndef FASTCONV_EMULATOR
 
 inline void check_cuda(const char* op, const char* action, cudaError_t error) {

@@ -1,4 +1,4 @@
-#include "pool/check.h"
+#include "pool/operators.h"
 
 namespace fastconv {
 namespace {
@@ -20,142 +20,27 @@ void run(const PoolKernel& kernel, PoolParams& p) {
 
 const PoolKernels& kernels() { return FASTCONV_KERNELS(pool_kernels); }
 
-Tensor empty_ids(const PoolArguments& a, const Tensor& like, MemoryFormat format) {
-  return torch::stable::empty(a.output, id_type(a), torch::headeronly::Layout::Strided, like.device(), false, format);
-}
-
-Tensor max_forward(Tensor input, const PoolWindows& windows, Tensor* ids) {
-  const PoolArguments a = check_pool("max", input.sizes(), windows);
-  const Dtype dtype = dtype_of(a.op.c_str(), input);
-  const MemoryFormat format = memory_format(input);
-  PoolParams p = pool_params(a, dtype, format);
-  Tensor output = empty_as(input, a.output, format);
-  if (ids) *ids = empty_ids(a, input, format);
-  if (output.numel() == 0) return output;
-  input = torch::stable::contiguous(input, format);
-  p.input = const_cast<void*>(input.const_data_ptr());
-  p.output = output.mutable_data_ptr();
-  if (ids) {
-    p.ids = ids->mutable_data_ptr();
-    p.id_bytes = id_bytes(a);
-  }
-  run(kernels().max, p);
-  return output;
-}
-
-Tensor max_pool(Tensor input, Sizes kernel, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode,
-                std::optional<Sizes> output_size) {
-  return max_forward(input, {kernel, stride, padding, dilation, ceil_mode, output_size}, nullptr);
-}
-
-std::tuple<Tensor, Tensor> max_pool_ids(Tensor input, Sizes kernel, Sizes stride, Sizes padding, Sizes dilation,
-                                        bool ceil_mode, std::optional<Sizes> output_size) {
-  Tensor ids;
-  Tensor output = max_forward(input, {kernel, stride, padding, dilation, ceil_mode, output_size}, &ids);
-  return {output, ids};
-}
-
-Tensor max_pool_indices(Tensor ids, Sizes input_size, Sizes kernel, Sizes stride, Sizes padding, Sizes dilation,
-                        bool ceil_mode, std::optional<Sizes> output_size) {
-  const PoolArguments a = check_pool("max", input_size, {kernel, stride, padding, dilation, ceil_mode, output_size});
-  check_ids(a, ids);
-  const MemoryFormat format = memory_format(ids);
-  Tensor indices =
-      torch::stable::empty(a.output, ScalarType::Long, torch::headeronly::Layout::Strided, ids.device(), false, format);
-  if (indices.numel() == 0) return indices;
-  ids = torch::stable::contiguous(ids, format);
-  PoolParams p = pool_params(a, Dtype::kFloat32, format);
-  p.ids = const_cast<void*>(ids.const_data_ptr());
-  p.id_bytes = id_bytes(a);
-  p.indices = static_cast<int64_t*>(indices.mutable_data_ptr());
-  run(kernels().max_indices, p);
-  return indices;
-}
-
-// `given` [N, C, P, Q] to the size of the input, or the other way round; in the memory format of the ids, which is that
-// of the input they came from.
-Tensor max_move(const PoolKernel& kernel, Tensor given, Tensor ids, const PoolArguments& a, bool to_input) {
-  const Dtype dtype = dtype_of(a.op.c_str(), given);
-  check_shape(a.op.c_str(), to_input ? "grad_output" : "input", given, to_input ? a.output : a.input);
-  check_ids(a, ids);
-  check(ids.device() == given.device(), a.op, ": ids must be on the device of the gradient");
-  const MemoryFormat format = memory_format(ids);
-  Tensor result = empty_as(given, to_input ? a.input : a.output, format);
-  if (result.numel() == 0) return result;
-  if (given.numel() == 0) return torch::stable::zero_(result);
-  given = torch::stable::contiguous(given, format);
-  ids = torch::stable::contiguous(ids, format);
-  PoolParams p = pool_params(a, dtype, format);
-  p.input = to_input ? result.mutable_data_ptr() : const_cast<void*>(given.const_data_ptr());
-  p.output = to_input ? const_cast<void*>(given.const_data_ptr()) : result.mutable_data_ptr();
-  p.ids = const_cast<void*>(ids.const_data_ptr());
-  p.id_bytes = id_bytes(a);
-  run(kernel, p);
-  return result;
-}
-
-Tensor max_pool_grad(Tensor grad_output, Tensor ids, Sizes input_size, Sizes kernel, Sizes stride, Sizes padding,
-                     Sizes dilation, bool ceil_mode, std::optional<Sizes> output_size) {
-  return max_move(kernels().max_backward, grad_output, ids,
-                  check_pool("max", input_size, {kernel, stride, padding, dilation, ceil_mode, output_size}), true);
-}
-
-Tensor max_pool_pick(Tensor input, Tensor ids, Sizes kernel, Sizes stride, Sizes padding, Sizes dilation,
-                     bool ceil_mode, std::optional<Sizes> output_size) {
-  return max_move(kernels().max_pick, input, ids,
-                  check_pool("max", input.sizes(), {kernel, stride, padding, dilation, ceil_mode, output_size}), false);
-}
-
-// The mean of windows, or its gradient: `given` [N, C, H, W] or [N, C, P, Q] to the other.
-Tensor avg(const PoolKernel& kernel, Tensor given, const Sizes& input_size, const PoolWindows& windows,
-           bool padding_counts, std::optional<int64_t> divisor, bool to_input) {
-  const PoolArguments a = check_pool("avg", input_size, windows);
-  const Dtype dtype = dtype_of(a.op.c_str(), given);
-  check(!divisor || *divisor != 0, a.op, ": divisor_override must not be zero (got 0)");
-  if (to_input) check_shape(a.op.c_str(), "grad_output", given, a.output);
-  const MemoryFormat format = memory_format(given);
-  Tensor result = empty_as(given, to_input ? a.input : a.output, format);
-  if (result.numel() == 0) return result;
-  if (given.numel() == 0) return torch::stable::zero_(result);
-  given = torch::stable::contiguous(given, format);
-  PoolParams p = pool_params(a, dtype, format);
-  p.input = to_input ? result.mutable_data_ptr() : const_cast<void*>(given.const_data_ptr());
-  p.output = to_input ? const_cast<void*>(given.const_data_ptr()) : result.mutable_data_ptr();
-  p.divisor = divisor ? static_cast<double>(*divisor) : 0;
-  p.padding_counts = padding_counts;
-  run(kernel, p);
-  return result;
-}
-
-const Sizes kUndilated1 = {1}, kUndilated2 = {1, 1};
-const Sizes& undilated(size_t dims) { return dims == 1 ? kUndilated1 : kUndilated2; }
-
-Tensor avg_pool(Tensor input, Sizes kernel, Sizes stride, Sizes padding, bool ceil_mode, bool count_include_pad,
-                std::optional<int64_t> divisor_override, std::optional<Sizes> output_size) {
-  const auto given = input.sizes();
-  const Sizes size(given.begin(), given.end());
-  return avg(kernels().avg, input, size, {kernel, stride, padding, undilated(size.size() - 2), ceil_mode, output_size},
-             count_include_pad, divisor_override, false);
-}
-
-Tensor avg_pool_grad(Tensor grad_output, Sizes input_size, Sizes kernel, Sizes stride, Sizes padding, bool ceil_mode,
-                     bool count_include_pad, std::optional<int64_t> divisor_override,
-                     std::optional<Sizes> output_size) {
-  return avg(kernels().avg_backward, grad_output, input_size,
-             {kernel, stride, padding, undilated(input_size.size() - 2), ceil_mode, output_size}, count_include_pad,
-             divisor_override, true);
-}
+struct Cpu {
+  Cpu(const char*, const Tensor&) {}
+  void max(PoolParams& p) const { run(kernels().max, p); }
+  void max_backward(PoolParams& p) const { run(kernels().max_backward, p); }
+  void max_pick(PoolParams& p) const { run(kernels().max_pick, p); }
+  void max_indices(PoolParams& p) const { run(kernels().max_indices, p); }
+  void avg(PoolParams& p) const { run(kernels().avg, p); }
+  void avg_backward(PoolParams& p) const { run(kernels().avg_backward, p); }
+};
+using Operators = PoolOperators<Cpu>;
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
-  m.impl("max_pool", TORCH_BOX(&max_pool));
-  m.impl("_max_pool_ids", TORCH_BOX(&max_pool_ids));
-  m.impl("_max_pool_indices", TORCH_BOX(&max_pool_indices));
-  m.impl("_max_pool_grad", TORCH_BOX(&max_pool_grad));
-  m.impl("_max_pool_pick", TORCH_BOX(&max_pool_pick));
-  m.impl("avg_pool", TORCH_BOX(&avg_pool));
-  m.impl("_avg_pool_grad", TORCH_BOX(&avg_pool_grad));
+  m.impl("max_pool", TORCH_BOX(&Operators::max_pool));
+  m.impl("_max_pool_ids", TORCH_BOX(&Operators::max_pool_ids));
+  m.impl("_max_pool_indices", TORCH_BOX(&Operators::max_pool_indices));
+  m.impl("_max_pool_grad", TORCH_BOX(&Operators::max_pool_grad));
+  m.impl("_max_pool_pick", TORCH_BOX(&Operators::max_pool_pick));
+  m.impl("avg_pool", TORCH_BOX(&Operators::avg_pool));
+  m.impl("_avg_pool_grad", TORCH_BOX(&Operators::avg_pool_grad));
 }
 
 }  // namespace fastconv

@@ -18,45 +18,48 @@ namespace fastconv {
 
 // One axis of the windows. Window `o` has taps 0, 1, ...; tap `t` is at position first(o) + t * dilation of the input,
 // and in it for begin(o) <= t < end(o). Windows that adapt to the size of the input begin and end in it:
-// [floor(o * size / outputs), ceil((o + 1) * size / outputs)).
-struct PoolAxis {
-  int64_t size;     // of the input
-  int64_t outputs;  // number of windows
-  int64_t kernel;   // taps; of the largest window where they adapt
-  int64_t stride, padding, dilation;
+// [floor(o * size / outputs), ceil((o + 1) * size / outputs)). `Int` holds every product of these numbers: 64 bits, but
+// 32 in kernels for GPUs wherever the sizes allow it.
+template <class Int>
+struct PoolAxisOf {
+  Int size;     // of the input
+  Int outputs;  // number of windows
+  Int kernel;   // taps; of the largest window where they adapt
+  Int stride, padding, dilation;
   bool adaptive;  // then stride and dilation are 1, padding is 0
 
-  FASTCONV_INLINE int64_t first(int64_t o) const {
+  FASTCONV_INLINE Int first(Int o) const {
     return !adaptive ? o * stride - padding : outputs == 1 ? 0 : o * size / outputs;
   }
-  FASTCONV_INLINE int64_t begin(int64_t o) const {
-    const int64_t start = first(o);
+  FASTCONV_INLINE Int begin(Int o) const {
+    const Int start = first(o);
     return start >= 0 ? 0 : dilation == 1 ? -start : (-start + dilation - 1) / dilation;
   }
-  FASTCONV_INLINE int64_t end(int64_t o) const {
+  FASTCONV_INLINE Int end(Int o) const {
     if (adaptive) return outputs == 1 ? size : ((o + 1) * size + outputs - 1) / outputs - first(o);
-    const int64_t left = size - first(o);  // positions from tap 0 on
-    const int64_t taps = left <= 0 ? 0 : dilation == 1 ? left : (left + dilation - 1) / dilation;
+    const Int left = size - first(o);  // positions from tap 0 on
+    const Int taps = left <= 0 ? 0 : dilation == 1 ? left : (left + dilation - 1) / dilation;
     return taps < kernel ? taps : kernel;
   }
   // How many positions the mean of a window divides by; those in the padding count or do not, those beyond it, where
   // a window was kept because of ceil_mode, never do. Of dilation 1.
-  FASTCONV_INLINE int64_t count(int64_t o, bool padding_counts) const {
+  FASTCONV_INLINE Int count(Int o, bool padding_counts) const {
     if (adaptive || !padding_counts) return end(o) - begin(o);
-    const int64_t left = size + padding - first(o);
+    const Int left = size + padding - first(o);
     return left < kernel ? left : kernel;
   }
   // The windows that have position `i` for a tap are among [covering_begin(i), covering_end(i)).
-  FASTCONV_INLINE int64_t covering_begin(int64_t i) const {
+  FASTCONV_INLINE Int covering_begin(Int i) const {
     if (adaptive) return i * outputs / size;
-    const int64_t beyond = i + padding - (kernel - 1) * dilation;  // first() of the first window, padding added
+    const Int beyond = i + padding - (kernel - 1) * dilation;  // first() of the first window, padding added
     return beyond <= 0 ? 0 : (beyond + stride - 1) / stride;
   }
-  FASTCONV_INLINE int64_t covering_end(int64_t i) const {
-    const int64_t last = adaptive ? ((i + 1) * outputs + size - 1) / size : (i + padding) / stride + 1;
+  FASTCONV_INLINE Int covering_end(Int i) const {
+    const Int last = adaptive ? ((i + 1) * outputs + size - 1) / size : (i + padding) / stride + 1;
     return last < outputs ? last : outputs;
   }
 };
+using PoolAxis = PoolAxisOf<int64_t>;
 
 // Every operator of the family. Tensors are dense, all in contiguous or all in channels_last memory. In a backward pass
 // `output` holds the gradient that comes in and `input` the one that is written.

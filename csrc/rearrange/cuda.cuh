@@ -178,7 +178,6 @@ __global__ void __launch_bounds__(kTransposeThreads) transpose_pixels(const Pixe
 // ---- launchers ----
 
 inline int64_t greatest_common_divisor(int64_t a, int64_t b) { return b ? greatest_common_divisor(b, a % b) : a; }
-inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // The widest access, up to 16 bytes, that all of `bits` (addresses and sizes, combined with |) are multiples of.
 inline int64_t widest_access(uint64_t bits) { return static_cast<int64_t>((bits | 16) & -(bits | 16)); }
 

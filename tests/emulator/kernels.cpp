@@ -1,5 +1,8 @@
 // The library's CUDA kernels as the emulator runs them: one entry per operator, called by the tests of its family.
+#include <cstring>
+
 #include "entry.h"
+#include "pool/cuda.cuh"
 #include "rearrange/cuda.cuh"
 
 extern "C" const char* emulated_transpose(const void* input, void* output, int64_t outer, int64_t rows, int64_t columns,
@@ -25,5 +28,41 @@ extern "C" const char* emulated_transpose_64(const void* input, void* output, in
     const fastconv::TransposeParams params{input, output, outer, rows, columns, inner, 2, 1};
     fastconv::launch_planes<uint32_t, uint16_t, uint64_t>(params, 2 * inner, 2, {"channel_shuffle", 0, nullptr},
                                                           fastconv::kMaxGrid);
+  });
+}
+
+// An operator of the pooling family by its name. `axes`: the seven fields of each of the two axes; `limits`: those of
+// PoolLimits.
+extern "C" const char* emulated_pool(const char* name, int64_t dtype, int64_t channels_last, int64_t N, int64_t C,
+                                     const int64_t* axes, void* input, void* output, void* ids, int64_t id_bytes,
+                                     void* indices, int64_t divisor, int64_t padding_counts, const int64_t* limits) {
+  return error_of([&] {
+    using namespace fastconv;
+    const auto axis = [](const int64_t* a) { return PoolAxis{a[0], a[1], a[2], a[3], a[4], a[5], a[6] != 0}; };
+    PoolParams p = {};
+    p.dtype = static_cast<Dtype>(dtype);
+    p.channels_last = channels_last != 0;
+    p.N = N;
+    p.C = C;
+    p.h = axis(axes);
+    p.w = axis(axes + 7);
+    p.input = input;
+    p.output = output;
+    p.ids = ids;
+    p.id_bytes = static_cast<int>(id_bytes);
+    p.indices = static_cast<int64_t*>(indices);
+    p.divisor = static_cast<double>(divisor);
+    p.padding_counts = padding_counts != 0;
+    constexpr struct {
+      const char* name;
+      void (*run)(const PoolParams&, const Stream&, const PoolLimits&);
+    } kOperators[] = {
+        {"max", pool_max},           {"max_backward", pool_max_backward},
+        {"max_pick", pool_max_pick}, {"max_indices", pool_max_indices},
+        {"avg", pool_avg},           {"avg_backward", pool_avg_backward},
+    };
+    for (const auto& op : kOperators)
+      if (std::strcmp(op.name, name) == 0) return op.run(p, {"pool", 0, nullptr}, {limits[0], limits[1], limits[2]});
+    throw std::invalid_argument(std::string("no operator ") + name);
   });
 }

@@ -1,0 +1,147 @@
+// The operators of the pooling family, written once for all devices: check, allocate, fill params, run. A `Device` is
+// made of the operator's name and a tensor before anything is allocated; its members run one kernel each, those of
+// PoolKernels, on tensors that all have memory.
+#pragma once
+#include "pool/check.h"
+
+namespace fastconv {
+
+inline const Sizes kUndilated1 = {1}, kUndilated2 = {1, 1};
+inline const Sizes& undilated(size_t dims) { return dims == 1 ? kUndilated1 : kUndilated2; }
+
+template <class Device>
+struct PoolOperators {
+  static Tensor max_pool(Tensor input, Sizes kernel, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode,
+                         std::optional<Sizes> output_size) {
+    return max_forward(input, {kernel, stride, padding, dilation, ceil_mode, output_size}, nullptr);
+  }
+
+  static std::tuple<Tensor, Tensor> max_pool_ids(Tensor input, Sizes kernel, Sizes stride, Sizes padding,
+                                                 Sizes dilation, bool ceil_mode, std::optional<Sizes> output_size) {
+    Tensor ids;
+    Tensor output = max_forward(input, {kernel, stride, padding, dilation, ceil_mode, output_size}, &ids);
+    return {output, ids};
+  }
+
+  static Tensor max_pool_indices(Tensor ids, Sizes input_size, Sizes kernel, Sizes stride, Sizes padding,
+                                 Sizes dilation, bool ceil_mode, std::optional<Sizes> output_size) {
+    const PoolArguments a = check_pool("max", input_size, {kernel, stride, padding, dilation, ceil_mode, output_size});
+    check_ids(a, ids);
+    const Device device(a.op.c_str(), ids);
+    const MemoryFormat format = memory_format(ids);
+    Tensor indices = torch::stable::empty(a.output, ScalarType::Long, torch::headeronly::Layout::Strided, ids.device(),
+                                          false, format);
+    if (indices.numel() == 0) return indices;
+    ids = torch::stable::contiguous(ids, format);
+    PoolParams p = pool_params(a, Dtype::kFloat32, format);
+    p.ids = const_cast<void*>(ids.const_data_ptr());
+    p.id_bytes = id_bytes(a);
+    p.indices = static_cast<int64_t*>(indices.mutable_data_ptr());
+    device.max_indices(p);
+    return indices;
+  }
+
+  static Tensor max_pool_grad(Tensor grad_output, Tensor ids, Sizes input_size, Sizes kernel, Sizes stride,
+                              Sizes padding, Sizes dilation, bool ceil_mode, std::optional<Sizes> output_size) {
+    return max_move(&Device::max_backward, grad_output, ids,
+                    check_pool("max", input_size, {kernel, stride, padding, dilation, ceil_mode, output_size}), true);
+  }
+
+  static Tensor max_pool_pick(Tensor input, Tensor ids, Sizes kernel, Sizes stride, Sizes padding, Sizes dilation,
+                              bool ceil_mode, std::optional<Sizes> output_size) {
+    return max_move(&Device::max_pick, input, ids,
+                    check_pool("max", input.sizes(), {kernel, stride, padding, dilation, ceil_mode, output_size}),
+                    false);
+  }
+
+  static Tensor avg_pool(Tensor input, Sizes kernel, Sizes stride, Sizes padding, bool ceil_mode,
+                         bool count_include_pad, std::optional<int64_t> divisor_override,
+                         std::optional<Sizes> output_size) {
+    const auto given = input.sizes();
+    const Sizes size(given.begin(), given.end());
+    return avg(&Device::avg, input, size, {kernel, stride, padding, undilated(size.size() - 2), ceil_mode, output_size},
+               count_include_pad, divisor_override, false);
+  }
+
+  static Tensor avg_pool_grad(Tensor grad_output, Sizes input_size, Sizes kernel, Sizes stride, Sizes padding,
+                              bool ceil_mode, bool count_include_pad, std::optional<int64_t> divisor_override,
+                              std::optional<Sizes> output_size) {
+    return avg(&Device::avg_backward, grad_output, input_size,
+               {kernel, stride, padding, undilated(input_size.size() - 2), ceil_mode, output_size}, count_include_pad,
+               divisor_override, true);
+  }
+
+ private:
+  using Run = void (Device::*)(PoolParams&) const;
+
+  static Tensor empty_ids(const PoolArguments& a, const Tensor& like, MemoryFormat format) {
+    return torch::stable::empty(a.output, id_type(a), torch::headeronly::Layout::Strided, like.device(), false, format);
+  }
+
+  static Tensor max_forward(Tensor input, const PoolWindows& windows, Tensor* ids) {
+    const PoolArguments a = check_pool("max", input.sizes(), windows);
+    const Dtype dtype = dtype_of(a.op.c_str(), input);
+    const Device device(a.op.c_str(), input);
+    const MemoryFormat format = memory_format(input);
+    PoolParams p = pool_params(a, dtype, format);
+    Tensor output = empty_as(input, a.output, format);
+    if (ids) *ids = empty_ids(a, input, format);
+    if (output.numel() == 0) return output;
+    input = torch::stable::contiguous(input, format);
+    p.input = const_cast<void*>(input.const_data_ptr());
+    p.output = output.mutable_data_ptr();
+    if (ids) {
+      p.ids = ids->mutable_data_ptr();
+      p.id_bytes = id_bytes(a);
+    }
+    device.max(p);
+    return output;
+  }
+
+  // `given` [N, C, P, Q] to the size of the input, or the other way round; in the memory format of the ids, which is
+  // that of the input they came from.
+  static Tensor max_move(Run run, Tensor given, Tensor ids, const PoolArguments& a, bool to_input) {
+    const Dtype dtype = dtype_of(a.op.c_str(), given);
+    check_shape(a.op.c_str(), to_input ? "grad_output" : "input", given, to_input ? a.output : a.input);
+    check_ids(a, ids);
+    check(ids.device() == given.device(), a.op, ": ids must be on the device of the gradient");
+    const Device device(a.op.c_str(), given);
+    const MemoryFormat format = memory_format(ids);
+    Tensor result = empty_as(given, to_input ? a.input : a.output, format);
+    if (result.numel() == 0) return result;
+    if (given.numel() == 0) return torch::stable::zero_(result);
+    given = torch::stable::contiguous(given, format);
+    ids = torch::stable::contiguous(ids, format);
+    PoolParams p = pool_params(a, dtype, format);
+    p.input = to_input ? result.mutable_data_ptr() : const_cast<void*>(given.const_data_ptr());
+    p.output = to_input ? const_cast<void*>(given.const_data_ptr()) : result.mutable_data_ptr();
+    p.ids = const_cast<void*>(ids.const_data_ptr());
+    p.id_bytes = id_bytes(a);
+    (device.*run)(p);
+    return result;
+  }
+
+  // The mean of windows, or its gradient: `given` [N, C, H, W] or [N, C, P, Q] to the other.
+  static Tensor avg(Run run, Tensor given, const Sizes& input_size, const PoolWindows& windows, bool padding_counts,
+                    std::optional<int64_t> divisor, bool to_input) {
+    const PoolArguments a = check_pool("avg", input_size, windows);
+    const Dtype dtype = dtype_of(a.op.c_str(), given);
+    check(!divisor || *divisor != 0, a.op, ": divisor_override must not be zero (got 0)");
+    if (to_input) check_shape(a.op.c_str(), "grad_output", given, a.output);
+    const Device device(a.op.c_str(), given);
+    const MemoryFormat format = memory_format(given);
+    Tensor result = empty_as(given, to_input ? a.input : a.output, format);
+    if (result.numel() == 0) return result;
+    if (given.numel() == 0) return torch::stable::zero_(result);
+    given = torch::stable::contiguous(given, format);
+    PoolParams p = pool_params(a, dtype, format);
+    p.input = to_input ? result.mutable_data_ptr() : const_cast<void*>(given.const_data_ptr());
+    p.output = to_input ? const_cast<void*>(given.const_data_ptr()) : result.mutable_data_ptr();
+    p.divisor = divisor ? static_cast<double>(*divisor) : 0;
+    p.padding_counts = padding_counts;
+    (device.*run)(p);
+    return result;
+  }
+};
+
+}  // namespace fastconv
