@@ -189,6 +189,10 @@ CASES = [
     _row("stride_beyond_input", 1, 2, (4, 5), 3, 2, stride=(7, 9)),
     _row("stem_7x7", 1, 3, (20, 22), 16, 7, stride=2, padding=3),
     _row("patches_16", 2, 3, (32, 33), 24, 16, stride=16),
+    # Pictures: rows of several chunks, bands of rows, kernel columns folded into channels, tiles of columns.
+    _row("picture", 1, 3, (21, 150), 40, 3, padding=1),
+    _row("picture_of_two_tiles", 1, 2, (3, 1100), 16, (2, 3), stride=(1, 2), padding=(1, 2)),
+    _row("picture_cropped", 2, 4, (9, 40), 33, (3, 7), stride=3, padding=(0, 5)),
     # Dilations: with and without a common factor with the stride; beyond what a plane is kept for.
     _row("dilation_2", 1, 4, (9, 11), 5, 3, padding=2, dilation=2),
     _row("dilation_3_stride_2", 1, 4, (13, 12), 9, 3, stride=2, padding=3, dilation=3),
