@@ -66,6 +66,8 @@ SHARED: dict[str, Case] = {
     "to more than there are": ((1, 18, 3, 4), {"output_size": (7, 9)}),
     "to far more": ((1, 2, 1, 2), {"output_size": (9, 25)}),
     "to 1": ((2, 33, 7, 7), {"output_size": 1}),
+    "to 1, few channels": ((1, 3, 40, 41), {"output_size": 1}),
+    "to 1, many channels": ((1, 300, 9, 10), {"output_size": 1}),
     "to 1x3": ((1, 5, 9, 10), {"output_size": (1, 3)}),
     "to 2x1": ((1, 5, 9, 10), {"output_size": (2, 1)}),
     "to 1 of many": ((1, 3, 260, 260), {"output_size": 1}),

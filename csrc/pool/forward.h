@@ -172,7 +172,7 @@ struct Pixels {
   // Few rows are shared out by their channels; into as few parts as there must be where whole pixels are read in order.
   static int64_t share(const PoolParams& p) {
     const int64_t rows = p.N * p.h.outputs, wanted = by_pixels(p) ? p.threads : 4 * p.threads;
-    return rows >= wanted ? p.C : (p.C * rows / wanted + 4 * L - 1) / (4 * L) * 4 * L;
+    return rows >= wanted ? p.C : ((p.C * rows + wanted - 1) / wanted + 4 * L - 1) / (4 * L) * 4 * L;
   }
   static int64_t thread_elements(const PoolParams& p) { return by_pixels(p) ? share(p) + L : 0; }
   static int64_t table_bytes(const PoolParams& p) { return (reach_bytes(p.w) + 63) / 64 * 64; }
