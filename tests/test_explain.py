@@ -117,7 +117,11 @@ def test_it_names_the_kernels_that_a_transposed_convolution_runs(layout: str, is
             assert (len(found.runs) > 1) <= (found.way == "residues")
             if "+" not in found.kernel:
                 with fastconv.flags(kernel=found.kernel):
-                    assert torch.equal(function(x, weight, bias, **case.kwargs), plain), case
+                    forced = function(x, weight, bias, **case.kwargs)
+                if found.way == "residues":  # which the forced kernel may serve in one run, in another order of sums
+                    torch.testing.assert_close(forced, plain, rtol=1e-4, atol=1e-4)
+                else:
+                    assert torch.equal(forced, plain), case
     assert min(ways[way] for way in ("backwards", "spread", "residues")) >= 5, ways
     # One pixel whose channels are neighbours.
     assert ways["product"] == (layout in ("contiguous", "channels_last", "sliced_channels_last")), ways
