@@ -1,12 +1,13 @@
 """Pooling: the public functions over windows, and the family's shape rule and gradients."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastconv._arguments import check_list, check_same, check_shape, each
+from fastconv._arguments import check_list, check_same, check_shape, each, integer
 from fastconv._operator import in_functorch, memory_format, operator, wants_grad
 
 __all__ = [
@@ -139,7 +140,7 @@ def avg_pool2d(
             added up in float32); any strides. Not empty but for ``N``.
         kernel_size, stride, padding, ceil_mode: see :func:`max_pool2d`.
         count_include_pad: whether a mean divides by the elements in the padding, too.
-        divisor_override: what every sum is divided by instead; not zero.
+        divisor_override: what every sum is divided by instead; not zero, and it may be negative.
 
     Returns:
         ``Tensor[N, C, P, Q]`` or ``Tensor[C, P, Q]`` in the memory format of ``input``, sizes as for
@@ -147,7 +148,7 @@ def avg_pool2d(
 
     Raises:
         RuntimeError: as :func:`max_pool2d`, and a ``divisor_override`` of zero.
-        TypeError: as :func:`max_pool2d`.
+        TypeError: as :func:`max_pool2d`, and a ``divisor_override`` that is not an integer.
 
     Source: LeCun, Bottou, Bengio and Haffner, *Gradient-Based Learning Applied to Document Recognition*, 1998.
 
@@ -250,10 +251,14 @@ def global_avg_pool2d(input: Tensor) -> Tensor:
 # ---- from the public functions to the operators ----------------------------------------------------------------------
 
 
-def _batched(op: str, dims: int, input: Tensor, pool: Callable[[Tensor], Any]) -> Any:
-    """``pool`` of a batch, or of the input as a batch of one; one tensor or several."""
+def _check_tensor(op: str, input: Any) -> None:
     if not isinstance(input, Tensor):
         raise TypeError(f"{op}: input must be a Tensor (got {input!r})")
+
+
+def _batched(op: str, dims: int, input: Tensor, pool: Callable[[Tensor], Any]) -> Any:
+    """``pool`` of a batch, or of the input as a batch of one; one tensor or several."""
+    _check_tensor(op, input)
     if input.dim() == dims + 2:
         return pool(input)
     if input.dim() != dims + 1:
@@ -274,10 +279,11 @@ def _windows(
 
 
 def _output_size(op: str, input: Tensor, size: int | None | Sequence[int | None]) -> list[int]:
+    _check_tensor(op, input)
     if isinstance(size, (list, tuple)):
-        if len(size) == 2 and isinstance(input, Tensor) and input.dim() > 2:
+        if len(size) == 2 and None in size and input.dim() > 2:
             size = [given if one is None else one for one, given in zip(size, input.shape[-2:], strict=True)]
-    elif size is None and isinstance(input, Tensor):
+    elif size is None:
         size = list(input.shape[-2:])
     return each(op, "output_size", size, 2)  # type: ignore[arg-type]
 
@@ -334,7 +340,13 @@ def _avg_pool(
     divisor_override: int | None,
 ) -> Tensor:
     windows = _windows(op, dims, kernel_size, stride, padding)
-    rest = (bool(ceil_mode), bool(count_include_pad), divisor_override, None)
+    divisor = divisor_override
+    if divisor is not None:
+        divisor = integer(op, "divisor_override", divisor, "an integer or None")
+        if abs(divisor) > _LARGEST_DIVISOR:
+            rule = f"be at most {_LARGEST_DIVISOR} in magnitude"
+            raise RuntimeError(f"{op}: divisor_override must {rule} (got {divisor})")
+    rest = (bool(ceil_mode), bool(count_include_pad), divisor, None)
     return _batched(op, dims, input, lambda x: _average(x, *windows, *rest))
 
 
@@ -342,6 +354,24 @@ def _avg_pool(
 
 
 _MOST_TAPS = 2**30  # of a window
+_LARGEST_INPUT = 2**60  # of a dimension that has windows
+_LARGEST_DIVISOR = 2**63 - 1
+
+
+def _known(sizes: Sequence[int]) -> bool:
+    """Whether they are numbers, not symbols: rules for absurd sizes must not become limits of an exported program."""
+    return not any(isinstance(size, torch.SymInt) for size in sizes)
+
+
+def _taps(input: Sequence[int], kernel: list[int], output_size: list[int] | None) -> int:
+    """The elements of the largest window."""
+    if output_size is None:
+        return math.prod(kernel)
+    taps = 1
+    for size, outputs in zip(input[2:], output_size, strict=True):
+        exact = outputs > 1 and size % outputs == 0
+        taps *= size // outputs if exact else min(size, size // outputs + 2) if outputs > 1 else size
+    return taps
 
 
 def _pool_size(
@@ -353,34 +383,31 @@ def _pool_size(
     dilation: list[int],
     ceil_mode: bool,
     output_size: list[int] | None,
-) -> tuple[str, list[int], int]:
-    """The rules of csrc/pool/check.h, in the same words, for tensors without data: the operator's name, the size of
-    the output, and the elements of the largest window."""
+) -> tuple[str, list[int]]:
+    """The rules of csrc/pool/check.h, in the same words, for tensors without data: the operator's name and the size of
+    the output."""
     adapts = output_size is not None
     op = f"{'adaptive_' if adapts else ''}{kind}_pool{'1d' if len(input) == 3 else '2d'}"
     if len(input) not in (3, 4):
         raise RuntimeError(f"{op}: input must have 3 or 4 dimensions (got {list(input)})")
     dims = len(input) - 2
-    if any(size == 0 for size in input[2 if adapts else 1 :]):
+    if any(size <= 0 for size in input[2 if adapts else 1 :]):
         raise RuntimeError(f"{op}: input must not be empty but for its batch (got {list(input)})")
     output = list(input[:2])
-    taps = 1
     if output_size is not None:
         check_list(op, "output_size", output_size, dims, 0, "not be negative")
-        for size, outputs in zip(input[2:], output_size, strict=True):
-            exact = outputs > 1 and size % outputs == 0
-            width = size // outputs if exact else min(size, size // outputs + 2) if outputs > 1 else size
-            if width > _MOST_TAPS // taps:
-                raise RuntimeError(f"{op}: input must have at most {_MOST_TAPS} positions a window (got {list(input)})")
-            taps *= width
-        return op, output + output_size, taps
+        if _known(input) and _taps(input, kernel, output_size) > _MOST_TAPS:
+            raise RuntimeError(f"{op}: input must have at most {_MOST_TAPS} positions a window (got {list(input)})")
+        return op, output + output_size
     check_list(op, "kernel_size", kernel, dims, 1, "be positive")
     check_list(op, "stride", stride, dims, 1, "be positive")
     check_list(op, "padding", padding, dims, 0, "not be negative")
     check_list(op, "dilation", dilation, dims, 1, "be positive")
-    if kernel[0] > _MOST_TAPS // kernel[-1]:
+    if math.prod(kernel) > _MOST_TAPS:
         raise RuntimeError(f"{op}: kernel_size must have at most {_MOST_TAPS} positions (got {kernel})")
     for d in range(dims):
+        if _known(input) and input[2 + d] > _LARGEST_INPUT:
+            raise RuntimeError(f"{op}: input must be at most {_LARGEST_INPUT} in every dimension (got {list(input)})")
         extent, padded = (kernel[d] - 1) * dilation[d] + 1, input[2 + d] + 2 * padding[d]
         if padding[d] > extent // 2:
             raise RuntimeError(
@@ -392,31 +419,38 @@ def _pool_size(
                 f"(got {kernel})"
             )
         outputs = (padded - extent + (stride[d] - 1 if ceil_mode else 0)) // stride[d] + 1
-        if ceil_mode and (outputs - 1) * stride[d] >= input[2 + d] + padding[d]:
-            outputs -= 1
+        if ceil_mode:  # as many as begin before the padding behind the input
+            outputs = torch.sym_min(outputs, (input[2 + d] + padding[d] - 1) // stride[d] + 1)
         output.append(outputs)
-    return op, output, kernel[0] * (kernel[1] if dims == 2 else 1)
+    return op, output
 
 
 def _id_dtype(taps: int) -> torch.dtype:
     return torch.uint8 if taps <= 2**8 else torch.int16 if taps <= 2**16 else torch.int32
 
 
-def _check_ids(op: str, ids: Tensor, size: Sequence[int], taps: int) -> None:
+def _check_ids(op: str, ids: Tensor, size: Sequence[int], taps: int, input: Tensor | None = None) -> None:
     check_shape(op, "ids", ids, size)
     if ids.dtype != _id_dtype(taps):
         wanted, got = (str(dtype).removeprefix("torch.") for dtype in (_id_dtype(taps), ids.dtype))
         raise RuntimeError(f"{op}: ids must be {wanted} (got {got})")
+    if input is not None and ids.device != input.device:
+        raise RuntimeError(f"{op}: ids must be on the device of input, {input.device} (got {ids.device})")
+
+
+def _ids_size(input, kernel, stride, padding, dilation, ceil_mode, output_size=None):
+    op, size = _pool_size("max", input, kernel, stride, padding, dilation, ceil_mode, output_size)
+    return op, size, _taps(input, kernel, output_size)
 
 
 def _fake_max(input, kernel, stride, padding, dilation, ceil_mode, output_size=None):
-    op, size, _ = _pool_size("max", input.shape, kernel, stride, padding, dilation, ceil_mode, output_size)
+    op, size = _pool_size("max", input.shape, kernel, stride, padding, dilation, ceil_mode, output_size)
     check_same(op, input)
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
 
 
 def _fake_max_ids(input, kernel, stride, padding, dilation, ceil_mode, output_size=None):
-    op, size, taps = _pool_size("max", input.shape, kernel, stride, padding, dilation, ceil_mode, output_size)
+    op, size, taps = _ids_size(input.shape, kernel, stride, padding, dilation, ceil_mode, output_size)
     check_same(op, input)
     format = memory_format(input)
     return tuple(
@@ -426,29 +460,29 @@ def _fake_max_ids(input, kernel, stride, padding, dilation, ceil_mode, output_si
 
 
 def _fake_indices(ids, input_size, *windows):
-    op, size, taps = _pool_size("max", input_size, *windows, *[None] * (6 - len(windows)))
+    op, size, taps = _ids_size(input_size, *windows)
     _check_ids(op, ids, size, taps)
     return torch.empty(size, dtype=torch.int64, device=ids.device, memory_format=memory_format(ids))
 
 
 def _fake_max_grad(grad_output, ids, input_size, *windows):
-    op, size, taps = _pool_size("max", input_size, *windows, *[None] * (6 - len(windows)))
+    op, size, taps = _ids_size(input_size, *windows)
     check_same(op, grad_output)
     check_shape(op, "grad_output", grad_output, size)
-    _check_ids(op, ids, size, taps)
+    _check_ids(op, ids, size, taps, grad_output)
     return grad_output.new_empty(input_size).contiguous(memory_format=memory_format(ids))
 
 
 def _fake_pick(input, ids, *windows):
-    op, size, taps = _pool_size("max", input.shape, *windows, *[None] * (6 - len(windows)))
+    op, size, taps = _ids_size(input.shape, *windows)
     check_same(op, input)
-    _check_ids(op, ids, size, taps)
+    _check_ids(op, ids, size, taps, input)
     return input.new_empty(size).contiguous(memory_format=memory_format(ids))
 
 
 def _avg_size(input, kernel, stride, padding, ceil_mode, divisor_override, output_size):
     dilation = [1] * (len(input) - 2)
-    op, size, _ = _pool_size("avg", input, kernel, stride, padding, dilation, ceil_mode, output_size)
+    op, size = _pool_size("avg", input, kernel, stride, padding, dilation, ceil_mode, output_size)
     if divisor_override == 0:
         raise RuntimeError(f"{op}: divisor_override must not be zero (got 0)")
     return op, size

@@ -10,6 +10,8 @@ using Sizes = std::vector<int64_t>;
 
 // The taps of a window are counted in 32 bits, with room for distances.
 constexpr int64_t kMostTaps = int64_t{1} << 30;
+// Of an input that has windows; nothing that is computed from it and from arguments up to kLargest overflows.
+constexpr int64_t kLargestInput = int64_t{1} << 60;
 
 // Where the windows are: of a size, or as many as `output_size` says.
 struct PoolWindows {
@@ -76,9 +78,13 @@ inline PoolArguments check_pool(const char* kind, IntHeaderOnlyArrayRef input, c
     check_list(op, "stride", windows.stride, dims, 1, "be positive");
     check_list(op, "padding", windows.padding, dims, 0, "not be negative");
     check_list(op, "dilation", windows.dilation, dims, 1, "be positive");
-    check(windows.kernel[0] <= kMostTaps / windows.kernel[dims - 1], op, ": kernel_size must have at most ", kMostTaps,
-          " positions (got ", text(windows.kernel), ")");
-    for (size_t d = 0; d < dims; ++d) axes[d + 2 - dims] = window_axis(op, d, input[2 + d], windows);
+    check(windows.kernel[0] <= kMostTaps / (dims == 2 ? windows.kernel[1] : 1), op, ": kernel_size must have at most ",
+          kMostTaps, " positions (got ", text(windows.kernel), ")");
+    for (size_t d = 0; d < dims; ++d) {
+      check(input[2 + d] <= kLargestInput, op, ": input must be at most ", kLargestInput, " in every dimension (got ",
+            text(input), ")");
+      axes[d + 2 - dims] = window_axis(op, d, input[2 + d], windows);
+    }
   }
   a.h = axes[0];
   a.w = axes[1];

@@ -104,7 +104,8 @@ struct PoolOperators {
     const Dtype dtype = dtype_of(a.op.c_str(), given);
     check_shape(a.op.c_str(), to_input ? "grad_output" : "input", given, to_input ? a.output : a.input);
     check_ids(a, ids);
-    check(ids.device() == given.device(), a.op, ": ids must be on the device of the gradient");
+    if (ids.device() != given.device())
+      check(false, a.op, ": ids must be on the device of input, ", device_name(given), " (got ", device_name(ids), ")");
     const Device device(a.op.c_str(), given);
     const MemoryFormat format = memory_format(ids);
     Tensor result = empty_as(given, to_input ? a.input : a.output, format);
