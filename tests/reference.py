@@ -1,4 +1,4 @@
-"""Convolution and channel shuffle as slow and obvious as they can be, in float64: what every kernel is held
+"""Convolution, channel shuffle and pooling as slow and obvious as they can be, in float64: what every kernel is held
 against.
 
 A convolution is a loop over the taps of the kernel; each tap is one slice of the padded input. Nothing here
@@ -178,11 +178,16 @@ def max_pool(input: Tensor, **windows) -> tuple[Tensor, Tensor]:
     for p, hs in enumerate(rows):
         for q, ws in enumerate(columns):
             inside = [h * W + w for h in hs if 0 <= h < H for w in ws if 0 <= w < W]
-            for i, index in enumerate(inside):
-                x, best = flat[..., index], values[..., p, q]
-                wins = (x > best) | x.isnan() if i else torch.ones_like(x, dtype=torch.bool)
-                values[..., p, q] = torch.where(wins, x, best)
-                indices[..., p, q] = torch.where(wins, torch.tensor(index), indices[..., p, q])
+            if not inside:
+                continue
+            window = flat[..., inside]
+            nan, number = window.isnan(), torch.arange(len(inside))
+            last_nan = torch.where(nan, number, -1).amax(-1)
+            largest = window.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(-1, keepdim=True)
+            first = torch.where(window == largest, number, len(inside)).amin(-1)
+            winner = torch.where(last_nan >= 0, last_nan, first)
+            values[..., p, q] = window.gather(-1, winner.unsqueeze(-1)).squeeze(-1)
+            indices[..., p, q] = torch.tensor(inside)[winner]
     return values, indices
 
 
@@ -195,16 +200,36 @@ def max_pool_grad(grad: Tensor, indices: Tensor, size) -> Tensor:
     return result[..., :-1].reshape(size)
 
 
-def avg_pool_matrix(size, count_include_pad=True, divisor_override=None, **windows) -> Tensor:
-    """``[P, Q, H, W]``: by what each element of a plane is multiplied in each mean."""
+def of_windows(arguments):
+    """Of the arguments of a mean those that say where the windows are."""
+    return {name: value for name, value in arguments.items() if name not in ("count_include_pad", "divisor_override")}
+
+
+def _means(size, count_include_pad=True, divisor_override=None, **windows):
+    """Of every mean: where it is, the elements of the plane that it adds up, and what it divides by."""
     H, W = size
     padding = _two(windows.get("padding", 0))
     rows, columns = pool_windows(size, **windows)
-    matrix = torch.zeros(len(rows), len(columns), H, W, dtype=torch.float64)
     for p, hs in enumerate(rows):
         for q, ws in enumerate(columns):
-            inside = [(h, w) for h in hs if 0 <= h < H for w in ws if 0 <= w < W]
+            inside = [h * W + w for h in hs if 0 <= h < H for w in ws if 0 <= w < W]
             counted = sum(h < H + padding[0] for h in hs) * sum(w < W + padding[1] for w in ws)
-            for h, w in inside:
-                matrix[p, q, h, w] = 1 / (divisor_override or (counted if count_include_pad else len(inside)))
-    return matrix
+            yield p, q, inside, divisor_override or (counted if count_include_pad else len(inside))
+
+
+def avg_pool(input: Tensor, **windows) -> Tensor:
+    size = input.shape[2:]
+    output = torch.zeros(*input.shape[:2], *map(len, pool_windows(size, **of_windows(windows))), dtype=torch.float64)
+    flat = input.double().flatten(2)
+    for p, q, inside, divisor in _means(size, **windows):
+        output[..., p, q] = flat[..., inside].sum(-1) / divisor
+    return output
+
+
+def avg_pool_grad(grad: Tensor, size, **windows) -> Tensor:
+    """Each mean's gradient in equal shares to what it has added up."""
+    N, C, H, W = size
+    result = torch.zeros(N, C, H * W, dtype=torch.float64)
+    for p, q, inside, divisor in _means((H, W), **windows):
+        result[..., inside] += grad[..., p, q].double().unsqueeze(-1) / divisor
+    return result.reshape(size)

@@ -23,13 +23,20 @@ class Network(nn.Module):
         self.first = nn.Conv2d(4, 8, 3, padding=1, padding_mode="reflect")
         self.body = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.ChannelShuffle(2), nn.Conv2d(8, 8, 3, groups=8))
         self.again = self.body[3]
+        self.pools = nn.Sequential(
+            nn.MaxPool2d(3, stride=1, padding=1), nn.AvgPool2d(2, 1, ceil_mode=True), nn.AdaptiveMaxPool2d((None, 6))
+        )
+        self.squeeze = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Sigmoid())
         self.heads = nn.ModuleDict({"a": nn.Conv2d(8, 2, 1), "own": Own(8, 2, 1)})
         self.up = nn.ConvTranspose2d(2, 2, 4, stride=2, padding=1)
-        self.signal = nn.Sequential(nn.ConvTranspose1d(2, 2, 2, stride=2), nn.Conv1d(2, 3, 3))
+        self.signal = nn.Sequential(
+            nn.ConvTranspose1d(2, 2, 2, stride=2), nn.MaxPool1d(3, 2), nn.Conv1d(2, 3, 3), nn.AvgPool1d(2)
+        )
         self.by_reference = [self.first]  # not registered
 
     def forward(self, x):
-        x = self.again(self.body(self.by_reference[0](x)))
+        x = self.pools(self.again(self.body(self.by_reference[0](x))))
+        x = x * self.squeeze(x)
         return self.signal(self.up(self.heads["a"](x) + self.heads["own"](x)).flatten(2))
 
 
@@ -58,7 +65,10 @@ def test_layers_are_exchanged_and_values_stay(model, x, inplace):
     assert type(converted.body[3]) is fastconv.nn.Conv2d
     assert type(converted.heads["a"]) is fastconv.nn.Conv2d
     assert type(converted.up) is fastconv.nn.ConvTranspose2d
-    assert kinds(converted.signal)[1:] == [fastconv.nn.ConvTranspose1d, fastconv.nn.Conv1d]
+    assert kinds(converted.pools)[1:] == [fastconv.nn.MaxPool2d, fastconv.nn.AvgPool2d, fastconv.nn.AdaptiveMaxPool2d]
+    assert type(converted.squeeze[0]) is fastconv.nn.AdaptiveAvgPool2d
+    layers = fastconv.nn.ConvTranspose1d, fastconv.nn.MaxPool1d, fastconv.nn.Conv1d, fastconv.nn.AvgPool1d
+    assert kinds(converted.signal)[1:] == list(layers)
     assert type(converted.body[0]) is nn.BatchNorm2d
     assert type(converted.heads["own"]) is Own
     torch.testing.assert_close(converted(x), expected, rtol=1e-4, atol=1e-5)
@@ -119,8 +129,8 @@ def test_there_and_back(model, x, inplace):
     back = fastconv.convert(fastconv.convert(model, inplace=inplace), inplace=inplace, reverse=True)
     assert kinds(back) == before
     assert torch.equal(back(x), expected)
-    unshuffle = fastconv.nn.ChannelUnshuffle(2)
-    assert type(fastconv.convert(unshuffle, reverse=True)) is fastconv.nn.ChannelUnshuffle
+    for own in (fastconv.nn.ChannelUnshuffle(2), fastconv.nn.GlobalAvgPool2d(), fastconv.nn.GlobalMaxPool2d()):
+        assert type(fastconv.convert(own, reverse=True)) is type(own)
 
 
 def test_converting_twice_changes_nothing_more(model):

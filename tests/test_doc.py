@@ -7,11 +7,12 @@ import torch
 
 import fastconv.conv
 import fastconv.conv_transpose
+import fastconv.pool
 import fastconv.rearrange
 
 
 @pytest.mark.parametrize(
-    "module", [fastconv.conv, fastconv.conv_transpose, fastconv.rearrange], ids=lambda m: m.__name__
+    "module", [fastconv.conv, fastconv.conv_transpose, fastconv.pool, fastconv.rearrange], ids=lambda m: m.__name__
 )
 def test_examples_of_docstrings(module) -> None:
     examples = {name: getattr(module, name) for name in module.__all__} | {"torch": torch}

@@ -220,12 +220,14 @@ def test_repr():
     assert repr(ours) == repr(theirs)
     assert repr(fastconv.nn.ChannelShuffle(3)) == repr(nn.ChannelShuffle(3))
     assert repr(fastconv.nn.ChannelUnshuffle(3)) == "ChannelUnshuffle(groups=3)"
+    assert repr(fastconv.nn.GlobalMaxPool2d()) == "GlobalMaxPool2d()"
 
 
 def test_training_follows_the_namesake():
     def network(layers):
         return nn.Sequential(layers.Conv2d(3, 8, 3, padding=1), nn.ReLU(), layers.ChannelShuffle(4),
-                             layers.Conv2d(8, 8, 3, groups=8), nn.ReLU(), layers.Conv2d(8, 2, 1))  # fmt: skip
+                             layers.MaxPool2d(3, 1, 1), layers.Conv2d(8, 8, 3, groups=8), nn.ReLU(),
+                             layers.AvgPool2d(3, 1, 1), layers.Conv2d(8, 2, 1))  # fmt: skip
 
     theirs, ours = network(nn), network(fastconv.nn)
     ours.load_state_dict(theirs.state_dict())

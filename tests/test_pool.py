@@ -5,8 +5,10 @@ and more, windows that are joined by doubling, rows cut into several lines, numb
 bytes, windows that adapt evenly and unevenly, positions that few and that very many windows cover.
 """
 
+import functools
 import random
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import pytest
 import reference
@@ -33,6 +35,8 @@ SHARED: dict[str, Case] = {
     # (N, C, H, W) and the windows
     "2x2": ((2, 5, 8, 9), windows(2)),
     "2x2, many channels": ((1, 70, 6, 6), windows(2)),
+    "2x2, hundreds of channels": ((3, 300, 6, 5), windows(2)),
+    "8x9 s3, hundreds of channels": ((1, 280, 11, 12), windows((8, 9), 3, (4, 3))),
     "3x3 s2 p1": ((1, 16, 15, 17), windows(3, 2, 1)),
     "3x3 s2 ceil": ((1, 17, 14, 28), windows(3, 2, ceil_mode=True)),
     "3x3 s1 p1": ((2, 33, 7, 16), windows(3, 1, 1)),
@@ -47,6 +51,7 @@ SHARED: dict[str, Case] = {
     "kernel 1": ((1, 5, 4, 17), windows(1)),
     "kernel 1, stride 2": ((1, 5, 5, 17), windows(1, 2)),
     "1x4 s1": ((1, 9, 3, 70), windows((1, 4), 1)),
+    "2x8 s1": ((1, 9, 3, 40), windows((2, 8), 1, (0, 4))),
     "4x1 s2": ((1, 9, 11, 15), windows((4, 1), 2)),
     "2x3 s3x1 p1x0": ((1, 6, 9, 31), windows((2, 3), (3, 1), (1, 0))),
     "stride beyond kernel": ((1, 3, 11, 40), windows((2, 3), (4, 7))),
@@ -56,6 +61,8 @@ SHARED: dict[str, Case] = {
     "long rows": ((1, 2, 2, 9001), windows((2, 3), (1, 2), (0, 1))),
     "long rows, stride 1": ((1, 1, 1, 8200), windows((1, 7), 1, (0, 3))),
     "long rows, channels": ((1, 300, 3, 24), windows(3, 1, 1)),
+    "long rows, stride 3": ((1, 1, 2, 9001), windows((2, 3), (1, 3))),
+    "wide windows, few": ((1, 3, 2, 700), windows((2, 100), (1, 90), (1, 50))),
     "257 taps": ((1, 2, 1, 300), windows((1, 257), 1)),
     "289 taps, channels": ((1, 20, 18, 18), windows(17, 1, 8)),
     "a pixel": ((2, 3, 1, 1), windows(1)),
@@ -78,6 +85,8 @@ MAX: dict[str, Case] = {
     **SHARED,
     "dilated": ((1, 6, 12, 21), windows(3, 1, 2, dilation=2)),
     "dilated, strided": ((1, 18, 14, 33), windows((3, 2), 2, 1, dilation=(2, 3))),
+    "dilated as strided": ((1, 18, 12, 30), windows(3, 2, 1, dilation=2)),
+    "dilated as strided, 4 columns": ((1, 2, 5, 50), windows((2, 4), 2, 1, dilation=(1, 2))),
     "dilated, doubled": ((1, 3, 15, 40), windows(5, 1, 2, dilation=2)),
     "dilated, windows without elements": ((2, 3, 2, 2), windows(2, 1, 1, dilation=3)),
     "dilated, columns without elements": ((1, 17, 5, 2), windows((1, 2), 1, (0, 1), dilation=(1, 3))),
@@ -86,6 +95,7 @@ AVG: dict[str, Case] = {
     **SHARED,
     "padding not counted": ((1, 5, 9, 18), windows(3, 1, 1, count_include_pad=False)),
     "padding not counted, strided": ((1, 20, 9, 18), windows(3, 2, 1, count_include_pad=False)),
+    "padding not counted, long rows": ((1, 2, 2, 9001), windows((2, 3), (1, 2), (0, 1), count_include_pad=False)),
     "padding counted, ceil": ((1, 5, 8, 18), windows(3, 2, 1, ceil_mode=True)),
     "padding not counted, ceil, stride 3": ((1, 17, 8, 16), windows(4, 3, 2, ceil_mode=True, count_include_pad=False)),
     "divisor": ((1, 5, 8, 18), windows(3, 1, 1, divisor_override=5)),
@@ -117,8 +127,20 @@ def isa(request) -> Any:
     native.isa_select(before)
 
 
-def lay_out(x: Tensor, rng: random.Random) -> Tensor:
-    return LAYOUTS[rng.choice(list(LAYOUTS))](x)
+#: Kernels are chosen by whether channels come first in memory: every case runs in a layout of either kind.
+KINDS = (
+    ("channels_last", "sliced_channels_last"),
+    ("contiguous", "sliced", "strided", "transposed"),
+)
+
+
+def meetings(name: str, isa: str) -> Iterator[tuple[torch.dtype, Callable, Callable, int]]:
+    """Every dtype in a layout of either kind: dtype, layout, that of the gradient, threads."""
+    rng = random.Random(f"{name} {isa}")
+    for dtype in DTYPES:
+        for kind in KINDS:
+            grad = LAYOUTS[rng.choice(list(LAYOUTS))]
+            yield dtype, LAYOUTS[rng.choice(kind)], grad, rng.choice([1, 2])
 
 
 def public(kind: str, given: dict[str, Any]):
@@ -129,59 +151,94 @@ def for_reference(given: dict[str, Any]) -> dict[str, Any]:
     return {{"kernel_size": "kernel"}.get(name, name): value for name, value in given.items()}
 
 
+class Maxima(NamedTuple):
+    x: Tensor
+    output: Tensor
+    indices: Tensor
+    grad: Tensor
+    grad_input: Tensor
+    scale: Tensor  # sums of magnitudes: up to a hundred and more gradients meet in one element
+
+
+@functools.cache
+def maxima(name: str, values: str, dtype: torch.dtype) -> Maxima:
+    size, given = MAX[name]
+    x = draw(size, values, name).to(dtype)
+    output, indices = reference.max_pool(x, **for_reference(given))
+    grad = draw(output.shape, "different", name + values).to(dtype)
+    grads = (reference.max_pool_grad(g, indices, size) for g in (grad, grad.abs()))
+    return Maxima(x, output, indices, grad, *grads)
+
+
 @pytest.mark.parametrize("values", VALUES)
 @pytest.mark.parametrize("name", MAX)
 def test_max(name: str, values: str, isa: str) -> None:
-    size, given = MAX[name]
-    rng = random.Random(f"{name} {values} {isa}")
-    dtype, threads = rng.choice(DTYPES), rng.choice([1, 2])
-    x = draw(size, values, name).to(dtype)
-    expected, where = reference.max_pool(x, **for_reference(given))
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        input = lay_out(x, rng).requires_grad_()
+    _, given = MAX[name]
+    for dtype, layout, grad_layout, threads in meetings(f"{name} {values}", isa):
+        expected = maxima(name, values, dtype)
+        torch.set_num_threads(threads)
+        input = layout(expected.x).requires_grad_()
         output, indices = public("max", given)(input, **given, return_indices=True)
-        grad = draw(output.shape, "different", name + values).to(dtype)
-        (grad_input,) = torch.autograd.grad(output, input, lay_out(grad, rng))
+        (grad_input,) = torch.autograd.grad(output, input, grad_layout(expected.grad))
         with torch.no_grad():
             plain = public("max", given)(input, **given)
-    finally:
-        torch.set_num_threads(before)
-    assert output.dtype == dtype
-    torch.testing.assert_close(output.double(), expected, rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(plain, output, rtol=0, atol=0, equal_nan=True)
-    assert torch.equal(indices, where)
-    # Up to a hundred and more gradients meet in one element.
-    wanted = reference.max_pool_grad(grad, where, size)
-    most = reference.max_pool_grad(grad.abs(), where, size)
-    assert ((grad_input.double() - wanted).abs() <= TOLERANCE[dtype] * most).all()
+        where = f"{dtype}, {layout.__name__}, gradient {grad_layout.__name__}, {threads} threads"
+        assert output.dtype == dtype
+        assert torch.equal(input.detach().nan_to_num(), expected.x.nan_to_num()), f"{where}: the input was written"
+        for got in (output, plain):
+            torch.testing.assert_close(
+                got.double(), expected.output, rtol=0, atol=0, equal_nan=True, msg=lambda m, w=where: f"{w}\n{m}"
+            )
+        assert torch.equal(indices, expected.indices), where
+        error = (grad_input.double() - expected.grad_input).abs()
+        assert (error <= TOLERANCE[dtype] * expected.scale).all(), where
+
+
+class Means(NamedTuple):
+    x: Tensor
+    output: Tensor
+    grad: Tensor
+    grad_input: Tensor
+    scale_output: Tensor  # of magnitudes
+    scale_grad_input: Tensor
+
+
+@functools.cache
+def means(name: str, dtype: torch.dtype) -> Means:
+    size, given = AVG[name]
+    signed = for_reference(given)
+    unsigned = {key: abs(value) if key == "divisor_override" else value for key, value in signed.items()}
+    x = draw(size, "different", name).to(dtype)
+    output = reference.avg_pool(x, **signed)
+    grad = draw(output.shape, "different", name + "grad").to(dtype)
+    grad_input = reference.avg_pool_grad(grad, size, **signed)
+    scales = reference.avg_pool(x.abs(), **unsigned), reference.avg_pool_grad(grad.abs(), size, **unsigned)
+    return Means(x, output, grad, grad_input, *scales)
 
 
 @pytest.mark.parametrize("name", AVG)
 def test_avg(name: str, isa: str) -> None:
     size, given = AVG[name]
-    rng = random.Random(f"{name} {isa}")
-    dtype, threads = rng.choice(DTYPES), rng.choice([1, 2])
-    x = draw(size, "different", name).to(dtype)
-    matrix = reference.avg_pool_matrix(size[2:], **for_reference(given))
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        input = lay_out(x, rng).requires_grad_()
+    # Long sums have more roundings, and the smallest step of float16 is 2^-24.
+    rows, columns = reference.pool_windows(size[2:], **reference.of_windows(for_reference(given)))
+    taps = max(map(len, rows), default=0) * max(map(len, columns), default=0)
+    for dtype, layout, grad_layout, threads in meetings(name, isa):
+        expected = means(name, dtype)
+        torch.set_num_threads(threads)
+        input = layout(expected.x).requires_grad_()
         output = public("avg", given)(input, **given)
-        grad = draw(output.shape, "different", name + "grad").to(dtype)
-        (grad_input,) = torch.autograd.grad(output, input, lay_out(grad, rng))
-    finally:
-        torch.set_num_threads(before)
-    assert output.dtype == dtype
-    for got, equation, given_tensor in ((output, "pqhw,nchw->ncpq", x), (grad_input, "pqhw,ncpq->nchw", grad)):
-        wanted = torch.einsum(equation, matrix, given_tensor.double())
-        scale = torch.einsum(equation, matrix.abs(), given_tensor.double().abs())
-        # Long sums have more roundings, and the smallest step of float16 is 2^-24.
-        taps = (matrix != 0).sum((2, 3)).max() if matrix.numel() else 0
-        allowed = (2 * TOLERANCE[dtype] + (0 if dtype == torch.float64 else 2**-24 * taps / 16)) * scale
-        assert ((got.double() - wanted).abs() <= allowed + (2**-24 if dtype == torch.float16 else 0)).all()
+        (grad_input,) = torch.autograd.grad(output, input, grad_layout(expected.grad))
+        where = f"{dtype}, {layout.__name__}, gradient {grad_layout.__name__}, {threads} threads"
+        assert output.dtype == dtype
+        assert torch.equal(input.detach(), expected.x), f"{where}: the input was written"
+        rounding = 2 * TOLERANCE[dtype] + (0 if dtype == torch.float64 else 2**-24 * taps / 16)
+        for got, wanted, scale in (
+            (output, expected.output, expected.scale_output),
+            (grad_input, expected.grad_input, expected.scale_grad_input),
+        ):
+            assert got.shape == wanted.shape, where
+            error = (got.double() - wanted).abs()
+            assert (error <= rounding * scale + (2**-24 if dtype == torch.float16 else 0)).all(), where
 
 
 @pytest.mark.parametrize("kind", ["max", "avg"])
@@ -248,13 +305,17 @@ def test_padding_never_wins() -> None:
             assert torch.equal(indices, (rows[:, None] * 5 + columns).expand_as(indices))
 
 
-def test_a_gradient_adds_up_to_what_came_in() -> None:
-    for given in (windows(3, 2), windows(2), {"output_size": (3, 4)}):
-        x = torch.randn(2, 5, 13, 15, dtype=torch.float64, requires_grad=True)
-        output = public("avg", given)(x, **given)
-        grad = torch.randn_like(output)
-        (grad_input,) = torch.autograd.grad(output, x, grad)
-        torch.testing.assert_close(grad_input.sum((2, 3)), grad.sum((2, 3)))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_gradient_adds_up_to_what_came_in(layout: str) -> None:
+    padded = windows(3, 1, 1), windows((4, 5), (3, 2), (2, 1), ceil_mode=True), windows(13, 1, 6), windows(7, 4, 3)
+    for given in (*padded, windows(3, 2), windows(2), {"output_size": (3, 4)}, {"output_size": (20, 31)}):
+        for kind in ("max", "avg"):
+            inside = {"count_include_pad": False} if kind == "avg" and given.get("padding") else {}
+            x = LAYOUTS[layout](torch.randn(2, 5, 13, 15, dtype=torch.float64).round()).requires_grad_()
+            output = public(kind, given)(x, **given, **inside)
+            grad = torch.randn_like(output)
+            (grad_input,) = torch.autograd.grad(output, x, grad)
+            torch.testing.assert_close(grad_input.sum((2, 3)), grad.sum((2, 3)))
 
 
 @pytest.mark.parametrize("kind", ["max", "avg"])
