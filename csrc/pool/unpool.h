@@ -10,9 +10,8 @@
 // part looks only at the steps that reach it. (Blocks of channels would need no such pass, but threads that write next
 // to each other in every pixel disturb each other: 128 channels, 90x120 to 180x240, took 6.4 ms so.)
 #pragma once
-#include <cstring>
-
 #include "core/parallel.h"
+#include "core/vec.h"
 #include "pool/params.h"
 
 namespace fastconv {
@@ -92,10 +91,16 @@ struct Part {
   int64_t first, last;
   int64_t cleared = first;
 
+  // Not with memset: 64 planes of 360x480 took 17.1 ms so and take 14.0, probably because memset goes past the caches
+  // where it gets several KB.
   void clear(int64_t end) {
     if (end > last) end = last;
     if (end <= cleared) return;
-    std::memset(plane + cleared * u.inner, 0, static_cast<size_t>((end - cleared) * u.inner) * sizeof(E));
+    char* at = reinterpret_cast<char*>(plane + cleared * u.inner);
+    char* const stop = reinterpret_cast<char*>(plane + end * u.inner);
+    const Vec<float> zero = {};
+    for (; stop - at >= kVecBytes; at += kVecBytes) __builtin_memcpy(at, &zero, kVecBytes);
+    for (; at < stop; at += sizeof(E)) __builtin_memcpy(at, &zero, sizeof(E));
     cleared = end;
   }
 
