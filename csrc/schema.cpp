@@ -39,6 +39,10 @@ constexpr const char* kSchemas[] = {
     "int? divisor_override, int[]? output_size=None) -> Tensor",
     "_avg_pool_grad(Tensor grad_output, SymInt[] input_size, int[] kernel_size, int[] stride, int[] padding, "
     "bool ceil_mode, bool count_include_pad, int? divisor_override, int[]? output_size=None) -> Tensor",
+    // input at the indices (flat within a plane) of planes of output_size, which are zero elsewhere; and its gradient,
+    // grad_output at the indices.
+    "max_unpool(Tensor input, Tensor indices, SymInt[] output_size) -> Tensor",
+    "_max_unpool_grad(Tensor grad_output, Tensor indices) -> Tensor",
 };
 
 }  // namespace

@@ -17,6 +17,7 @@ from fastconv.pool import (
     max_pool2d,
 )
 from fastconv.rearrange import channel_shuffle, channel_unshuffle
+from fastconv.unpool import avg_unpool2d, max_unpool1d, max_unpool2d
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ __all__ = [
     "adaptive_max_pool2d",
     "avg_pool1d",
     "avg_pool2d",
+    "avg_unpool2d",
     "channel_shuffle",
     "channel_unshuffle",
     "conv1d",
@@ -38,5 +40,7 @@ __all__ = [
     "global_max_pool2d",
     "max_pool1d",
     "max_pool2d",
+    "max_unpool1d",
+    "max_unpool2d",
     "nn",
 ]

@@ -13,22 +13,27 @@ def channels_last(t: Tensor) -> Tensor:
     return t.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
+def _outside(t: Tensor) -> float | int:
+    """What nobody may read: NaN, or the smallest integer."""
+    return float("nan") if t.is_floating_point() or t.is_complex() else torch.iinfo(t.dtype).min
+
+
 def sliced(t: Tensor) -> Tensor:
     """A window of a larger tensor: no stride is what the sizes say, and outside it lies NaN."""
-    larger = t.new_full([size + 3 for size in t.shape], float("nan"))
+    larger = t.new_full([size + 3 for size in t.shape], _outside(t))
     window = larger[tuple(slice(1, 1 + size) for size in t.shape)]
     return window.copy_(t)
 
 
 def sliced_channels_last(t: Tensor) -> Tensor:
-    return channels_last(sliced(t).new_full([size + 3 for size in t.shape], float("nan")))[
+    return channels_last(t.new_full([size + 3 for size in t.shape], _outside(t)))[
         tuple(slice(2, 2 + size) for size in t.shape)
     ].copy_(t)
 
 
 def strided(t: Tensor) -> Tensor:
     """Every second column of a wider tensor: neither columns nor channels are neighbours."""
-    wider = t.new_full([*t.shape[:-1], 2 * t.shape[-1]], float("nan"))
+    wider = t.new_full([*t.shape[:-1], 2 * t.shape[-1]], _outside(t))
     return wider[..., ::2].copy_(t)
 
 

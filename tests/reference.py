@@ -6,6 +6,8 @@ calls ``torch.nn.functional``. Shapes are those of 2-D convolutions; ``padding``
 right).
 """
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -233,3 +235,39 @@ def avg_pool_grad(grad: Tensor, size, **windows) -> Tensor:
     for p, q, inside, divisor in _means((H, W), **windows):
         result[..., inside] += grad[..., p, q].double().unsqueeze(-1) / divisor
     return result.reshape(size)
+
+
+def max_unpool(values: Tensor, indices: Tensor, size) -> Tensor:
+    """Each window's value to its index, one after the other."""
+    N, C = values.shape[:2]
+    planes = []
+    for some, where in zip(values.flatten(2).flatten(0, 1).tolist(), indices.flatten(2).flatten(0, 1), strict=True):
+        plane = [0.0] * prod(size)
+        for value, index in zip(some, where.tolist(), strict=True):
+            plane[index] = value
+        planes.append(plane)
+    return torch.tensor(planes, dtype=torch.float64).reshape(N, C, *size).to(values.dtype)
+
+
+def max_unpool_grad(grad: Tensor, indices: Tensor) -> Tensor:
+    """Each window's gradient is that of its index."""
+    return grad.flatten(2).gather(2, indices.flatten(2)).reshape(indices.shape)
+
+
+def avg_unpool(values: Tensor, size, kernel, stride=None, padding=0) -> Tensor:
+    """The mean of the windows that cover each position, zero where none does."""
+    kernel, stride, padding = _two(kernel), _two(stride or kernel), _two(padding)
+    N, C, P, Q = values.shape
+    result = torch.zeros(N, C, *size, dtype=torch.float64)
+    for h in range(size[0]):
+        for w in range(size[1]):
+            covering = [
+                values[:, :, p, q].double()
+                for p in range(P)
+                if 0 <= h + padding[0] - p * stride[0] < kernel[0]
+                for q in range(Q)
+                if 0 <= w + padding[1] - q * stride[1] < kernel[1]
+            ]
+            if covering:
+                result[:, :, h, w] = sum(covering) / len(covering)
+    return result

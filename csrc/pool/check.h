@@ -121,4 +121,18 @@ inline void check_ids(const PoolArguments& a, const Tensor& ids) {
         dtype_name(ids.scalar_type()), ")");
 }
 
+// The operator's name.
+inline std::string check_unpool(const Tensor& given, const char* name, const Tensor& indices) {
+  const std::string op = given.dim() == 3 ? "max_unpool1d" : "max_unpool2d";
+  const auto sizes = given.sizes();
+  check(sizes.size() == 3 || sizes.size() == 4, op, ": ", name, " must have 3 or 4 dimensions (got ", text(sizes), ")");
+  dtype_of(op.c_str(), given);
+  check(indices.scalar_type() == ScalarType::Long, op, ": indices must be int64 (got ",
+        dtype_name(indices.scalar_type()), ")");
+  if (indices.device() != given.device())
+    check(false, op, ": indices must be on the device of ", name, ", ", device_name(given), " (got ",
+          device_name(indices), ")");
+  return op;
+}
+
 }  // namespace fastconv

@@ -2,6 +2,7 @@
 #include "pool/backward.h"
 #include "pool/forward.h"
 #include "pool/params.h"
+#include "pool/unpool.h"
 
 namespace fastconv::FASTCONV_ISA {
 namespace {
@@ -104,6 +105,11 @@ extern const PoolKernels pool_kernels = {
     {scratch<MaxForward>, run<MaxForward>}, {scratch<MaxBackward>, run<MaxBackward>},
     {scratch<MaxPick>, run<MaxPick>},       {no_scratch, max_indices},
     {scratch<AvgForward>, run<AvgForward>}, {scratch<AvgBackward>, run<AvgBackward>},
+};
+
+extern const UnpoolKernels unpool_kernels = {
+    {unpool::Scatter::scratch, unpool::run<unpool::Scatter>},
+    {unpool::Gather::scratch, unpool::run<unpool::Gather>},
 };
 
 }  // namespace fastconv::FASTCONV_ISA

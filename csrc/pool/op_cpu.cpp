@@ -5,6 +5,14 @@ namespace {
 
 constexpr double kSmallElements = 1 << 15;  // below so many reads a second thread costs more than it saves
 
+template <class Kernel, class Params>
+void run_with_scratch(const Kernel& kernel, const Params& p) {
+  const int64_t bytes = kernel.scratch(p);
+  Tensor scratch;
+  if (bytes > 0) scratch = torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
+  kernel.run(p, bytes > 0 ? scratch.mutable_data_ptr() : nullptr);
+}
+
 // Runs a kernel on tensors that all have memory.
 void run(const PoolKernel& kernel, PoolParams& p) {
   const double windows = static_cast<double>(p.N * p.C * p.h.outputs * p.w.outputs);
@@ -12,10 +20,19 @@ void run(const PoolKernel& kernel, PoolParams& p) {
   const double reads = static_cast<double>(p.N * p.C * p.h.size * p.w.size);
   const bool small = windows * taps < kSmallElements && reads < kSmallElements;
   p.threads = small ? 1 : static_cast<int>(torch::stable::get_num_threads());
-  const int64_t bytes = kernel.scratch(p);
-  Tensor scratch;
-  if (bytes > 0) scratch = torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
-  kernel.run(p, bytes > 0 ? scratch.mutable_data_ptr() : nullptr);
+  run_with_scratch(kernel, p);
+}
+
+// The same; returns the first index that is wrong.
+std::optional<int64_t> run(const UnpoolKernel& kernel, UnpoolParams& p) {
+  const int64_t count = p.N * p.C * p.windows;
+  const bool small = static_cast<double>(count + p.N * p.C * p.positions) < kSmallElements;
+  int64_t first_wrong = count;
+  p.first_wrong = &first_wrong;
+  p.threads = small ? 1 : static_cast<int>(torch::stable::get_num_threads());
+  run_with_scratch(kernel, p);
+  if (first_wrong == count) return std::nullopt;
+  return p.indices[first_wrong];
 }
 
 const PoolKernels& kernels() { return FASTCONV_KERNELS(pool_kernels); }
@@ -28,6 +45,12 @@ struct Cpu {
   void max_indices(PoolParams& p) const { run(kernels().max_indices, p); }
   void avg(PoolParams& p) const { run(kernels().avg, p); }
   void avg_backward(PoolParams& p) const { run(kernels().avg_backward, p); }
+  std::optional<int64_t> unpool_scatter(UnpoolParams& p) const {
+    return run(FASTCONV_KERNELS(unpool_kernels).scatter, p);
+  }
+  std::optional<int64_t> unpool_gather(UnpoolParams& p) const {
+    return run(FASTCONV_KERNELS(unpool_kernels).gather, p);
+  }
 };
 using Operators = PoolOperators<Cpu>;
 
@@ -41,6 +64,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   m.impl("_max_pool_pick", TORCH_BOX(&Operators::max_pool_pick));
   m.impl("avg_pool", TORCH_BOX(&Operators::avg_pool));
   m.impl("_avg_pool_grad", TORCH_BOX(&Operators::avg_pool_grad));
+  m.impl("max_unpool", TORCH_BOX(&Operators::max_unpool));
+  m.impl("_max_unpool_grad", TORCH_BOX(&Operators::max_unpool_grad));
 }
 
 }  // namespace fastconv

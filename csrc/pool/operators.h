@@ -71,8 +71,54 @@ struct PoolOperators {
                divisor_override, true);
   }
 
+  static Tensor max_unpool(Tensor input, Tensor indices, Sizes output_size) {
+    const std::string op = check_unpool(input, "input", indices);
+    const auto given = input.sizes();
+    for (size_t d = 1; d < given.size(); ++d)
+      check(given[d] > 0, op, ": input must not be empty but for its batch (got ", text(given), ")");
+    check_shape(op.c_str(), "indices", indices, Sizes(given.begin(), given.end()));
+    check_list(op.c_str(), "output_size", output_size, given.size() - 2, 0, "not be negative");
+    output_size.insert(output_size.begin(), given.begin(), given.begin() + 2);
+    return unpool(&Device::unpool_scatter, op, input, indices, output_size, memory_format(input));
+  }
+
+  static Tensor max_unpool_grad(Tensor grad_output, Tensor indices) {
+    const std::string op = check_unpool(grad_output, "grad_output", indices);
+    const auto given = grad_output.sizes(), sizes = indices.sizes();
+    check(given.size() == sizes.size() && given[0] == sizes[0] && given[1] == sizes[1], op,
+          ": indices must have the batch and the channels of grad_output, ", text(given), " (got ", text(sizes), ")");
+    return unpool(&Device::unpool_gather, op, grad_output, indices, Sizes(sizes.begin(), sizes.end()),
+                  memory_format(indices));
+  }
+
  private:
   using Run = void (Device::*)(PoolParams&) const;
+  using RunUnpool = std::optional<int64_t> (Device::*)(UnpoolParams&) const;
+
+  // The device says which index is wrong, if any. Then there is no result.
+  static Tensor unpool(RunUnpool run, const std::string& op, Tensor given, Tensor indices, const Sizes& size,
+                       MemoryFormat format) {
+    const Device device(op.c_str(), given);
+    Tensor result = empty_as(given, size, format);
+    if (result.numel() == 0) return result;
+    const bool scatters = run == &Device::unpool_scatter;
+    given = torch::stable::contiguous(given, format);
+    indices = torch::stable::contiguous(indices, format);
+    const auto of_plane = [](const Tensor& t) { return t.dim() == 3 ? t.size(2) : t.size(2) * t.size(3); };
+    UnpoolParams p = {};
+    p.element_bytes = static_cast<int>(given.element_size());
+    p.channels_last = format == MemoryFormat::ChannelsLast;
+    p.N = size[0];
+    p.C = size[1];
+    p.windows = of_plane(indices);
+    p.positions = of_plane(scatters ? result : given);
+    p.indices = static_cast<const int64_t*>(indices.const_data_ptr());
+    p.values = scatters ? const_cast<void*>(given.const_data_ptr()) : result.mutable_data_ptr();
+    p.planes = scatters ? result.mutable_data_ptr() : const_cast<void*>(given.const_data_ptr());
+    const std::optional<int64_t> wrong = (device.*run)(p);
+    check(!wrong, op, ": indices must lie in [0, ", p.positions, ") (got ", wrong.value_or(0), ")");
+    return result;
+  }
 
   static Tensor empty_ids(const PoolArguments& a, const Tensor& like, MemoryFormat format) {
     return torch::stable::empty(a.output, id_type(a), torch::headeronly::Layout::Strided, like.device(), false, format);

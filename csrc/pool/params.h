@@ -99,4 +99,31 @@ struct PoolKernels {
 };
 FASTCONV_DECLARE_KERNELS(PoolKernels, pool_kernels)
 
+// Unpooling: elements between `windows` of each plane and the `positions` that their indices say. Elements are moved as
+// they are. Tensors are dense, all in contiguous or all in channels_last memory.
+struct UnpoolParams {
+  int element_bytes;  // 2, 4 or 8
+  bool channels_last;
+  int64_t N, C;
+  int64_t windows;         // of a plane, P * Q
+  int64_t positions;       // of a plane, H * W
+  const int64_t* indices;  // [N, C, windows], each in [0, positions)
+  void* values;            // [N, C, windows]
+  void* planes;            // [N, C, positions]
+  int64_t* first_wrong;    // in: N * C * windows; out: which index is the first in memory that is no position
+  int threads;
+};
+
+// Where an index is wrong what is written is of no meaning, but nothing is read or written outside of the tensors.
+struct UnpoolKernel {
+  int64_t (*scratch)(const UnpoolParams&);  // bytes
+  void (*run)(const UnpoolParams&, void* scratch);
+};
+
+struct UnpoolKernels {
+  UnpoolKernel scatter;  // planes from values: zero where no index points, of equal indices the last
+  UnpoolKernel gather;   // values from planes
+};
+FASTCONV_DECLARE_KERNELS(UnpoolKernels, unpool_kernels)
+
 }  // namespace fastconv

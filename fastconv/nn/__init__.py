@@ -16,12 +16,14 @@ from fastconv.nn.pool import (
     MaxPool2d,
 )
 from fastconv.nn.rearrange import ChannelShuffle, ChannelUnshuffle
+from fastconv.nn.unpool import AvgUnpool2d, MaxUnpool1d, MaxUnpool2d
 
 __all__ = [
     "AdaptiveAvgPool2d",
     "AdaptiveMaxPool2d",
     "AvgPool1d",
     "AvgPool2d",
+    "AvgUnpool2d",
     "ChannelShuffle",
     "ChannelUnshuffle",
     "Conv1d",
@@ -32,4 +34,6 @@ __all__ = [
     "GlobalMaxPool2d",
     "MaxPool1d",
     "MaxPool2d",
+    "MaxUnpool1d",
+    "MaxUnpool2d",
 ]
