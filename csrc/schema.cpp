@@ -39,6 +39,12 @@ constexpr const char* kSchemas[] = {
     "int? divisor_override, int[]? output_size=None) -> Tensor",
     "_avg_pool_grad(Tensor grad_output, SymInt[] input_size, int[] kernel_size, int[] stride, int[] padding, "
     "bool ceil_mode, bool count_include_pad, int? divisor_override, int[]? output_size=None) -> Tensor",
+    // The root of the sum of squares of each window, of windows cut short as if they went on with the same mean.
+    "_l2_pool(Tensor input, int[] kernel_size, int[] stride, bool ceil_mode) -> Tensor",
+    // An element of each window, drawn with probabilities proportional to them, and its ids as those of _max_pool_ids;
+    // and the means with these probabilities. seed: int64, one element.
+    "_stochastic_pool(Tensor input, Tensor seed, int[] kernel_size, int[] stride, int[] padding) -> (Tensor, Tensor)",
+    "_stochastic_pool_mean(Tensor input, int[] kernel_size, int[] stride, int[] padding) -> Tensor",
     // input at the indices (flat within a plane) of planes of output_size, which are zero elsewhere; and its gradient,
     // grad_output at the indices.
     "max_unpool(Tensor input, Tensor indices, SymInt[] output_size) -> Tensor",

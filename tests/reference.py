@@ -271,3 +271,46 @@ def avg_unpool(values: Tensor, size, kernel, stride=None, padding=0) -> Tensor:
             if covering:
                 result[:, :, h, w] = sum(covering) / len(covering)
     return result
+
+
+def philox(counter, key) -> tuple[int, int, int, int]:
+    """Four words of 32 random bits: Philox 4x32-10, as its paper has it."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        a, b = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = (b >> 32) ^ c1 ^ k0, b & 0xFFFFFFFF, (a >> 32) ^ c3 ^ k1, a & 0xFFFFFFFF
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+def stochastic_pool(input: Tensor, seed: int, **windows) -> tuple[Tensor, Tensor]:
+    """What is drawn, and where it is: the first tap with which the sum exceeds its share of the whole sum, in the type
+    that sums are computed in. Of windows of zeros zero, and the first tap."""
+    N, C, H, W = input.shape
+    rows, columns = pool_windows((H, W), **windows)
+    wide = input.double() if input.dtype == torch.float64 else input.float()
+    values = torch.zeros(N, C, len(rows), len(columns), dtype=torch.float64)
+    indices = torch.zeros(values.shape, dtype=torch.int64)
+    key = (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
+    bits = [philox((place & 0xFFFFFFFF, place >> 32, 0, 0), key) for place in range(values.numel())]
+    if wide.dtype == torch.float64:
+        uniform = torch.tensor([((w[1] << 32 | w[0]) >> 11) * 2.0**-53 for w in bits], dtype=wide.dtype)
+    else:
+        uniform = torch.tensor([(w[0] >> 8) * 2.0**-24 for w in bits], dtype=wide.dtype)
+    uniform = uniform.view(values.shape)
+    for p, hs in enumerate(rows):
+        for q, ws in enumerate(columns):
+            inside = [(h, w) for h in hs if 0 <= h < H for w in ws if 0 <= w < W]
+            total = torch.zeros(N, C, dtype=wide.dtype)
+            for h, w in inside:
+                total = total + wide[..., h, w]
+            target, so_far, found = uniform[..., p, q] * total, torch.zeros_like(total), total < 0
+            indices[..., p, q] = inside[0][0] * W + inside[0][1]
+            for h, w in inside:
+                so_far = so_far + wide[..., h, w]
+                now = (so_far > target) & ~found
+                values[..., p, q] = torch.where(now, wide[..., h, w].double(), values[..., p, q])
+                indices[..., p, q] = torch.where(now, torch.tensor(h * W + w), indices[..., p, q])
+                found = found | now
+    return values, indices

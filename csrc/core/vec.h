@@ -362,6 +362,31 @@ inline Vec<double> exp(Vec<double> v) {
   return v;
 }
 
+inline Vec<float> square_root(Vec<float> v) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_sqrt_ps(0xffff, v);
+#elif defined(__AVX2__)
+  return _mm256_sqrt_ps(v);
+#elif defined(__x86_64__)
+  return _mm_sqrt_ps(v);
+#else
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+#endif
+}
+inline Vec<double> square_root(Vec<double> v) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_sqrt_pd(0xff, v);
+#elif defined(__AVX2__)
+  return _mm256_sqrt_pd(v);
+#elif defined(__x86_64__)
+  return _mm_sqrt_pd(v);
+#else
+  for (int i = 0; i < kLanes<double>; ++i) v[i] = __builtin_sqrt(v[i]);
+  return v;
+#endif
+}
+
 template <class T>
 inline T sum_lanes(Vec<T> v) {
   T sum = 0;

@@ -1,7 +1,9 @@
 // The table of pooling kernels of one instruction set.
 #include "pool/backward.h"
 #include "pool/forward.h"
+#include "pool/lp.h"
 #include "pool/params.h"
+#include "pool/stochastic.h"
 #include "pool/unpool.h"
 
 namespace fastconv::FASTCONV_ISA {
@@ -102,9 +104,16 @@ void run(const PoolParams& p, void* memory) {
 }  // namespace
 
 extern const PoolKernels pool_kernels = {
-    {scratch<MaxForward>, run<MaxForward>}, {scratch<MaxBackward>, run<MaxBackward>},
-    {scratch<MaxPick>, run<MaxPick>},       {no_scratch, max_indices},
-    {scratch<AvgForward>, run<AvgForward>}, {scratch<AvgBackward>, run<AvgBackward>},
+    {scratch<MaxForward>, run<MaxForward>},
+    {scratch<MaxBackward>, run<MaxBackward>},
+    {scratch<MaxPick>, run<MaxPick>},
+    {no_scratch, max_indices},
+    {scratch<AvgForward>, run<AvgForward>},
+    {scratch<AvgBackward>, run<AvgBackward>},
+    {scratch<L2Forward>, run<L2Forward>},
+    {scratch<StochasticDraw>, run<StochasticDraw>},
+    {scratch<StochasticMean>, run<StochasticMean>},
+    {scratch<Least>, run<Least>},
 };
 
 extern const UnpoolKernels unpool_kernels = {

@@ -45,6 +45,15 @@ struct Cpu {
   void max_indices(PoolParams& p) const { run(kernels().max_indices, p); }
   void avg(PoolParams& p) const { run(kernels().avg, p); }
   void avg_backward(PoolParams& p) const { run(kernels().avg_backward, p); }
+  void l2(PoolParams& p) const { run(kernels().l2, p); }
+  void stochastic(PoolParams& p) const { run(kernels().stochastic, p); }
+  void weighted(PoolParams& p) const { run(kernels().weighted, p); }
+  double least(PoolParams& p) const {
+    double least = 0;
+    p.least = &least;
+    run(kernels().least, p);
+    return least;
+  }
   std::optional<int64_t> unpool_scatter(UnpoolParams& p) const {
     return run(FASTCONV_KERNELS(unpool_kernels).scatter, p);
   }
@@ -64,6 +73,9 @@ STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   m.impl("_max_pool_pick", TORCH_BOX(&Operators::max_pool_pick));
   m.impl("avg_pool", TORCH_BOX(&Operators::avg_pool));
   m.impl("_avg_pool_grad", TORCH_BOX(&Operators::avg_pool_grad));
+  m.impl("_l2_pool", TORCH_BOX(&Operators::l2_pool));
+  m.impl("_stochastic_pool", TORCH_BOX(&Operators::stochastic_pool));
+  m.impl("_stochastic_pool_mean", TORCH_BOX(&Operators::stochastic_pool_mean));
   m.impl("max_unpool", TORCH_BOX(&Operators::max_unpool));
   m.impl("_max_unpool_grad", TORCH_BOX(&Operators::max_unpool_grad));
 }

@@ -71,6 +71,34 @@ struct PoolOperators {
                divisor_override, true);
   }
 
+  static Tensor l2_pool(Tensor input, Sizes kernel, Sizes stride, bool ceil_mode) {
+    const std::optional<Sizes> own = std::nullopt;
+    const Sizes padding(kernel.size(), 0);
+    const PoolArguments a =
+        check_pool("lp", input.sizes(), {kernel, stride, padding, undilated(input.dim() - 2), ceil_mode, own});
+    return forward(&Device::l2, input, a, nullptr, [&](PoolParams& p) { p.divisor = ceil_mode ? 0 : 1; });
+  }
+
+  static std::tuple<Tensor, Tensor> stochastic_pool(Tensor input, Tensor seed, Sizes kernel, Sizes stride,
+                                                    Sizes padding) {
+    const PoolArguments a = check_stochastic(input, kernel, stride, padding);
+    check(seed.scalar_type() == ScalarType::Long && seed.numel() == 1, a.op,
+          ": seed must be int64 of one element (got ", dtype_name(seed.scalar_type()), " of ", seed.numel(), ")");
+    check(seed.device() == input.device(), a.op, ": seed must be on the device of input");
+    Tensor ids;
+    Tensor output = forward(&Device::stochastic, input, a, &ids, [&](PoolParams& p) {
+      check_not_negative(a, Device(a.op.c_str(), input), p);
+      p.seed = static_cast<uint64_t>(*static_cast<const int64_t*>(seed.const_data_ptr()));
+    });
+    return {output, ids};
+  }
+
+  static Tensor stochastic_pool_mean(Tensor input, Sizes kernel, Sizes stride, Sizes padding) {
+    const PoolArguments a = check_stochastic(input, kernel, stride, padding);
+    return forward(&Device::weighted, input, a, nullptr,
+                   [&](PoolParams& p) { check_not_negative(a, Device(a.op.c_str(), input), p); });
+  }
+
   static Tensor max_unpool(Tensor input, Tensor indices, Sizes output_size) {
     const std::string op = check_unpool(input, "input", indices);
     const auto given = input.sizes();
@@ -124,8 +152,31 @@ struct PoolOperators {
     return torch::stable::empty(a.output, id_type(a), torch::headeronly::Layout::Strided, like.device(), false, format);
   }
 
+  static PoolArguments check_stochastic(const Tensor& input, const Sizes& kernel, const Sizes& stride,
+                                        const Sizes& padding) {
+    const std::optional<Sizes> own = std::nullopt;
+    return check_pool("stochastic", input.sizes(), {kernel, stride, padding, undilated(input.dim() - 2), false, own});
+  }
+
+  static void check_not_negative(const PoolArguments& a, const Device& device, PoolParams& p) {
+    const double least = device.least(p);
+    if (least >= 0) return;
+    std::ostringstream got;
+    if (least == least)
+      got << least;
+    else
+      got << "nan";
+    check(false, a.op, ": input must not be negative (got ", got.str(), ")");
+  }
+
   static Tensor max_forward(Tensor input, const PoolWindows& windows, Tensor* ids) {
-    const PoolArguments a = check_pool("max", input.sizes(), windows);
+    return forward(&Device::max, input, check_pool("max", input.sizes(), windows), ids, [](PoolParams&) {});
+  }
+
+  // Output, and ids where they are asked for, from the input; `fill` adds what is the operator's own to the params,
+  // once the input is there.
+  template <class Fill>
+  static Tensor forward(Run run, Tensor input, const PoolArguments& a, Tensor* ids, const Fill& fill) {
     const Dtype dtype = dtype_of(a.op.c_str(), input);
     const Device device(a.op.c_str(), input);
     const MemoryFormat format = memory_format(input);
@@ -140,7 +191,8 @@ struct PoolOperators {
       p.ids = ids->mutable_data_ptr();
       p.id_bytes = id_bytes(a);
     }
-    device.max(p);
+    fill(p);
+    (device.*run)(p);
     return output;
   }
 

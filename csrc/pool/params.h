@@ -80,6 +80,10 @@ struct PoolParams {
   double divisor;
   bool padding_counts;
 
+  // stochastic: of the draws; and the smallest element of the input, NaN where there is one.
+  uint64_t seed;
+  double* least;
+
   int threads;
 };
 
@@ -96,6 +100,10 @@ struct PoolKernels {
   PoolKernel max_indices;   // indices from ids
   PoolKernel avg;           // output from input
   PoolKernel avg_backward;  // input from output
+  PoolKernel l2;            // output from input: the roots of sums of squares
+  PoolKernel stochastic;    // output and ids from input
+  PoolKernel weighted;      // output from input: means weighted by the elements themselves
+  PoolKernel least;         // least from input
 };
 FASTCONV_DECLARE_KERNELS(PoolKernels, pool_kernels)
 

@@ -1,7 +1,12 @@
-"""Pooling modules: ``torch.nn``'s own, with the one method replaced that computes."""
+"""Pooling modules: ``torch.nn``'s own, with the one method replaced that computes, and those that it does not have."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from fastconv.bilinear_pool import bilinear_pool2d, compact_bilinear_pool2d
+from fastconv.lp_pool import lp_pool2d
 
 from fastconv.pool import (
     adaptive_avg_pool2d,
@@ -13,16 +18,23 @@ from fastconv.pool import (
     max_pool1d,
     max_pool2d,
 )
+from fastconv.spatial_pyramid_pool import spatial_pyramid_pool2d
+from fastconv.stochastic_pool import stochastic_pool2d
 
 __all__ = [
     "AdaptiveAvgPool2d",
     "AdaptiveMaxPool2d",
     "AvgPool1d",
     "AvgPool2d",
+    "BilinearPool2d",
+    "CompactBilinearPool2d",
     "GlobalAvgPool2d",
     "GlobalMaxPool2d",
+    "LPPool2d",
     "MaxPool1d",
     "MaxPool2d",
+    "SpatialPyramidPool2d",
+    "StochasticPool2d",
 ]
 
 
@@ -139,3 +151,105 @@ class GlobalAvgPool2d(torch.nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         return global_avg_pool2d(input)
+
+
+class LPPool2d(torch.nn.LPPool2d):
+    """The power average of each window, a drop-in for :class:`torch.nn.LPPool2d`.
+
+    Shape:
+        ``Tensor[N, C, H, W]`` or ``Tensor[C, H, W]`` to ``Tensor[N, C, P, Q]`` or ``Tensor[C, P, Q]``.
+
+    >>> LPPool2d(2, (1, 2))(torch.tensor([[[3.0, 4.0, 0.0, 1.0]]])).flatten()
+    tensor([5., 1.])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return lp_pool2d(input, self.norm_type, self.kernel_size, self.stride, self.ceil_mode)
+
+
+class StochasticPool2d(torch.nn.Module):
+    """One element of each window, drawn with a probability proportional to its value; in evaluation mode the mean with
+    these probabilities. ``torch.nn`` has no such module.
+
+    Shape:
+        ``Tensor[N, C, H, W]`` or ``Tensor[C, H, W]``, not negative, to ``Tensor[N, C, P, Q]`` or ``Tensor[C, P, Q]``.
+
+    >>> StochasticPool2d(2).eval()(torch.tensor([[[0.0, 3.0], [0.0, 1.0]]]))
+    tensor([[[2.5000]]])
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] = 0,
+    ) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.stride = kernel_size if stride is None else stride
+        self.padding = padding
+
+    def forward(self, input: Tensor) -> Tensor:
+        windows = (self.kernel_size, self.stride, self.padding)
+        return stochastic_pool2d(input, *windows, training=self.training)  # type: ignore[return-value]
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class SpatialPyramidPool2d(torch.nn.Module):
+    """As many numbers for every size of image: maxima or means of ever finer grids; ``torch.nn`` has no such module.
+
+    Shape:
+        ``Tensor[N, C, H, W]`` or ``Tensor[C, H, W]`` to ``Tensor[N, C * sum(l * l)]`` or ``Tensor[C * sum(l * l)]``.
+
+    >>> SpatialPyramidPool2d()(torch.zeros(2, 3, 9, 7)).shape
+    torch.Size([2, 63])
+    """
+
+    def __init__(self, levels: Sequence[int] = (1, 2, 4), mode: str = "max") -> None:
+        super().__init__()
+        self.levels = levels
+        self.mode = mode
+
+    def forward(self, input: Tensor) -> Tensor:
+        return spatial_pyramid_pool2d(input, self.levels, self.mode)
+
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}, mode={self.mode!r}"
+
+
+class BilinearPool2d(torch.nn.Module):
+    """The outer product of two feature maps, added up over their positions; ``torch.nn`` has no such module.
+
+    Shape:
+        ``Tensor[N, C1, H, W]``, and ``Tensor[N, C2, H, W]`` or nothing, to ``Tensor[N, C1 * C2]``; also without ``N``.
+
+    >>> BilinearPool2d()(torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]))
+    tensor([ 5., 11., 11., 25.])
+    """
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return bilinear_pool2d(x, y)
+
+
+class CompactBilinearPool2d(torch.nn.Module):
+    """A sketch of :class:`BilinearPool2d` in ``output_dim`` numbers; ``torch.nn`` has no such module.
+
+    Shape:
+        ``Tensor[N, C1, H, W]``, and ``Tensor[N, C2, H, W]`` or nothing, to ``Tensor[N, output_dim]``; also without ``N``.
+
+    >>> CompactBilinearPool2d(8)(torch.ones(2, 3, 1, 1)).shape
+    torch.Size([2, 8])
+    """
+
+    def __init__(self, output_dim: int, seed: int = 0) -> None:
+        super().__init__()
+        self.output_dim = output_dim
+        self.seed = seed
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return compact_bilinear_pool2d(x, y, output_dim=self.output_dim, seed=self.seed)
+
+    def extra_repr(self) -> str:
+        return f"output_dim={self.output_dim}, seed={self.seed}"
