@@ -9,13 +9,13 @@ from typing import Any
 
 SHAPES = Path(__file__).with_name("shapes.csv")
 CONV_FAMILIES = ("dense", "grouped", "depthwise", "dilated", "transposed")
-POOL_FAMILIES = ("pool", "adaptive_pool")
+POOL_FAMILIES = ("pool", "adaptive_pool", "max_unpool")
 FAMILIES = CONV_FAMILIES + POOL_FAMILIES
 #: What runs unless more is asked for: a few minutes on two cores.
 QUICK = frozenset(
     ("D01", "D02", "D05", "D07", "D16", "G01", "G02", "G04", "G09", "G12")
     + ("W01", "W02", "W10", "W13", "W19", "L02", "L06", "L22", "T03", "T08")
-    + ("P01", "P07", "P11", "P21", "P26")
+    + ("P01", "P07", "P11", "P21", "P26", "N02")
 )
 
 #: The classes that a speed-up is sought for, and how large a one: of forward, and of forward and backward, float32.
@@ -38,6 +38,7 @@ TARGETS: dict[str, tuple[float, float] | None] = {
     "max pooling, 5x5 and larger of stride 1": (20.0, 20.0),
     "average pooling": (1.5, 1.5),
     "adaptive and global pooling": (1.5, 1.5),
+    "max unpooling": (1.5, 1.5),
 }
 #: No single case may be slower than this.
 FLOOR = 0.95
@@ -159,7 +160,7 @@ class ConvCase:
 
 @dataclass(frozen=True)
 class PoolCase:
-    """One pooling layer over windows; a pair is (height, width)."""
+    """One pooling or unpooling layer over windows; a pair is (height, width)."""
 
     id: str
     family: str
@@ -173,7 +174,7 @@ class PoolCase:
     P: int
     Q: int
     kind: str  # "max" or "avg"
-    #: Where the family is "pool": the windows, and whether the indices of the winners are wanted as well.
+    #: Unless they adapt: the windows, and whether the indices of the winners are made, or taken, as well.
     kernel: tuple[int, int] = (0, 0)
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
@@ -185,6 +186,10 @@ class PoolCase:
     @property
     def adaptive(self) -> bool:
         return self.family == "adaptive_pool"
+
+    @property
+    def unpool(self) -> bool:
+        return self.family == "max_unpool"
 
     def input_shape(self, batch: int) -> tuple[int, int, int, int]:
         return batch, self.C, self.H, self.W
@@ -199,17 +204,20 @@ class PoolCase:
         return {"fwd": ("output",), "bwd": ("grad_input",), "train": ("output", "grad_input")}[direction]
 
     def bytes_moved(self, batch: int, direction: str, size: int) -> int:
-        """Input and output, or their gradients; indices where they are asked for. The least: a maximum must be known to
-        have won by something, which may be one bit and is not counted."""
+        """Input and output, or their gradients; indices where they are made or taken. The least: a maximum must be
+        known to have won by something, which may be one bit and is not counted."""
         input, output = math.prod(self.input_shape(batch)), math.prod(self.output_shape(batch))
-        forward = size * (input + output) + 8 * output * self.indices
-        return (direction != "bwd") * forward + (direction != "fwd") * size * (input + output)
+        indices = 8 * self.indices * (input if self.unpool else output)
+        forward, backward = size * (input + output) + indices, size * (input + output) + indices * self.unpool
+        return (direction != "bwd") * forward + (direction != "fwd") * backward
 
     @property
     def target_class(self) -> str:
         """Its key in TARGETS."""
         if self.adaptive:
             return "adaptive and global pooling"
+        if self.unpool:
+            return "max unpooling"
         if self.kind == "avg":
             return "average pooling"
         wide = self.stride == (1, 1) and min(self.kernel) >= 5
@@ -220,18 +228,22 @@ class PoolCase:
         size = str(self.H) if self.H == self.W else f"{self.H}x{self.W}"
         if self.adaptive:
             parts = [f"{self.kind} {self.C}@{size}", f"to {self.P}"]
+        elif self.unpool:
+            parts = [f"unpool {self.C}@{size}", f"to {self.P}x{self.Q}"]
         else:
             parts = [f"{self.kind} {self.kernel[0]}x{self.kernel[1]} {self.C}@{size}", f"s{self.stride[0]}"]
         if self.ceil_mode:
             parts.append("ceil")
-        if self.indices:
+        if self.indices and not self.unpool:
             parts.append("indices")
         if batch != 1:
             parts.append(f"n{batch}")
         return " ".join(parts)
 
     def flops(self, batch: int) -> float:
-        """Comparisons or additions by the definition, padding included."""
+        """Comparisons or additions by the definition, padding included; of unpooling the values that move."""
+        if self.unpool:
+            return float(math.prod(self.input_shape(batch)))
         taps = self.H * self.W / (self.P * self.Q) if self.adaptive else self.kernel[0] * self.kernel[1]
         return batch * self.C * self.P * self.Q * taps
 
@@ -288,6 +300,9 @@ def read_pool() -> dict[str, PoolCase]:
                     "indices": "+idx" in layer,
                 }
             numbers: dict[str, Any] = {name: int(row[name]) for name in ("N_gpu", "N_cpu", *"CHWPQ")}
+            if row["family"] == "max_unpool":  # of windows that do not overlap, which the file leaves out
+                windows = {"kernel": (each := (numbers["P"] // numbers["H"], numbers["Q"] // numbers["W"]))}
+                windows |= {"stride": each, "indices": True}
             cases[row["id"]] = PoolCase(
                 id=row["id"],
                 family=row["family"],

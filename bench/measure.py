@@ -66,13 +66,14 @@ def runner(layer: Callable[..., Tensor], direction: str, data: Data) -> Callable
                 return (layer(*given),)
 
         return forward
-    leaves = tuple(each.detach().requires_grad_() for each in given)
+    given = [each.detach().requires_grad_(each.is_floating_point()) for each in given]
+    leaves = tuple(each for each in given if each.requires_grad)
     if direction == "bwd":
-        output = layer(*leaves)
+        output = layer(*given)
         return lambda: torch.autograd.grad(output, leaves, grad_output, retain_graph=True)
 
     def train() -> Sequence[Tensor]:
-        output = layer(*leaves)
+        output = layer(*given)
         return output, *torch.autograd.grad(output, leaves, grad_output)
 
     return train

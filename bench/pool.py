@@ -1,9 +1,10 @@
-"""Pooling layers: their data, how each library computes them, and what to expect."""
+"""Pooling and unpooling layers: their data, how each library computes them, and what to expect."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .cases import PoolCase
@@ -11,26 +12,32 @@ from .data import LAYOUTS, LIBRARIES, Data, Expected
 
 
 def tensors(case: PoolCase, batch: int, dtype: str) -> dict[str, Data]:
-    """Input and gradient of the output in every layout, of the same values."""
+    """Input and gradient of the output in every layout, of the same values; between them, for unpooling, the indices,
+    as pooling yields them."""
     generator = torch.Generator().manual_seed(0)
     made = [
         torch.empty(shape).uniform_(-1, 1, generator=generator).to(getattr(torch, dtype))
         for shape in (case.input_shape(batch), case.output_shape(batch))
     ]
+    if case.unpool:
+        made.insert(1, F.max_pool2d(made[-1].float(), case.kernel, case.stride, return_indices=True)[1])
     return {
         layout: tuple(each.contiguous(memory_format=memory_format) for each in made)
         for layout, memory_format in LAYOUTS.items()
     }
 
 
-def operator(case: PoolCase, library: str, dims: int) -> Callable[[Tensor], Tensor] | None:
-    """The layer as a function of its input; indices are computed where they belong to it. None where the library has
-    no such function."""
+def operator(case: PoolCase, library: str, dims: int) -> Callable[..., Tensor] | None:
+    """The layer as a function of what it is given; indices are computed where they belong to it. None where the library
+    has no such function."""
     function = getattr(LIBRARIES[library], operator_name(case, dims), None)
     if function is None:
         return None
     if case.adaptive:
         return lambda input: function(input, (case.P, case.Q))
+    if case.unpool:
+        size = case.P, case.Q
+        return lambda input, indices: function(input, indices, case.kernel, case.stride, output_size=size)
     windows: dict[str, Any] = {"stride": case.stride, "padding": case.padding, "ceil_mode": case.ceil_mode}
     if case.indices:
         return lambda input: function(input, case.kernel, **windows, return_indices=True)[0]
@@ -38,6 +45,8 @@ def operator(case: PoolCase, library: str, dims: int) -> Callable[[Tensor], Tens
 
 
 def operator_name(case: PoolCase, dims: int) -> str:
+    if case.unpool:
+        return f"max_unpool{dims}d"
     return f"{'adaptive_' if case.adaptive else ''}{case.kind}_pool{dims}d"
 
 
@@ -49,10 +58,10 @@ def reference(case: PoolCase, direction: str, data: Data, share: float) -> Expec
     """What the direction computes, in float64 by PyTorch."""
     layer = operator(case, "PyTorch", 2)
     assert layer is not None
-    input, grad_output = (each.double().contiguous(memory_format=torch.channels_last) for each in data)
-    input.requires_grad_(direction != "fwd")
-    output = layer(input)
+    input, *indices, grad_output = (each.contiguous(memory_format=torch.channels_last) for each in data)
+    input = input.double().requires_grad_(direction != "fwd")
+    output = layer(input, *indices)
     found = {"output": output.detach()}
     if direction != "fwd":
-        (found["grad_input"],) = torch.autograd.grad(output, input, grad_output)
+        (found["grad_input"],) = torch.autograd.grad(output, input, grad_output.double())
     return {name: ((slice(None),), found[name]) for name in case.results(direction)}

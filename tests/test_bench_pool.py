@@ -28,6 +28,7 @@ SMALL = {
     "avg, ceil": small("avg", padding=(0, 0), ceil_mode=True, P=3, Q=4),
     "adaptive max": small("max", "adaptive_pool", P=2, Q=3),
     "adaptive avg": small("avg", "adaptive_pool", P=2, Q=3),
+    "unpool": small("max", "max_unpool", kernel=(2, 2), padding=(0, 0), indices=True, P=15, Q=19),
 }
 
 
@@ -35,23 +36,28 @@ SMALL = {
 def test_sizes_are_those_of_the_windows(case: PoolCase) -> None:
     layer = pool.operator(case, "PyTorch", 2)
     assert layer is not None
-    made = layer(torch.empty(case.input_shape(3), device="meta"))
+    indices = [torch.empty(case.input_shape(3), dtype=torch.int64, device="meta")] * case.unpool
+    made = layer(torch.empty(case.input_shape(3), device="meta"), *indices)
     assert tuple(made.shape) == case.output_shape(3)
 
 
 def test_what_the_file_says() -> None:
-    assert len(CASES) == 20
+    assert len(CASES) == 22
     assert {id for id, case in CASES.items() if case.kind == "avg"} == {"P09", "P10", *(f"P2{n}" for n in range(1, 8))}
-    assert {id for id, case in CASES.items() if case.indices} == {"P11", "P12"}
+    assert {id for id, case in CASES.items() if case.indices} == {"P11", "P12", "N01", "N02"}
     assert {id for id, case in CASES.items() if case.ceil_mode} == {"P06"}
     assert CASES["P01"].text() == "max 3x3 64@112 s2"
     assert CASES["P26"].text(8) == "avg 2048@60 to 6 n8"
     assert CASES["P12"].text() == "max 2x2 512@45x60 s2 indices"
+    assert CASES["N02"].text() == "unpool 512@22x30 to 45x60"
+    assert (CASES["N02"].kernel, CASES["N02"].stride) == ((2, 2), (2, 2))
+    assert CASES["N01"].target_class == "max unpooling"
     assert {CASES[id].target_class for id in ("P07", "P08")} == {"max pooling, 5x5 and larger of stride 1"}
     assert CASES["P05"].target_class == "max pooling"
     assert target("max pooling", "fwd", "float16") == 1.5
     assert {case.id for case in select(families=["pool", "adaptive_pool"])} == {"P01", "P07", "P11", "P21", "P26"}
-    assert {"pool", "adaptive_pool"} <= set(FAMILIES)
+    assert {case.id for case in select(families=["max_unpool"])} == {"N02"}
+    assert {"pool", "adaptive_pool", "max_unpool"} <= set(FAMILIES)
 
 
 def test_bytes() -> None:
@@ -60,6 +66,8 @@ def test_bytes() -> None:
     assert case.bytes_moved(2, "fwd", 4) == 2 * (4 * (input + output) + 8 * output)
     assert case.bytes_moved(2, "train", 4) == case.bytes_moved(2, "fwd", 4) + case.bytes_moved(2, "bwd", 4)
     assert case.bytes_moved(1, "bwd", 2) == 2 * (input + output)
+    assert CASES["N02"].bytes_moved(1, "fwd", 4) == CASES["N02"].bytes_moved(1, "bwd", 4)
+    assert CASES["N02"].bytes_moved(1, "fwd", 4) == 4 * (input + output) + 8 * output
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
