@@ -11,12 +11,12 @@ __all__ = ["bilinear_pool2d", "compact_bilinear_pool2d"]
 def bilinear_pool2d(x: Tensor, y: Tensor | None = None) -> Tensor:
     """The outer product of two feature maps, added up over their positions.
 
-    ``z[i * C2 + j] = sum over (h, w) of x[i, h, w] * y[j, h, w]``: a product of matrices, which reads both layouts where
-    they lie.
+    ``z[i * C2 + j] = sum over (h, w) of x[i, h, w] * y[j, h, w]``: a product of matrices, which reads both layouts
+    where they lie.
 
     Args:
-        x: ``Tensor[N, C1, H, W]`` or ``Tensor[C1, H, W]``; float32, float64, bfloat16 or float16; any strides. Not empty
-            but for ``N``.
+        x: ``Tensor[N, C1, H, W]`` or ``Tensor[C1, H, W]``; float32, float64, bfloat16 or float16; any strides. Not
+            empty but for ``N``.
         y: ``Tensor[N, C2, H, W]`` or ``Tensor[C2, H, W]``, of the same dtype; ``x`` itself if None.
 
     Returns:
@@ -130,8 +130,8 @@ def _signed(word: int) -> int:
 
 
 def _hashes(channels: int, length: int, seed: int, which: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A place and a sign for each channel: SplitMix64 (Steele, Lea and Flood, 2014), in integers that wrap around, which
-    are the same on every device and part of a compiled graph."""
+    """A place and a sign for each channel: SplitMix64 (Steele, Lea and Flood, 2014), in integers that wrap around,
+    which are the same on every device and part of a compiled graph."""
     step = 0x9E3779B97F4A7C15
     start = ((seed & _BITS) * 0xD1342543DE82EF95 + which * 0xA0761D6478BD642F) & _BITS
     words = torch.arange(1, channels + 1, device=device) * _signed(step) + _signed(start)

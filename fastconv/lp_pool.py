@@ -1,7 +1,7 @@
 """Power-average pooling: the public function, and the shape rule and gradient of its kernel.
 
-Norms of 1 and of infinity are means and maxima (``pool.py``), the Euclidean norm has a kernel of its own, all others are
-means of powers.
+Norms of 1 and of infinity are means and maxima (``pool.py``), the Euclidean norm has a kernel of its own, all others
+are means of powers.
 """
 
 import math
@@ -26,13 +26,13 @@ def lp_pool2d(
 ) -> Tensor:
     """The power average of each window, a drop-in for :func:`torch.nn.functional.lp_pool2d`.
 
-    ``y = (sum x^p)^(1 / p)`` with ``p = norm_type``, as PyTorch has it: of ``x``, not of ``|x|``, so that 1 is a sum that
-    may be negative, and an odd power of a negative sum is NaN. Infinity is the maximum of ``|x|``, negative infinity the
-    minimum. A window that ``ceil_mode`` cuts short counts as if it went on with the same mean.
+    ``y = (sum x^p)^(1 / p)`` with ``p = norm_type``, as PyTorch has it: of ``x``, not of ``|x|``, so that 1 is a sum
+    that may be negative, and an odd power of a negative sum is NaN. Infinity is the maximum of ``|x|``, negative
+    infinity the minimum. A window that ``ceil_mode`` cuts short counts as if it went on with the same mean.
 
-    The gradient is ``(x / y)^(p - 1)`` times what comes in, and zero for windows whose sum is zero, which have none; for
-    norms below 1 also for elements that are zero, where PyTorch has infinity or NaN.
-    Norms of 1 and 2 take one pass over the input, and never overflow in 16 bits; others are computed in steps.
+    The gradient is ``(x / y)^(p - 1)`` times what comes in, and zero for windows whose sum is zero, which have none;
+    for norms below 1 also for elements that are zero, where PyTorch has infinity or NaN. Norms of 1 and 2 take one pass
+    over the input, and never overflow in 16 bits; others are computed in steps.
 
     Args:
         input: ``Tensor[N, C, H, W]`` or ``Tensor[C, H, W]``; float32, float64, bfloat16 or float16 (16-bit types are
@@ -68,7 +68,7 @@ def lp_pool2d(
 def _power_average(
     input: Tensor, norm: float, kernel: list[int], stride: list[int], padding: list[int], ceil: bool
 ) -> Tensor:
-    op, _, _ = _pool_size("lp", input.shape, kernel, stride, padding, [1, 1], ceil, None)
+    op, _ = _pool_size("lp", input.shape, kernel, stride, padding, [1, 1], ceil, None)
     check_same(op, input)
     if math.isinf(norm):
         sign = 1 if norm > 0 else -1
@@ -89,8 +89,8 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _sums(input: Tensor, kernel: list[int], stride: list[int], padding: list[int], ceil: bool) -> Tensor:
-    """Of windows cut short as many times their mean as a whole one has elements. Sums of zero have no gradient, not even
-    for a norm of 1: PyTorch's rule."""
+    """Of windows cut short as many times their mean as a whole one has elements. Sums of zero have no gradient, not
+    even for a norm of 1: PyTorch's rule."""
     if ceil:
         sums = _average(input, kernel, stride, padding, True, True, None, None) * (kernel[0] * kernel[1])
     else:
@@ -103,7 +103,7 @@ def _sums(input: Tensor, kernel: list[int], stride: list[int], padding: list[int
 
 def _fake_l2(input: Tensor, kernel: list[int], stride: list[int], ceil: bool) -> Tensor:
     dims = len(input.shape) - 2
-    op, size, _ = _pool_size("lp", input.shape, kernel, stride, [0] * dims, [1] * dims, ceil, None)
+    op, size = _pool_size("lp", input.shape, kernel, stride, [0] * dims, [1] * dims, ceil, None)
     check_same(op, input)
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
 

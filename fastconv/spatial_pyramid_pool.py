@@ -14,8 +14,8 @@ __all__ = ["spatial_pyramid_pool2d"]
 def spatial_pyramid_pool2d(input: Tensor, levels: Sequence[int] = (1, 2, 4), mode: str = "max") -> Tensor:
     """As many numbers for every size of image: the maxima or means of ever finer grids of windows.
 
-    Level ``l`` is ``adaptive_max_pool2d(input, l)`` or ``adaptive_avg_pool2d(input, l)``, flattened as ``(C, l, l)``; the
-    levels follow each other.
+    Level ``l`` is ``adaptive_max_pool2d(input, l)`` or ``adaptive_avg_pool2d(input, l)``, flattened as ``(C, l, l)``;
+    the levels follow each other.
 
     Args:
         input: ``Tensor[N, C, H, W]`` or ``Tensor[C, H, W]``; float32, float64, bfloat16 or float16; any strides. Not
@@ -32,7 +32,8 @@ def spatial_pyramid_pool2d(input: Tensor, levels: Sequence[int] = (1, 2, 4), mod
         ValueError: no levels, levels that are not positive, an unknown mode.
         TypeError: levels that are no integers, or an input that is no tensor.
 
-    Source: He, Zhang, Ren and Sun, *Spatial Pyramid Pooling in Deep Convolutional Networks for Visual Recognition*, 2014.
+    Source: He, Zhang, Ren and Sun, *Spatial Pyramid Pooling in Deep Convolutional Networks for Visual Recognition*,
+    2014.
 
     >>> spatial_pyramid_pool2d(torch.arange(16.0).view(1, 1, 4, 4), (1, 2))
     tensor([[15.,  5.,  7., 13., 15.]])
@@ -62,9 +63,9 @@ def _means(input: Tensor, levels: list[int]) -> dict[int, Tensor]:
 
 
 def _maxima(op: str, input: Tensor, levels: list[int]) -> dict[int, Tensor]:
-    """Nested levels: the windows of a grid are unions of those of any grid that is a multiple as fine, whatever the size
-    of the input (``floor(o * H / l) = floor(k * o * H / (k * l))``, and the ends likewise). So the maxima of a coarse
-    level are those of a fine one's, and levels that divide each other read the input once."""
+    """Nested levels: the windows of a grid are unions of those of any grid that is a multiple as fine, whatever the
+    size of the input (``floor(o * H / l) = floor(k * o * H / (k * l))``, and the ends likewise). So the maxima of a
+    coarse level are those of a fine one's, and levels that divide each other read the input once."""
     pooled: dict[int, Tensor] = {}
     for level in sorted(set(levels), reverse=True):
         multiples = [finer for finer in pooled if finer % level == 0]

@@ -1,5 +1,6 @@
 """Stochastic pooling: the public function, and the shape rules and gradients of its operators."""
 
+import math
 from typing import Any
 
 import torch
@@ -36,15 +37,16 @@ def stochastic_pool2d(
 
     In training ``y = x_t`` with probability ``p_t = x_t / sum x``, and only the drawn element receives gradient. In
     evaluation ``y = sum p_t x_t = sum x^2 / sum x``, differentiable as it stands. A window of zeros is zero: nothing is
-    drawn, its index names its first element, and nobody receives its gradient. An infinite element is drawn for certain.
+    drawn, its index names its first element, and nobody receives its gradient. An infinite element is drawn for
+    certain.
 
     The draws are a function of a seed and of each window's place ``(n, c, p, q)`` (Philox 4x32-10), the same for every
     number of threads, instruction set and memory layout. The seed is drawn anew with every call, from PyTorch's
     generator (``torch.manual_seed``) or from ``generator``.
 
     Args:
-        input: ``Tensor[N, C, H, W]`` or ``Tensor[C, H, W]``, not negative; float32, float64, bfloat16 or float16 (16-bit
-            types are computed in float32); any strides. Not empty but for ``N``.
+        input: ``Tensor[N, C, H, W]`` or ``Tensor[C, H, W]``, not negative; float32, float64, bfloat16 or float16
+            (16-bit types are computed in float32); any strides. Not empty but for ``N``.
         kernel_size, stride, padding: see :func:`max_pool2d`; elements in the padding are never drawn.
         training: draw, or take the weighted mean.
         generator: what the seed is drawn from, on the CPU.
@@ -100,9 +102,9 @@ def _as_max(windows: Any) -> tuple:
 
 def _size(input: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> tuple[list[int], int]:
     dilation = [1] * (input.dim() - 2)
-    op, size, taps = _pool_size("stochastic", input.shape, kernel, stride, padding, dilation, False, None)
+    op, size = _pool_size("stochastic", input.shape, kernel, stride, padding, dilation, False, None)
     check_same(op, input)
-    return size, taps
+    return size, math.prod(kernel)
 
 
 def _fake_draw(input: Tensor, seed: Tensor, *windows: Any) -> tuple[Tensor, Tensor]:

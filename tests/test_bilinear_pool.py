@@ -1,4 +1,5 @@
-"""Bilinear pooling against the sum written out, and its sketch against the definition and the inner products it keeps."""
+"""Bilinear pooling against the sum written out, and its sketch against the definition and the inner products it
+keeps."""
 
 import pytest
 import torch

@@ -24,9 +24,7 @@ def by_reference(x: Tensor, levels: Any, mode: str) -> Tensor:
         if mode == "max":
             pooled, _ = reference.max_pool(x, output_size=level)
         else:
-            pooled = torch.einsum(
-                "pqhw,nchw->ncpq", reference.avg_pool_matrix(x.shape[2:], output_size=level), x.double()
-            )
+            pooled = reference.avg_pool(x, output_size=level)
         parts.append(pooled.flatten(1))
     return torch.cat(parts, 1)
 

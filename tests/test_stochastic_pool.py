@@ -1,5 +1,5 @@
-"""Stochastic pooling: what is drawn, against the generator and the rule of the draw written out; how often; gradients; and
-that a draw depends on nothing but the seed and its place."""
+"""Stochastic pooling: what is drawn, against the generator and the rule of the draw written out; how often; gradients;
+and that a draw depends on nothing but the seed and its place."""
 
 import math
 import random
@@ -177,8 +177,8 @@ def test_windows_of_zeros(dtype: torch.dtype, layout: str) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_sums_that_overflow(dtype: torch.dtype, layout: str) -> None:
-    """Windows whose sum is beyond the largest number are drawn as others are, beside windows of tiny numbers; an infinite
-    element is drawn for certain."""
+    """Windows whose sum is beyond the largest number are drawn as others are, beside windows of tiny numbers; an
+    infinite element is drawn for certain."""
     window = torch.tensor([[1.0, 0.0], [2.0, 1.0]], dtype=dtype)
     x = window.repeat(1, 4, 20, 20)
     small, huge = x * 2.0**-100, x * 2.0 ** (1022 if dtype == torch.float64 else 126)
@@ -221,9 +221,9 @@ def test_evaluation(name: str, isa: str) -> None:
     rng = random.Random(f"{name} {isa}")
     dtype = rng.choice(DTYPES)
     x = draw_input(size, name).to(dtype)
-    matrix = (reference.avg_pool_matrix(size[2:], kernel=kernel, stride=stride, padding=padding) > 0).double()
+    added = {"kernel": kernel, "stride": stride, "padding": padding, "divisor_override": 1}
     leaf = x.double().requires_grad_()
-    sums, squares = (torch.einsum("pqhw,nchw->ncpq", matrix, t) for t in (leaf, leaf**2))
+    sums, squares = (reference.avg_pool(t, **added) for t in (leaf, leaf**2))
     wanted = torch.where(sums == 0, 0, squares / torch.where(sums == 0, 1, sums))
     grad = draw_input(wanted.shape, name + "grad").to(dtype)
     (wanted_grad,) = torch.autograd.grad(wanted, leaf, grad.double())

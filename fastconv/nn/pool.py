@@ -7,7 +7,6 @@ from torch import Tensor
 
 from fastconv.bilinear_pool import bilinear_pool2d, compact_bilinear_pool2d
 from fastconv.lp_pool import lp_pool2d
-
 from fastconv.pool import (
     adaptive_avg_pool2d,
     adaptive_max_pool2d,
@@ -237,7 +236,8 @@ class CompactBilinearPool2d(torch.nn.Module):
     """A sketch of :class:`BilinearPool2d` in ``output_dim`` numbers; ``torch.nn`` has no such module.
 
     Shape:
-        ``Tensor[N, C1, H, W]``, and ``Tensor[N, C2, H, W]`` or nothing, to ``Tensor[N, output_dim]``; also without ``N``.
+        ``Tensor[N, C1, H, W]``, and ``Tensor[N, C2, H, W]`` or nothing, to ``Tensor[N, output_dim]``; also without
+        ``N``.
 
     >>> CompactBilinearPool2d(8)(torch.ones(2, 3, 1, 1)).shape
     torch.Size([2, 8])
