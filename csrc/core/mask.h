@@ -23,6 +23,7 @@ inline Mask<A> operator&(Mask<A> a, Mask<A> b) {
 inline Mask<float> greater(Vec<float> a, Vec<float> b) { return {_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ)}; }
 inline Mask<float> equal(Vec<float> a, Vec<float> b) { return {_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ)}; }
 inline Mask<float> is_nan(Vec<float> a) { return {_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q)}; }
+inline Mask<float> either_nan(Vec<float> a, Vec<float> b) { return {_mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q)}; }
 inline Mask<float> less(Lanes<float> a, Lanes<float> b) {
   return {_mm512_cmplt_epu32_mask(bits_as<__m512i>(a), bits_as<__m512i>(b))};
 }
@@ -47,6 +48,7 @@ inline bool any(Mask<double> m) { return m.bits != 0; }
 inline Mask<double> greater(Vec<double> a, Vec<double> b) { return {_mm512_cmp_pd_mask(a, b, _CMP_GT_OQ)}; }
 inline Mask<double> equal(Vec<double> a, Vec<double> b) { return {_mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ)}; }
 inline Mask<double> is_nan(Vec<double> a) { return {_mm512_cmp_pd_mask(a, a, _CMP_UNORD_Q)}; }
+inline Mask<double> either_nan(Vec<double> a, Vec<double> b) { return {_mm512_cmp_pd_mask(a, b, _CMP_UNORD_Q)}; }
 inline Mask<double> less(Lanes<double> a, Lanes<double> b) {
   return {_mm512_cmplt_epu64_mask(bits_as<__m512i>(a), bits_as<__m512i>(b))};
 }
@@ -117,6 +119,10 @@ inline MaskOf<V> equal(V a, V b) {
 template <class V>
 inline MaskOf<V> is_nan(V a) {
   return {bits_as<Lanes<typename ElementOf<V>::type>>(a != a)};
+}
+template <class V>
+inline MaskOf<V> either_nan(V a, V b) {
+  return is_nan(a) | is_nan(b);
 }
 template <class V>
 inline V larger(V a, V b) {

@@ -1,9 +1,10 @@
-// From the input to the output: which of the ways to walk the windows (pixels.h, lines.h, spans.h) is taken for which,
-// for every state of state.h.
+// From the input to the output: which of the ways to walk the windows (pixels.h, lines.h, strips.h, spans.h) is taken
+// for which, for every state of state.h.
 #pragma once
 #include "pool/lines.h"
 #include "pool/pixels.h"
 #include "pool/spans.h"
+#include "pool/strips.h"
 
 namespace fastconv {
 namespace {
@@ -44,6 +45,7 @@ struct Forward {
         return body(p, Lines<T, State>{});
       return body(p, Pixels<T, State>{});
     }
+    if (strips_fit(p)) return with_strips<T, State>(p, body);
     if (spans_pay<T>(p)) return body(p, Spans<T, State>{});
     return body(p, Lines<T, State>{});
   }

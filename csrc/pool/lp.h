@@ -1,5 +1,5 @@
-// The square root of the sum of squares of each window: the walks of pixels.h and lines.h with a state of its own, whose results
-// go through a square root on their way to memory.
+// The square root of the sum of squares of each window: the walks of pixels.h and lines.h with a state of its own, whose
+// results go through a square root on their way to memory.
 #pragma once
 #include "pool/forward.h"
 
@@ -40,14 +40,20 @@ inline void write(const PoolParams& p, int64_t at, const Squares<K>& state, int 
 template <class T>
 struct L2Forward {
   using State = Squares<Wide<Accumulate<T>>>;
-  static bool along_channels(const PoolParams& p) {
-    return p.channels_last && (p.w.stride > 1 || p.h.kernel * p.w.kernel < kPixelTaps || common_divisor(p) == 0);
+
+  template <class Body>
+  static auto choose_walk(const PoolParams& p, const Body& body) {
+    const bool even = common_divisor(p) != 0;
+    if (p.channels_last && (p.w.stride > 1 || p.h.kernel * p.w.kernel < kPixelTaps || !even))
+      return body(p, Pixels<T, State>{});
+    if (strips_fit(p)) return with_strips<T, State>(p, body);
+    return body(p, Lines<T, State>{});
   }
-  static int64_t scratch(const PoolParams& p) {
-    return along_channels(p) ? Pixels<T, State>::scratch(p) : Lines<T, State>::scratch(p);
+  static int64_t scratch(const PoolParams& given) {
+    return choose_walk(given, [](const PoolParams& p, auto walk) { return decltype(walk)::scratch(p); });
   }
-  static void run(const PoolParams& p, void* memory) {
-    return along_channels(p) ? Pixels<T, State>::run(p, memory) : Lines<T, State>::run(p, memory);
+  static void run(const PoolParams& given, void* memory) {
+    choose_walk(given, [&](const PoolParams& p, auto walk) { decltype(walk)::run(p, memory); });
   }
 };
 

@@ -1,0 +1,193 @@
+// strips: contiguous memory, and the windows that networks are made of: 2 or 3 columns wide, at a stride of 1 or 2. A
+// vector has neighbouring windows of a row. What they look at is read where it lies and sorted in registers, since the
+// positions of the taps are known to the compiler; what lies beside the row is masked out.
+#pragma once
+#include <type_traits>
+
+#include "pool/walk.h"
+
+namespace fastconv {
+namespace {
+
+template <class T, class State, int K, int Stride>
+struct Strips {
+  using A = Accumulate<T>;
+  using Numbers = typename NumbersOf<State>::type;
+  static constexpr int L = kLanes<A>;
+
+  // Vectors that are read of a row for L windows. At a stride of 1 each is a tap. At a stride of 2 they are neighbours:
+  // tap 0 is every second element of the first two, tap 1 are the elements between them, and tap 2 is tap 0 of the
+  // window after.
+  static constexpr int kLoads = K;
+  static constexpr int offset(int i) { return Stride == 1 ? i : i * L; }
+
+  // The windows of a vector, the same in every row.
+  struct Block {
+    int64_t q;
+    int windows;
+    bool whole;  // all that is read lies in the row
+    Window<T> within[kLoads];
+    Mask<A> inside[kLoads];
+    Lanes<A> first;  // the first tap that is in the input, in a row of taps
+    Vec<A> counts;   // what the means divide by, as far as the columns decide
+  };
+  static int64_t blocks(const PoolParams& p) { return (p.w.outputs + L - 1) / L; }
+  static int64_t scratch(const PoolParams& p) { return blocks(p) * static_cast<int64_t>(sizeof(Block)); }
+
+  static Block block_at(const PoolParams& p, int64_t q, int windows) {
+    Block block = {};
+    block.q = q;
+    block.windows = windows;
+    block.whole = true;
+    Lanes<A> lane;
+    for (int i = 0; i < L; ++i) lane[i] = static_cast<typename LanesOf<A>::type>(i);
+    for (int i = 0; i < kLoads; ++i) {
+      const int64_t from = p.w.first(q) + offset(i), left = p.w.size - from;
+      const int begin = from >= 0 ? 0 : -from < L ? static_cast<int>(-from) : L;
+      const int end = left < begin ? begin : left < L ? static_cast<int>(left) : L;
+      block.within[i] = Window<T>(begin, end);
+      block.inside[i] = less(lane - Wide<A>::all_ids(begin), Wide<A>::all_ids(end - begin));  // wraps around below
+      block.whole = block.whole && begin == 0 && end == L;
+    }
+    for (int i = 0; i < L; ++i) {
+      const int64_t o = i < windows ? q + i : q;
+      block.first[i] = static_cast<typename LanesOf<A>::type>(p.w.begin(o));
+      block.counts[i] = static_cast<A>(p.w.count(o, p.padding_counts));
+    }
+    return block;
+  }
+
+  // Tap s of all windows, of what has been read.
+  template <int Tap, class V>
+  static V tap(const V* v) {
+    using All = std::make_integer_sequence<int, L>;
+    if constexpr (Stride == 1)
+      return v[Tap];
+    else if constexpr (Tap == 0)
+      return even_lanes(v[0], v[1], All{});
+    else if constexpr (Tap == 1)
+      return odd_lanes(v[0], v[1], All{});
+    else
+      return lanes_from<1, A>(even_lanes(v[0], v[1], All{}), v[2]);
+  }
+
+  // One row of the windows: `x` is the first position of the first one, an id is a column. `nan`: where a NaN was read.
+  template <class Any, bool Whole>
+  static Any join_columns(const Block& block, const T* x, Mask<A>& nan) {
+    using Kind = typename Any::Kind;
+    Vec<A> v[kLoads];
+#pragma GCC unroll 3
+    for (int i = 0; i < kLoads; ++i) {
+      v[i] = Whole ? load(x + offset(i)) : load(x + offset(i), block.within[i]);
+      if (!Whole && !kAdds<Any>) v[i] = choose(block.inside[i], v[i], Any::nothing().value);
+    }
+    if constexpr (!std::is_same_v<Any, State>) {
+      nan = nan | either_nan(v[0], v[1]);
+      if (kLoads == 3) nan = nan | is_nan(v[2]);
+    }
+    Any state = Any::nothing(0);
+    if constexpr (Any::kTracks && !Whole) state.id = block.first;
+    if constexpr (kAdds<Any>)
+      state.take(tap<0>(v), Kind::all_ids(0));
+    else
+      state.value = tap<0>(v);
+    state.take(tap<1>(v), Kind::all_ids(1));
+    if constexpr (K == 3) state.take(tap<2>(v), Kind::all_ids(2));
+    return state;
+  }
+
+  // What of a plane is one piece of work.
+  struct Piece {
+    const T* plane;
+    int64_t row, o, end;  // the first row of windows among all, and in its plane; the end there
+    double common;        // what all means divide by, else 0
+  };
+
+  // The windows of a block, from row to row: rows that the next windows look at too stay in registers.
+  template <class Any, bool Whole>
+  static Mask<A> run_block(const PoolParams& p, const Block& block, const Piece& piece) {
+    using Kind = typename Any::Kind;
+    constexpr int kKept = K > Stride ? K - Stride : 0;
+    const T* x = piece.plane + p.w.first(block.q);
+    const Vec<A> scale = splat(static_cast<A>(1 / piece.common));
+    Mask<A> nan = {};
+    // Where there is no row, the window's first tap is in the next one.
+    Any none = Any::nothing(K);
+    if constexpr (Any::kTracks) none.id += block.first;
+    const auto join_row = [&](int64_t h) {
+      return h >= 0 && h < p.h.size ? join_columns<Any, Whole>(block, x + h * p.w.size, nan) : none;
+    };
+    int64_t h = p.h.first(piece.o);
+    Any rows[K];
+#pragma GCC unroll 2
+    for (int r = 0; r < kKept; ++r) rows[r] = join_row(h++);
+    for (int64_t o = piece.o; o < piece.end; ++o) {
+#pragma GCC unroll 3
+      for (int r = kKept; r < K; ++r) rows[r] = join_row(h++);
+      Any state = rows[0];
+#pragma GCC unroll 2
+      for (int r = 1; r < K; ++r) {
+        const Any row = later(rows[r], r * K);
+        if constexpr (Any::kTracks)
+          state.take(row.value, row.id);
+        else
+          state.join(row);
+      }
+#pragma GCC unroll 2
+      for (int r = 0; r < kKept; ++r) rows[r] = rows[r + Stride];
+      if constexpr (kAdds<Any>) {
+        if (piece.common != 0)
+          state.value *= scale;
+        else
+          state.value /= block.counts * splat(static_cast<A>(p.h.count(o, p.padding_counts)));
+      }
+      write<T>(p, (piece.row + o - piece.o) * p.w.outputs + block.q, state, block.windows);
+    }
+    return nan;
+  }
+  template <class Any>
+  static Mask<A> run_block(const PoolParams& p, const Block& block, const Piece& piece) {
+    return block.whole ? run_block<Any, true>(p, block, piece) : run_block<Any, false>(p, block, piece);
+  }
+
+  static void run(const PoolParams& p, void* memory) {
+    Block* table = static_cast<Block*>(memory);
+    int64_t count = 0;
+    vectors<T>(p.w.outputs, [&](int64_t q, int n) { table[count++] = block_at(p, q, n); });
+    const double common = kAdds<State> ? common_divisor(p) : 1;
+    const int64_t rows = p.N * p.C * p.h.outputs, fresh = p.h.stride < p.h.kernel ? p.h.stride : p.h.kernel;
+    const int64_t per_item = rows_of_item(p, rows, p.w.size * fresh);
+    parallel_for(p.threads, (rows + per_item - 1) / per_item, [&](int64_t item, int) {
+      int64_t row = item * per_item;
+      const int64_t end = row + per_item < rows ? row + per_item : rows;
+      while (row < end) {
+        const int64_t plane = row / p.h.outputs, o = row % p.h.outputs;
+        const int64_t left = end - row, stop = o + left < p.h.outputs ? o + left : p.h.outputs;
+        const Piece piece = {static_cast<const T*>(p.input) + plane * p.h.size * p.w.size, row, o, stop, common};
+        for (int64_t i = 0; i < count; ++i)
+          // Where there is a NaN, once more with comparisons that know of it.
+          if (any(run_block<Numbers>(p, table[i], piece)) && !std::is_same_v<Numbers, State>)
+            run_block<State>(p, table[i], piece);
+        row += stop - o;
+      }
+    });
+  }
+};
+
+// Windows that strips serve.
+inline bool strips_fit(const PoolParams& p) {
+  const auto fits = [](const PoolAxis& axis) {
+    return !axis.adaptive && axis.dilation == 1 && (axis.kernel == 2 || axis.kernel == 3) && axis.stride <= 2;
+  };
+  return !p.channels_last && fits(p.w) && fits(p.h) && p.h.kernel == p.w.kernel && p.h.stride == p.w.stride;
+}
+
+// Calls body(p, walk) with the strips of these windows.
+template <class T, class State, class Body>
+inline auto with_strips(const PoolParams& p, const Body& body) {
+  if (p.w.kernel == 2) return p.w.stride == 1 ? body(p, Strips<T, State, 2, 1>{}) : body(p, Strips<T, State, 2, 2>{});
+  return p.w.stride == 1 ? body(p, Strips<T, State, 3, 1>{}) : body(p, Strips<T, State, 3, 2>{});
+}
+
+}  // namespace
+}  // namespace fastconv
