@@ -17,7 +17,7 @@ CPP := $(shell find csrc $(wildcard tests/emulator) -name '*.h' -o -name '*.cpp'
 .NOTPARALLEL: # two installations into one environment would race; the build itself is parallel
 
 help:
-	@echo 'make demo       a photograph through whole networks, PyTorch against fastconv, with a picture'
+	@echo 'make demo       a photograph through whole networks, PyTorch against fastconv, with pictures'
 	@echo 'make test       the test suite'
 	@echo 'make bench      layers of published networks against PyTorch (ARGS="--full --json out.json")'
 	@echo 'make lint       ruff, mypy and clang-format; make format applies what they can'
@@ -54,7 +54,8 @@ gpu-check:
 	$(PYTHON) tools/gpu_check.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache fastconv/*.so fastconv-demo.png fastconv-bench.html
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache fastconv/*.so \
+	  fastconv-demo.png fastconv-demo-pooling.png fastconv-bench.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # fastconv in place, with one of its extras. PyTorch is there before it, and it is built against that one: an isolated

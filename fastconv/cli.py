@@ -79,7 +79,7 @@ def describe(found: dict[str, Any]) -> dict[str, str]:
     type=click.Path(dir_okay=False, path_type=Path),
     default="fastconv-demo.png",
     show_default=True,
-    help="Where the picture goes.",
+    help="Where the picture goes; that of the poolings goes next to it, as NAME-pooling.",
 )
 @click.option(
     "--json",
@@ -89,11 +89,18 @@ def describe(found: dict[str, Any]) -> dict[str, str]:
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads to compute with; PyTorch's default otherwise.")
 @click.option("--quick", is_flag=True, help="Fewer repeats.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random weights.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the random weights and of stochastic pooling."
+)
 def demo(output: Path, json_file: Path | None, threads: int | None, quick: bool, seed: int) -> None:
-    """Send a photograph through whole networks, with PyTorch's operators and with fastconv's."""
+    """Send a photograph through whole networks, with PyTorch's operators and with fastconv's.
+
+    A second picture, next to the first, shows what each pooling makes of the photograph.
+    """
     try:
         from fastconv.demo.picture import draw, supported_suffixes
+        from fastconv.demo.pooling import pooling_rows
+        from fastconv.demo.pooling_picture import draw_pooling
         from fastconv.demo.run import load_photo
     except ModuleNotFoundError as error:
         raise click.ClickException(f"demo: {error.name} is missing: pip install 'fastconv[demo]'") from None
@@ -140,10 +147,12 @@ def demo(output: Path, json_file: Path | None, threads: int | None, quick: bool,
             soft_wrap=True,
         )
     draw(results, photo, machine, output)
+    poolings = output.with_name(f"{output.stem}-pooling{output.suffix}")
+    draw_pooling(pooling_rows(photo, seed), machine, poolings)
     if json_file is not None:
         networks = [result.to_json() for result in results]
         json_file.write_text(json.dumps({"machine": machine, "settings": settings, "networks": networks}, indent=1))
-    for written in filter(None, (output, json_file)):
+    for written in filter(None, (output, poolings, json_file)):
         click.echo(f"Wrote {written}")
 
 

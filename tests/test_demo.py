@@ -119,7 +119,10 @@ def test_the_command(tmp_path):
     arguments = ["demo", "--quick", "--threads", "1", "--output", picture, "--json", numbers]
     run = subprocess.run([sys.executable, "-m", "fastconv.cli", *arguments], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    for written in (picture, tmp_path / "demo-pooling.png"):
+        assert written.read_bytes().startswith(b"\x89PNG")
+        assert f"Wrote {written}\n" in run.stdout
+    assert f"Wrote {numbers}\n" in run.stdout
     found = json.loads(numbers.read_text())
     assert found["machine"]["threads"] == 1
     assert [network["name"] for network in found["networks"]] == list(PARAMETERS)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastconv.demo.run import LAYOUTS, Photo, Result
 
-__all__ = ["draw", "supported_suffixes"]
+__all__ = ["COLOURS", "INK", "MUTED", "draw", "supported_suffixes", "write_heading"]
 
 MAPS = 4
 INK, MUTED = "#1f2430", "#6b7280"
@@ -37,23 +37,11 @@ def draw(results: list[Result], photo: Photo, machine: dict[str, Any], path: Pat
     layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.09, wspace=0.02, rect=(0.01, bottom, 0.98, 1 - top - bottom))
     figure = Figure(figsize=(13, height), facecolor="white", layout=layout)
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
-    figure.text(
-        0.016,
-        1 - 0.32 / height,
+    write_heading(
+        figure,
         "One photograph, whole networks, the same weights",
-        size=17,
-        color=INK,
-        weight="bold",
-        va="center",
-    )
-    figure.text(
-        0.016,
-        1 - 0.66 / height,
         f"Median time per image, batch 1, float32, {threads} of {machine['cpu']} "
         f"({machine['isa']}). fastconv {machine['fastconv']}, PyTorch {machine['pytorch']}.",
-        size=10,
-        color=MUTED,
-        va="center",
     )
     grid = figure.add_gridspec(len(results), 2 + MAPS, width_ratios=[3.1] + [1] * (1 + MAPS))
     for row, result in enumerate(results):
@@ -81,6 +69,13 @@ def draw(results: list[Result], photo: Photo, machine: dict[str, Any], path: Pat
         va="center",
     )
     figure.savefig(path, dpi=130)
+
+
+def write_heading(figure: Figure, heading: str, text: str) -> None:
+    """At the upper edge of a picture, as high on each."""
+    height = figure.get_figheight()
+    figure.text(0.016, 1 - 0.32 / height, heading, size=17, color=INK, weight="bold", va="center")
+    figure.text(0.016, 1 - 0.66 / height, text, size=10, color=MUTED, va="center")
 
 
 def draw_bars(axes: Axes, result: Result) -> None:
