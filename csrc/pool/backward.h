@@ -3,7 +3,8 @@
 //
 // gather: every element of the input asks the windows that cover it what they have for it: a share of their gradient,
 // or all of it where it has won. In contiguous memory the positions of a row are sorted by their residue modulo the
-// stride: those of one residue are reached by the same taps, and the windows that reach neighbours are neighbours.
+// stride: those of one residue are reached by the same taps, and the windows that reach neighbours are neighbours. The
+// usual windows have gather_strips.h, which does that in registers.
 //
 // scatter: where a position is covered by very many windows, or windows are far apart, it is cheaper to go through the
 // windows and add each one's gradient to its winner. A thread owns a band of rows of a few channels.
@@ -11,6 +12,7 @@
 // spread: windows in contiguous memory that adapt, or are far apart, add their share to all of their positions.
 #pragma once
 #include "pool/forward.h"
+#include "pool/gather_strips.h"
 
 namespace fastconv {
 namespace {
@@ -515,6 +517,7 @@ struct MaxBackward {
   template <class Body>
   static auto choose_walk(const PoolParams& given, const Body& body) {
     const PoolParams p = joined_planes(given);
+    if (gather_strips_fit(p)) return with_gather_strips<T, uint8_t>(p, body);
     return with_id_type(p.id_bytes, [&](auto id) {
       using Id = decltype(id);
       const bool regular = !p.h.adaptive && !p.w.adaptive && p.w.stride <= 2;
@@ -536,6 +539,7 @@ struct AvgBackward {
   static auto choose_walk(const PoolParams& given, const Body& body) {
     const PoolParams p = joined_planes(given);
     if (p.channels_last) return body(p, SharesOfPixels<T>{});
+    if (gather_strips_fit(p)) return with_gather_strips<T, void>(p, body);
     if (p.w.adaptive || p.w.stride > 2) return body(p, Spread<T>{});
     return body(p, SharesOfLines<T>{});
   }

@@ -1,5 +1,5 @@
-// The square root of the sum of squares of each window: the walks of pixels.h and lines.h with a state of its own, whose
-// results go through a square root on their way to memory.
+// The square root of the sum of squares of each window: the walks of pixels.h and lines.h with a state of its own,
+// whose results go through a square root on their way to memory.
 #pragma once
 #include "pool/forward.h"
 

@@ -11,33 +11,48 @@ namespace {
 template <class State>
 constexpr int kPixelVectors = (kVecRegisters == 32 ? 16 : 8) / (State::kTracks ? 2 : 1);
 
-// Count vectors of channels of one window; the last has n lanes.
-template <class T, class State, int Count>
-inline void reduce_pixel(const PoolParams& p, const T* image, const Reach& h, const Reach& w, int64_t at,
-                         int64_t channel, int n, Accumulate<T> scale) {
+// Count vectors of channels of one window; the last has n lanes. Where State is the one for numbers alone nothing is
+// written if there is a NaN, and false returned.
+template <class T, class State, int Count, bool kLooks>
+inline bool try_pixel(const PoolParams& p, const T* image, const Reach& h, const Reach& w, int64_t at, int64_t channel,
+                      int n, Accumulate<T> scale) {
   using A = Accumulate<T>;
   constexpr int L = kLanes<A>;
   State state[Count];
 #pragma GCC unroll 16
   for (int u = 0; u < Count; ++u) state[u] = State::nothing(h.begin * p.w.kernel + w.begin);
   const int64_t step = p.w.dilation * p.C;
+  Mask<A> nan = {};
   for (int64_t r = h.begin; r < h.end; ++r) {
     const T* x = image + ((h.first + r * p.h.dilation) * p.w.size + w.first) * p.C + w.begin * step + channel;
     int64_t tap = r * p.w.kernel + w.begin;
     for (int s = w.begin; s < w.end; ++s, x += step, ++tap) {
       const auto id = State::Kind::all_ids(tap);
+      Vec<A> v[Count];
 #pragma GCC unroll 16
       for (int u = 0; u < Count; ++u) {
         const bool whole = u + 1 < Count || n == L;
-        state[u].take(whole ? load(x + u * L) : load_partial(x + u * L, n), id);
+        v[u] = whole ? load(x + u * L) : load_partial(x + u * L, n);
+        state[u].take(v[u], id);
+        if (kLooks && (Count == 1 || u % 2)) nan = nan | either_nan(v[u], v[Count == 1 ? 0 : u - 1]);
       }
     }
   }
+  if (kLooks && any(nan)) return false;
 #pragma GCC unroll 16
   for (int u = 0; u < Count; ++u) {
     if constexpr (kAdds<State>) state[u].value *= splat(scale);
     write<T>(p, at + channel + u * L, state[u], u + 1 < Count ? L : n);
   }
+  return true;
+}
+template <class T, class State, int Count>
+inline void reduce_pixel(const PoolParams& p, const T* image, const Reach& h, const Reach& w, int64_t at,
+                         int64_t channel, int n, Accumulate<T> scale) {
+  using Numbers = typename NumbersOf<State>::type;
+  constexpr bool kLooks = !std::is_same_v<Numbers, State>;
+  if (!try_pixel<T, Numbers, Count, kLooks>(p, image, h, w, at, channel, n, scale))
+    try_pixel<T, State, Count, false>(p, image, h, w, at, channel, n, scale);
 }
 
 // Large windows of many channels: pixel by pixel, in the order of the memory, with the states of all channels in a line

@@ -106,7 +106,6 @@ struct Strips {
   // The windows of a block, from row to row: rows that the next windows look at too stay in registers.
   template <class Any, bool Whole>
   static Mask<A> run_block(const PoolParams& p, const Block& block, const Piece& piece) {
-    using Kind = typename Any::Kind;
     constexpr int kKept = K > Stride ? K - Stride : 0;
     const T* x = piece.plane + p.w.first(block.q);
     const Vec<A> scale = splat(static_cast<A>(1 / piece.common));
