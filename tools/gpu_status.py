@@ -4,7 +4,7 @@ run on one.
 
 Most machines that this library is developed on have no GPU, so what was checked on one, and when, must be
 on record rather than in somebody's memory. The kernels are read off the sources (every `__global__`
-function of csrc/<family>/cuda.cuh), the results off bench/results/<gpu>/gpu-check.json, which
+function of csrc/<family>/cuda*.cuh), the results off bench/results/<gpu>/gpu-check.json, which
 tools/gpu_check.py writes.
 
     python tools/gpu_status.py           writes the page
