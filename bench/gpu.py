@@ -30,7 +30,8 @@ from torch import Tensor
 
 import fastconv
 
-Function = Callable[[Tensor], Any]  # a contestant: one tensor in; what comes out is kept, and looked at once
+Given = Any  # a tensor, or a tuple of one and the indices that go with it
+Function = Callable[[Given], Any]  # a contestant; what comes out is kept, and looked at once
 SHAPES = Path(__file__).resolve().parent / "shapes.csv"
 ROUNDS = 7  # of which the median counts
 COPY_BYTES = 1 << 30
@@ -57,7 +58,7 @@ class Row:
     error: str = ""
 
 
-def graph_of(function: Function, inputs: list[Tensor], repeats: int) -> torch.cuda.CUDAGraph:
+def graph_of(function: Function, inputs: list[Given], repeats: int) -> torch.cuda.CUDAGraph:
     """Captures `repeats` rounds over all inputs. A round keeps its outputs, so that they are cold as well."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -85,7 +86,7 @@ def time_graph(graph: torch.cuda.CUDAGraph) -> float:
 
 
 def time_all(
-    contestants: dict[str, tuple[Function, list[Tensor]]],
+    contestants: dict[str, tuple[Function, list[Given]]],
 ) -> dict[str, list[float]]:
     """Microseconds of one call, ROUNDS samples for each contestant, in turns."""
     graphs, calls = {}, {}
@@ -125,9 +126,9 @@ def input_copies(shape: tuple[int, ...], dtype: torch.dtype, moved: int) -> dict
 
 def contest(
     case: dict[str, str],
-    inputs: dict[str, list[Tensor]],
+    inputs: dict[str, list[Given]],
     functions: dict[str, tuple[Function, str]],
-    agrees: Function,
+    agrees: Callable[[Any], bool],
     moved: int,
     direction: str = "forward",
 ) -> list[Row]:
@@ -147,7 +148,7 @@ def contest(
 
     medians = {name: statistics.median(s) for name, s in samples.items()}
     peers = {name: t for name, t in medians.items() if not name.startswith("fastconv")}
-    dtype = str(inputs["contiguous"][0].dtype).removeprefix("torch.")
+    dtype = str(first_of(inputs["contiguous"][0]).dtype).removeprefix("torch.")
     rows = []
     for layout in LAYOUTS:
         name = f"fastconv, {layout}"
@@ -182,6 +183,8 @@ def channel_shuffle_rows(case: dict[str, str], dtype: torch.dtype, compiled: boo
 
 def pool_of(case: dict[str, str], library: Any) -> Function:
     """The case's function, of fastconv or of torch.nn.functional: they have the same names and arguments."""
+    if case["family"] == "max_unpool":
+        return lambda given: library.max_unpool2d(*given, 2, output_size=(int(case["P"]), int(case["Q"])))
     kind = re.search(r"\[(adaptive )?(max|avg)\]", case["layer"])
     assert kind is not None, case["layer"]
     if kind[1]:
@@ -195,17 +198,17 @@ def pool_of(case: dict[str, str], library: Any) -> Function:
     return partial(getattr(library, f"{kind[2]}_pool2d"), **options)
 
 
-def first_of(output: Any) -> Tensor:
+def first_of(tensors: Any) -> Tensor:
     """Without the indices."""
-    return output if isinstance(output, Tensor) else output[0]
+    return tensors if isinstance(tensors, Tensor) else tensors[0]
 
 
 def trained(pool: Function, grad: Tensor) -> Function:
     """Forward and backward, with that gradient of the output."""
 
-    def step(x: Tensor) -> tuple[Any, Tensor]:
-        output = pool(x)
-        return output, torch.autograd.grad(first_of(output), x, grad)[0]
+    def step(given: Given) -> tuple[Any, Tensor]:
+        output = pool(given)
+        return output, torch.autograd.grad(first_of(output), first_of(given), grad)[0]
 
     return step
 
@@ -223,23 +226,26 @@ def close(wanted: Any, got: Any) -> bool:
 
 def pool_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> list[Row]:
     """Forward; then forward and backward. What has to be moved: the input and the output, in training their gradients
-    too and twice the byte that says which element has won; indices where they are asked for."""
+    too and twice the byte that says which element has won; indices where they are asked for, and where they are given
+    in each direction."""
     shape = tuple(int(case[k]) for k in ("N_gpu", "C", "H", "W"))
-    windows = shape[0] * shape[1] * int(case["P"]) * int(case["Q"])
-    both = (math.prod(shape) + windows) * dtype.itemsize
-    indices = 8 * windows if "+idx" in case["layer"] else 0
+    output_shape = (*shape[:2], int(case["P"]), int(case["Q"]))
+    unpools = case["family"] == "max_unpool"
+    windows = math.prod(shape if unpools else output_shape)
+    both = (math.prod(shape) + math.prod(output_shape)) * dtype.itemsize
+    indices = 8 * windows if "+idx" in case["layer"] or unpools else 0
     won = 2 * windows if "max" in case["layer"] else 0
     rows = []
-    for direction, moved in (("forward", both + indices), ("train", 2 * both + won + indices)):
+    for direction, moved in (("forward", both + indices), ("train", 2 * both + won + indices * (1 + unpools))):
         training = direction == "train"
         with torch.inference_mode(not training), torch.set_grad_enabled(training):
-            inputs = input_copies(shape, dtype, moved)
+            inputs: dict[str, list[Given]] = dict(input_copies(shape, dtype, moved))
             grads: dict[str, Tensor] = {}
             if training:
                 for copies in inputs.values():
                     for x in copies:
                         x.requires_grad_()
-                grad = torch.randn((*shape[:2], int(case["P"]), int(case["Q"])), device="cuda").to(dtype)
+                grad = torch.randn(output_shape, device="cuda").to(dtype)
                 grads = {name: grad.contiguous(memory_format=f) for name, f in LAYOUTS.items()}
             functions: dict[str, tuple[Function, str]] = {}
             for layout in LAYOUTS:
@@ -248,7 +254,12 @@ def pool_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> list[
                     contestants["torch.compile"] = torch.compile(pool_of(case, F), dynamic=False)
                 for name, pool in contestants.items():
                     functions[f"{name}, {layout}"] = (trained(pool, grads[layout]) if training else pool, layout)
-            exact = inputs["contiguous"][0].detach().double().requires_grad_(training)
+            exact: Given = inputs["contiguous"][0].detach().double().requires_grad_(training)
+            if unpools:
+                where = F.max_pool2d(torch.randn(output_shape, device="cuda"), 2, return_indices=True)[1]
+                exact = exact, where
+                for layout, copies in inputs.items():
+                    inputs[layout] = [(x, where.clone(memory_format=LAYOUTS[layout])) for x in copies]
             wanted = pool_of(case, F)
             wanted = (trained(wanted, grads["contiguous"].double()) if training else wanted)(exact)
             rows += contest(case, inputs, functions, partial(close, wanted), moved, direction)
@@ -260,6 +271,7 @@ FAMILIES: dict[str, Callable[[dict[str, str], torch.dtype, bool], list[Row]]] = 
     "channel_shuffle": channel_shuffle_rows,
     "pool": pool_rows,
     "adaptive_pool": pool_rows,
+    "max_unpool": pool_rows,
 }
 
 

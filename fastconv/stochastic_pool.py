@@ -38,18 +38,18 @@ def stochastic_pool2d(
     In training ``y = x_t`` with probability ``p_t = x_t / sum x``, and only the drawn element receives gradient. In
     evaluation ``y = sum p_t x_t = sum x^2 / sum x``, differentiable as it stands. A window of zeros is zero: nothing is
     drawn, its index names its first element, and nobody receives its gradient. An infinite element is drawn for
-    certain.
+    certain, and so is its mean.
 
     The draws are a function of a seed and of each window's place ``(n, c, p, q)`` (Philox 4x32-10), the same for every
-    number of threads, instruction set and memory layout. The seed is drawn anew with every call, from PyTorch's
-    generator (``torch.manual_seed``) or from ``generator``.
+    number of threads, instruction set and memory layout, on the CPU and on CUDA. The seed is drawn anew with every
+    call, from PyTorch's generator for the device (``torch.manual_seed``) or from ``generator``.
 
     Args:
         input: ``Tensor[N, C, H, W]`` or ``Tensor[C, H, W]``, not negative; float32, float64, bfloat16 or float16
             (16-bit types are computed in float32); any strides. Not empty but for ``N``.
         kernel_size, stride, padding: see :func:`max_pool2d`; elements in the padding are never drawn.
         training: draw, or take the weighted mean.
-        generator: what the seed is drawn from, on the CPU.
+        generator: what the seed is drawn from; its device may be another than that of ``input``.
         return_indices: return where each drawn element was as well, flat within the plane, ``h * W + w``.
 
     Returns:
@@ -57,7 +57,8 @@ def stochastic_pool2d(
         :func:`max_pool2d`; with ``return_indices`` also the indices, int64.
 
     Raises:
-        RuntimeError: as :func:`max_pool2d`, and elements that are negative or NaN.
+        RuntimeError: as :func:`max_pool2d`, and elements that are negative or NaN. On CUDA nothing waits to hear of
+            them: windows that have one are NaN, and their index is that of the first element.
         TypeError: as :func:`max_pool2d`, and a ``generator`` that is none.
         ValueError: ``return_indices`` in evaluation, where nothing is drawn.
 
@@ -80,15 +81,17 @@ def stochastic_pool2d(
         return _batched(op, 2, input, lambda x: _mean(x, *windows))
 
     def pool(input: Tensor) -> Any:
-        output, ids = _draw(input, _seed(generator), *windows)
+        output, ids = _draw(input, _seed(generator, input.device), *windows)
         return (output, _indices(ids, input.shape, *_as_max(windows))) if return_indices else output
 
     return _batched(op, 2, input, pool)
 
 
-def _seed(generator: torch.Generator | None) -> Tensor:
-    """64 bits, in a tensor: ``torch.compile`` draws them in each call, too."""
-    return torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, generator=generator)
+def _seed(generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """64 bits, in a tensor: ``torch.compile`` draws them in each call, too, and CUDA graphs in each replay."""
+    drawn_on = generator.device if generator else device
+    seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, generator=generator, device=drawn_on)
+    return seed.to(device, non_blocking=True)
 
 
 def _as_max(windows: Any) -> tuple:

@@ -72,7 +72,8 @@ def max_unpool2d(
 
     Raises:
         RuntimeError: wrong number of dimensions, an empty input, indices of another shape or type or outside of the
-            plane, sizes, strides or padding out of range.
+            plane, sizes, strides or padding out of range. On CUDA nothing waits to hear of indices outside of the
+            plane: such windows are left out, and their gradient is zero.
         ValueError: an ``output_size`` too far from the windows', or negative.
         TypeError: sizes, strides or padding that are not integers, or an input that is no tensor.
 

@@ -202,7 +202,7 @@ class Gpu:
     def logical(self, x: np.ndarray) -> np.ndarray:
         return x.transpose(0, 3, 1, 2) if self.channels_last else x
 
-    def call(self, name: str, case: Case, *, divisor: int = 0, padding_counts: bool = True,
+    def call(self, name: str, case: Case, *, divisor: int = 0, padding_counts: bool = True, seed: int = 0,
              **tensors: np.ndarray | None) -> dict[str, np.ndarray]:  # fmt: skip
         """Runs an operator. Tensors that are None are written, and returned."""
         types = {"input": DTYPES[self.dtype], "output": DTYPES[self.dtype], "ids": case.id_type, "indices": np.int64}
@@ -211,7 +211,8 @@ class Gpu:
             n: self.memory(np.zeros(shapes.get(n, case.output)) if t is None else t).astype(types[n], copy=False)
             for n, t in tensors.items()
         }
-        specs = [(n, x, self.offset * x.itemsize, tensors[n] is not None) for n, x in given.items()]
+        given["seed"] = np.array([seed])
+        specs = [(n, x, self.offset * x.itemsize, tensors.get(n, x) is not None) for n, x in given.items()]
         with self.emulator.buffers(*specs) as buffers:
             addresses = {n: ctypes.c_void_p(b.address) for n, b in zip(given, buffers, strict=True)}
             pointers = [addresses.get(n, ctypes.c_void_p()) for n in ("input", "output", "ids")]
@@ -220,10 +221,11 @@ class Gpu:
                 case.C,
                 (ctypes.c_int64 * 14)(*case.h.fields(), *case.w.fields()), *pointers,
                 np.dtype(case.id_type).itemsize if "ids" in given else 0,
-                addresses.get("indices", ctypes.c_void_p()), divisor, int(padding_counts),
+                addresses.get("indices", ctypes.c_void_p()), divisor, int(padding_counts), addresses["seed"],
                 (ctypes.c_int64 * 3)(self.max_grid, self.narrow, self.threads),
             )  # fmt: skip
-            return {n: self.logical(b.download()) for n, b in zip(given, buffers, strict=True) if tensors[n] is None}
+            written = {n: b for n, b in zip(given, buffers, strict=True) if n in tensors and tensors[n] is None}
+            return {n: self.logical(b.download()) for n, b in written.items()}
 
 
 def kernel_of(emulator: Emulator) -> str:

@@ -178,7 +178,7 @@ def test_windows_of_zeros(dtype: torch.dtype, layout: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_sums_that_overflow(dtype: torch.dtype, layout: str) -> None:
     """Windows whose sum is beyond the largest number are drawn as others are, beside windows of tiny numbers; an
-    infinite element is drawn for certain."""
+    infinite element is drawn for certain, and is the mean."""
     window = torch.tensor([[1.0, 0.0], [2.0, 1.0]], dtype=dtype)
     x = window.repeat(1, 4, 20, 20)
     small, huge = x * 2.0**-100, x * 2.0 ** (1022 if dtype == torch.float64 else 126)
@@ -192,8 +192,10 @@ def test_sums_that_overflow(dtype: torch.dtype, layout: str) -> None:
     torch.testing.assert_close(mean / huge.max(), torch.full_like(mean, 0.75), rtol=2**-8, atol=0)  # type: ignore[call-overload]
     x[..., 1, 1] = torch.inf
     output, _ = stochastic_pool2d(LAYOUTS[layout](x), 2, generator=seeded(), return_indices=True)
-    assert (output[..., 0, 0] == torch.inf).all()
-    assert (output[..., 1:, 1:] <= 2).all()
+    mean = stochastic_pool2d(LAYOUTS[layout](x), 2, training=False)
+    for values in (output, mean):
+        assert (values[..., 0, 0] == torch.inf).all()
+        assert (values[..., 1:, 1:] <= 2).all()
 
 
 @pytest.mark.parametrize("value", [-0.5, -math.inf, math.nan, -(2.0**-120)])

@@ -14,6 +14,7 @@ class CudaGuard {
   CudaGuard(const char* op, const Tensor& tensor)
       : op_(op), device_(tensor.get_device_index()), guard_(tensor.get_device_index()) {}
 
+  torch::stable::Device device() const { return {torch::headeronly::DeviceType::CUDA, device_}; }
   Stream stream() const {
     void* handle = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &handle));

@@ -19,7 +19,11 @@
 //
 // pool_gather_rows: contiguous memory; a thread has 16 bytes of a row. It goes through the windows that cover them,
 // each of which is read once and adds to the one position that won (max) or to all that it has (avg).
+//
+// Of draws and of unpooling the files of these names speak.
 #pragma once
 #include "pool/cuda_backward.cuh"
 #include "pool/cuda_forward.cuh"
 #include "pool/cuda_ids.cuh"
+#include "pool/cuda_stochastic.cuh"
+#include "pool/cuda_unpool.cuh"

@@ -115,6 +115,7 @@ struct PoolArgs {
   bool wide;  // whether 16-byte accesses of what is written are aligned (strips, rows)
   bool padding_counts;
   double divisor;
+  const int64_t* seed;
 
   __device__ __forceinline__ Place<Int> locate(int64_t item) const {
     const Index i = static_cast<Index>(item), pixel = inner.divide(i), row = columns.divide(pixel);
@@ -133,6 +134,11 @@ struct PoolArgs {
   __device__ __forceinline__ A divisor_of(Int o, Int q) const {
     if (divisor != 0) return static_cast<A>(divisor);
     return static_cast<A>(h.count(o, padding_counts) * w.count(q, padding_counts));
+  }
+  // As many elements as a window without an end counts for, where all are not divided by the same.
+  template <class A>
+  __device__ __forceinline__ A whole() const {
+    return divisor != 0 ? A{1} : static_cast<A>(h.kernel * w.kernel);
   }
 };
 
@@ -217,6 +223,7 @@ PoolArgs<Int> pool_args(const PoolParams& p, int64_t rows, int64_t columns, int6
   args.inner = Divisor<Index>(static_cast<Index>(inner));
   args.kernel_columns = Divisor<uint32_t>(static_cast<uint32_t>(p.w.kernel));
   args.divisor = p.divisor;
+  args.seed = p.seed;
   args.padding_counts = p.padding_counts;
   return args;
 }

@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kPoolThreads) pool_pixels(const PoolArgs<Int> 
     if constexpr (State::kAdds) {
       const A divisor = args.template divisor_of<A>(place.row, place.column);
 #pragma unroll
-      for (int v = 0; v < V; ++v) state[v].value /= divisor;
+      for (int v = 0; v < V; ++v) state[v].finish(divisor, args.template whole<A>());
     }
     write_wide<T>(args, i * V, state);
   }
@@ -122,7 +122,8 @@ __global__ void __launch_bounds__(kPoolThreads) pool_strips(const PoolArgs<int32
     }
     if constexpr (State::kAdds) {
 #pragma unroll
-      for (int k = 0; k < K; ++k) state[k].value /= args.template divisor_of<A>(place.row, q + k);
+      for (int k = 0; k < K; ++k)
+        state[k].finish(args.template divisor_of<A>(place.row, q + k), args.template whole<A>());
     }
     const int64_t at = args.output_at(place.outer, place.row, q);
     if (args.wide) {  // then there are whole strips only
@@ -219,7 +220,8 @@ __global__ void __launch_bounds__(kPoolThreads) pool_spans(const PoolArgs<int32_
       sync_block();  // before the next window overwrites this one
     }
     if (lane != 0 || i >= args.items) continue;
-    if constexpr (State::kAdds) state.value /= args.template divisor_of<A>(place.row, place.column);
+    if constexpr (State::kAdds)
+      state.finish(args.template divisor_of<A>(place.row, place.column), args.template whole<A>());
     const State one[1] = {state};
     write_wide<T>(args, i, one);
   }
@@ -287,7 +289,7 @@ __global__ void __launch_bounds__(kPoolThreads) pool_slices(const PoolArgs<int32
     if constexpr (State::kAdds) {
       const A divisor = args.template divisor_of<A>(place.row, place.column);
 #pragma unroll
-      for (int v = 0; v < V; ++v) state[v].value /= divisor;
+      for (int v = 0; v < V; ++v) state[v].finish(divisor, args.template whole<A>());
     }
     write_wide<T>(args, args.output_at(place.outer, place.row, place.column) + channel, state);
   }
@@ -381,6 +383,16 @@ inline void pool_avg(const PoolParams& p, const Stream& stream, const PoolLimits
   with_element(p.dtype, [&](auto element) {
     using T = decltype(element);
     launch_forward<T, Sum<Accumulate<T>>>(call);
+  });
+}
+
+// Where the divisor is 1 sums are what they are, and where it is 0 windows count as whole ones.
+inline void pool_l2(const PoolParams& p, const Stream& stream, const PoolLimits& limits = {}) {
+  PoolLauncher call = {p, stream, limits};
+  if (common_divisor(p) == static_cast<double>(p.h.kernel * p.w.kernel)) call.p.divisor = 1;
+  with_element(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    launch_forward<T, Squares<Accumulate<T>>>(call);
   });
 }
 

@@ -15,6 +15,22 @@ struct Sum {
   static __device__ __forceinline__ Sum nothing(uint32_t) { return {0}; }
   __device__ __forceinline__ void take(A x, uint32_t) { value += x; }
   __device__ __forceinline__ void join(const Sum& other) { value += other.value; }
+  // Of a window whose elements count as `divisor`, where whole windows have `whole`.
+  __device__ __forceinline__ void finish(A divisor, A) { value /= divisor; }
+};
+
+// The root of the sum of squares; of a window cut short as if it went on with the same mean.
+template <class A>
+struct Squares {
+  using Value = A;
+  static constexpr bool kAdds = true, kTracks = false;
+
+  A value;
+  static __device__ __forceinline__ A outside() { return 0; }
+  static __device__ __forceinline__ Squares nothing(uint32_t) { return {0}; }
+  __device__ __forceinline__ void take(A x, uint32_t) { value += x * x; }
+  __device__ __forceinline__ void join(const Squares& other) { value += other.value; }
+  __device__ __forceinline__ void finish(A divisor, A whole) { value = sqrt(value / divisor * whole); }
 };
 
 // NaN is larger than every number.

@@ -14,6 +14,21 @@ struct Cuda {
   void max_indices(PoolParams& p) const { pool_max_indices(p, guard.stream()); }
   void avg(PoolParams& p) const { pool_avg(p, guard.stream()); }
   void avg_backward(PoolParams& p) const { pool_avg_backward(p, guard.stream()); }
+  void l2(PoolParams& p) const { pool_l2(p, guard.stream()); }
+  void stochastic(PoolParams& p) const { pool_stochastic(p, guard.stream()); }
+  void weighted(PoolParams& p) const { pool_weighted(p, guard.stream()); }
+  double least(PoolParams&) const { return 0; }  // to know it somebody would have to wait for the GPU
+  std::optional<int64_t> unpool_scatter(UnpoolParams& p) const {
+    const int64_t bytes = unpool_scratch(p);
+    const Tensor reaches = torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte,
+                                                torch::headeronly::Layout::Strided, guard.device());
+    fastconv::unpool_scatter(p, reaches.mutable_data_ptr(), guard.stream());
+    return std::nullopt;
+  }
+  std::optional<int64_t> unpool_gather(UnpoolParams& p) const {
+    fastconv::unpool_gather(p, guard.stream());
+    return std::nullopt;
+  }
 
   CudaGuard guard;
 };
@@ -29,6 +44,11 @@ STABLE_TORCH_LIBRARY_IMPL(fastconv, CUDA, m) {
   m.impl("_max_pool_pick", TORCH_BOX(&Operators::max_pool_pick));
   m.impl("avg_pool", TORCH_BOX(&Operators::avg_pool));
   m.impl("_avg_pool_grad", TORCH_BOX(&Operators::avg_pool_grad));
+  m.impl("_l2_pool", TORCH_BOX(&Operators::l2_pool));
+  m.impl("_stochastic_pool", TORCH_BOX(&Operators::stochastic_pool));
+  m.impl("_stochastic_pool_mean", TORCH_BOX(&Operators::stochastic_pool_mean));
+  m.impl("max_unpool", TORCH_BOX(&Operators::max_unpool));
+  m.impl("_max_unpool_grad", TORCH_BOX(&Operators::max_unpool_grad));
 }
 
 }  // namespace fastconv

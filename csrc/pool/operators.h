@@ -88,7 +88,7 @@ struct PoolOperators {
     Tensor ids;
     Tensor output = forward(&Device::stochastic, input, a, &ids, [&](PoolParams& p) {
       check_not_negative(a, Device(a.op.c_str(), input), p);
-      p.seed = static_cast<uint64_t>(*static_cast<const int64_t*>(seed.const_data_ptr()));
+      p.seed = static_cast<const int64_t*>(seed.const_data_ptr());
     });
     return {output, ids};
   }

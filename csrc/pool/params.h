@@ -80,8 +80,8 @@ struct PoolParams {
   double divisor;
   bool padding_counts;
 
-  // stochastic: of the draws; and the smallest element of the input, NaN where there is one.
-  uint64_t seed;
+  // stochastic: of the draws, where the tensors are; and the smallest element of the input, NaN where there is one.
+  const int64_t* seed;
   double* least;
 
   int threads;

@@ -76,7 +76,7 @@ struct Drawn {
   }
 };
 
-// sum(x^2) / sum(x), or zero where all are zero. In evaluation.
+// sum(x^2) / sum(x), or zero where all are zero and infinite where one is. In evaluation.
 template <class K>
 struct Weighted {
   using A = typename K::Element;
@@ -89,9 +89,13 @@ struct Weighted {
     const Vec<A> inverse = finite<A>(1 / all.sum);
     Weighted mean = {Vec<A>{}};
     each([&](Vec<A> x, Lanes<A>) { mean.value += x * (x * all.scale * inverse); });
+    mean.value = choose(greater(all.sum, splat(kLargestFinite<A>)), all.sum, mean.value);
     return mean;
   }
 };
+
+// Means have none.
+inline uint64_t seed_of(const PoolParams& p) { return p.seed ? static_cast<uint64_t>(*p.seed) : 0; }
 
 template <class T, class Result>
 struct StochasticPixels {
@@ -102,6 +106,7 @@ struct StochasticPixels {
 
   static void run(const PoolParams& p, void* memory) {
     const Reach* columns = all_reaches(p.w, memory);
+    const uint64_t seed = seed_of(p);
     const uint64_t windows = static_cast<uint64_t>(p.h.outputs * p.w.outputs);  // of a plane
     parallel_for(p.threads, p.N * p.h.outputs, [&](int64_t row, int) {
       const int64_t n = row / p.h.outputs, o = row % p.h.outputs;
@@ -120,7 +125,7 @@ struct StochasticPixels {
           };
           const uint64_t position =
               static_cast<uint64_t>(n * p.C + c) * windows + static_cast<uint64_t>(o * p.w.outputs + q);
-          const auto result = Result::of(each, h.begin * p.w.kernel + w.begin, p.seed, position, windows);
+          const auto result = Result::of(each, h.begin * p.w.kernel + w.begin, seed, position, windows);
           write<T>(p, (row * p.w.outputs + q) * p.C + c, result, lanes);
         }
       }
@@ -172,6 +177,7 @@ struct StochasticRows {
   static void run(const PoolParams& p, void* memory) {
     const Shape shape(p);
     const Reach* columns = all_reaches(p.w, memory);
+    const uint64_t seed = seed_of(p);
     A* lines = reinterpret_cast<A*>(static_cast<char*>(memory) + table_bytes(p));
     const int64_t rows = p.N * p.C * p.h.outputs, per_item = rows_of_item(p, rows, p.w.size * p.h.kernel);
     parallel_for(p.threads, (rows + per_item - 1) / per_item, [&](int64_t item, int thread) {
@@ -201,7 +207,7 @@ struct StochasticRows {
             }
           };
           const int64_t at = row * p.w.outputs + q;
-          auto result = Result::of(each, h.begin * p.w.kernel, p.seed, static_cast<uint64_t>(at), 1);
+          auto result = Result::of(each, h.begin * p.w.kernel, seed, static_cast<uint64_t>(at), 1);
           if constexpr (Result::kTracks) {
             // Windows of zeros name their first tap that is no padding.
             const Mask<A> something = greater(result.value, Vec<A>{});

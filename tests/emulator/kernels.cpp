@@ -35,7 +35,8 @@ extern "C" const char* emulated_transpose_64(const void* input, void* output, in
 // PoolLimits.
 extern "C" const char* emulated_pool(const char* name, int64_t dtype, int64_t channels_last, int64_t N, int64_t C,
                                      const int64_t* axes, void* input, void* output, void* ids, int64_t id_bytes,
-                                     void* indices, int64_t divisor, int64_t padding_counts, const int64_t* limits) {
+                                     void* indices, int64_t divisor, int64_t padding_counts, void* seed,
+                                     const int64_t* limits) {
   return error_of([&] {
     using namespace fastconv;
     const auto axis = [](const int64_t* a) { return PoolAxis{a[0], a[1], a[2], a[3], a[4], a[5], a[6] != 0}; };
@@ -53,16 +54,57 @@ extern "C" const char* emulated_pool(const char* name, int64_t dtype, int64_t ch
     p.indices = static_cast<int64_t*>(indices);
     p.divisor = static_cast<double>(divisor);
     p.padding_counts = padding_counts != 0;
+    p.seed = static_cast<const int64_t*>(seed);
     constexpr struct {
       const char* name;
       void (*run)(const PoolParams&, const Stream&, const PoolLimits&);
     } kOperators[] = {
-        {"max", pool_max},           {"max_backward", pool_max_backward},
-        {"max_pick", pool_max_pick}, {"max_indices", pool_max_indices},
-        {"avg", pool_avg},           {"avg_backward", pool_avg_backward},
+        {"max", pool_max},
+        {"max_backward", pool_max_backward},
+        {"max_pick", pool_max_pick},
+        {"max_indices", pool_max_indices},
+        {"avg", pool_avg},
+        {"avg_backward", pool_avg_backward},
+        {"l2", pool_l2},
+        {"stochastic", pool_stochastic},
+        {"weighted", pool_weighted},
     };
     for (const auto& op : kOperators)
       if (std::strcmp(op.name, name) == 0) return op.run(p, {"pool", 0, nullptr}, {limits[0], limits[1], limits[2]});
     throw std::invalid_argument(std::string("no operator ") + name);
   });
+}
+
+// Unpooling: planes from values (`scatters`), or values from planes.
+extern "C" const char* emulated_unpool(int64_t scatters, int64_t element_bytes, int64_t channels_last, int64_t N,
+                                       int64_t C, int64_t windows, int64_t positions, const int64_t* indices,
+                                       void* values, void* planes, void* reaches, const int64_t* limits) {
+  return error_of([&] {
+    using namespace fastconv;
+    UnpoolParams p = {};
+    p.element_bytes = static_cast<int>(element_bytes);
+    p.channels_last = channels_last != 0;
+    p.N = N;
+    p.C = C;
+    p.windows = windows;
+    p.positions = positions;
+    p.indices = indices;
+    p.values = values;
+    p.planes = planes;
+    const PoolLimits at = {limits[0], limits[1], 0};
+    const Stream stream = {"max_unpool2d", 0, nullptr};
+    if (scatters) return unpool_scatter(p, reaches, stream, at);
+    unpool_gather(p, stream, at);
+  });
+}
+
+extern "C" int64_t emulated_unpool_scratch(int64_t channels_last, int64_t N, int64_t C, int64_t windows,
+                                           int64_t positions, const int64_t* limits) {
+  fastconv::UnpoolParams p = {};
+  p.channels_last = channels_last != 0;
+  p.N = N;
+  p.C = C;
+  p.windows = windows;
+  p.positions = positions;
+  return fastconv::unpool_scratch(p, {limits[0], limits[1], 0});
 }
