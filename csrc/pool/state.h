@@ -173,8 +173,8 @@ inline auto joined(State state) {
 
 // ---- ids in memory ----
 
-// The lower bits of each lane. With AVX-512 that is an instruction for which g++ takes the lanes apart: a row of 28
-// windows of 2x2 with ids took 77 cycles so.
+// The lower bits of each lane. These are a few instructions, for which g++ takes the lanes apart: a row of 28 windows of
+// 2x2 with ids took 77 cycles so with AVX-512.
 template <class Id, class A>
 inline auto narrow_ids(Lanes<A> v) {
   typedef Id Narrow __attribute__((vector_size(sizeof(Id) * kLanes<A>)));
@@ -186,6 +186,19 @@ inline auto narrow_ids(Lanes<A> v) {
   else if constexpr (sizeof(Id) == 1)
     return bits_as<Narrow>(_mm_cvtsi128_si64(_mm512_maskz_cvtepi64_epi8(0xff, bits_as<__m512i>(v))));
   else
+#elif defined(__AVX2__)
+  const __m256i lanes = bits_as<__m256i>(v & static_cast<Id>(~Id{0}));
+  if constexpr (sizeof(Id) < 4 && sizeof(A) == 4) {
+    const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1));
+    if constexpr (sizeof(Id) == 2)
+      return bits_as<Narrow>(halves);
+    else
+      return bits_as<Narrow>(_mm_cvtsi128_si64(_mm_packus_epi16(halves, halves)));
+  } else if constexpr (sizeof(Id) == 1) {
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1));
+    const __m128i halves = _mm_packus_epi32(words, words);  // every second of the words is zero
+    return bits_as<Narrow>(_mm_cvtsi128_si32(_mm_packus_epi16(halves, halves)));
+  } else
 #endif
     return __builtin_convertvector(v, Narrow);
 }
@@ -225,6 +238,10 @@ inline Mask<A> ids_equal(const Id* ids, Id tap) {
     return {_mm_cmpeq_epi8_mask(bits_as<__m128i>(narrow), _mm_set1_epi8(static_cast<char>(tap)))};
   if constexpr (sizeof narrow == 32 && sizeof(Id) == 2)
     return {_mm256_cmpeq_epi16_mask(bits_as<__m256i>(narrow), _mm256_set1_epi16(static_cast<short>(tap)))};
+#elif defined(__AVX2__)
+  if constexpr (sizeof(Id) == 1 && sizeof(A) == 4)
+    return equal(bits_as<Lanes<A>>(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bits_as<int64_t>(narrow)))),
+                 Wide<A>::all_ids(tap));
 #endif
   return equal(__builtin_convertvector(narrow, Lanes<A>), Wide<A>::all_ids(tap));
 }

@@ -15,21 +15,29 @@ struct Strips {
   using Numbers = typename NumbersOf<State>::type;
   static constexpr int L = kLanes<A>;
 
-  // Vectors that are read of a row for L windows. At a stride of 1 each is a tap. At a stride of 2 they are neighbours:
-  // tap 0 is every second element of the first two, tap 1 are the elements between them, and tap 2 is tap 0 of the
-  // window after.
-  static constexpr int kLoads = K;
-  static constexpr int offset(int i) { return Stride == 1 ? i : i * L; }
+  // Vectors that are read of a row for L windows. At a stride of 1 each is a tap. At a stride of 2 tap 0 is every second
+  // element of the first two, which are neighbours, and tap 1 are the elements between them. Tap 2 is tap 0 of the
+  // window after: its lanes moved by one if they are in order, else it is read anew, two elements further on.
+  static constexpr bool kReadsAnew = K == 3 && Stride == 2 && !kOrdered<A>;
+  static constexpr int kLoads = kReadsAnew ? 4 : K;
+  static constexpr int offset(int i) {
+    return Stride == 1 ? i : kReadsAnew && i >= 2 ? (i - 2) * L + 2 : i * L;
+  }
+  // Where windows lie two apart their lanes are in the order of some_even_lanes.
+  template <class V>
+  static V ordered(V v) {
+    return Stride == 1 ? v : in_order<A>(v);
+  }
 
   // The windows of a vector, the same in every row.
   struct Block {
     int64_t q;
     int windows;
-    bool whole;  // all that is read lies in the row
+    bool whole;  // there are L windows, and all that is read lies in the row
     Window<T> within[kLoads];
     Mask<A> inside[kLoads];
-    Lanes<A> first;  // the first tap that is in the input, in a row of taps
-    Vec<A> counts;   // what the means divide by, as far as the columns decide
+    Lanes<A> first;  // the first tap that is in the input, in a row of taps; not `ordered`
+    Vec<A> counts;   // what the means divide by, as far as the columns decide; ordered
   };
   static int64_t blocks(const PoolParams& p) { return (p.w.outputs + L - 1) / L; }
   static int64_t scratch(const PoolParams& p) { return blocks(p) * static_cast<int64_t>(sizeof(Block)); }
@@ -38,7 +46,7 @@ struct Strips {
     Block block = {};
     block.q = q;
     block.windows = windows;
-    block.whole = true;
+    block.whole = windows == L;
     Lanes<A> lane;
     for (int i = 0; i < L; ++i) lane[i] = static_cast<typename LanesOf<A>::type>(i);
     for (int i = 0; i < kLoads; ++i) {
@@ -54,21 +62,23 @@ struct Strips {
       block.first[i] = static_cast<typename LanesOf<A>::type>(p.w.begin(o));
       block.counts[i] = static_cast<A>(p.w.count(o, p.padding_counts));
     }
+    block.first = ordered(block.first);  // and so no longer
     return block;
   }
 
   // Tap s of all windows, of what has been read.
-  template <int Tap, class V>
-  static V tap(const V* v) {
-    using All = std::make_integer_sequence<int, L>;
+  template <int Tap>
+  static Vec<A> tap(const Vec<A>* v) {
     if constexpr (Stride == 1)
       return v[Tap];
     else if constexpr (Tap == 0)
-      return even_lanes(v[0], v[1], All{});
+      return some_even_lanes<A>(v[0], v[1]);
     else if constexpr (Tap == 1)
-      return odd_lanes(v[0], v[1], All{});
+      return some_odd_lanes<A>(v[0], v[1]);
+    else if constexpr (kReadsAnew)
+      return some_even_lanes<A>(v[2], v[3]);
     else
-      return lanes_from<1, A>(even_lanes(v[0], v[1], All{}), v[2]);
+      return lanes_from<1, A>(some_even_lanes<A>(v[0], v[1]), v[2]);
   }
 
   // One row of the windows: `x` is the first position of the first one, an id is a column. `nan`: where a NaN was read.
@@ -76,14 +86,14 @@ struct Strips {
   static Any join_columns(const Block& block, const T* x, Mask<A>& nan) {
     using Kind = typename Any::Kind;
     Vec<A> v[kLoads];
-#pragma GCC unroll 3
+#pragma GCC unroll 4
     for (int i = 0; i < kLoads; ++i) {
       v[i] = Whole ? load(x + offset(i)) : load(x + offset(i), block.within[i]);
       if (!Whole && !kAdds<Any>) v[i] = choose(block.inside[i], v[i], Any::nothing().value);
     }
     if constexpr (!std::is_same_v<Any, State>) {
       nan = nan | either_nan(v[0], v[1]);
-      if (kLoads == 3) nan = nan | is_nan(v[2]);
+      if (K == 3) nan = nan | is_nan(v[kLoads - 1]);
     }
     Any state = Any::nothing(0);
     if constexpr (Any::kTracks && !Whole) state.id = block.first;
@@ -103,10 +113,12 @@ struct Strips {
     double common;        // what all means divide by, else 0
   };
 
-  // The windows of a block, from row to row: rows that the next windows look at too stay in registers.
-  template <class Any, bool Whole>
+  // The windows of a block, from row to row: rows that the next windows look at too stay in registers. Full: there are L
+  // windows; a function called to store fewer would keep the loop from having anything in registers.
+  template <class Any, bool Whole, bool Full>
   static Mask<A> run_block(const PoolParams& p, const Block& block, const Piece& piece) {
     constexpr int kKept = K > Stride ? K - Stride : 0;
+    const int64_t H = p.h.size, W = p.w.size, Q = p.w.outputs;
     const T* x = piece.plane + p.w.first(block.q);
     const Vec<A> scale = splat(static_cast<A>(1 / piece.common));
     Mask<A> nan = {};
@@ -114,13 +126,13 @@ struct Strips {
     Any none = Any::nothing(K);
     if constexpr (Any::kTracks) none.id += block.first;
     const auto join_row = [&](int64_t h) {
-      return h >= 0 && h < p.h.size ? join_columns<Any, Whole>(block, x + h * p.w.size, nan) : none;
+      return h >= 0 && h < H ? join_columns<Any, Whole>(block, x + h * W, nan) : none;
     };
-    int64_t h = p.h.first(piece.o);
+    int64_t h = p.h.first(piece.o), at = piece.row * Q + block.q;
     Any rows[K];
 #pragma GCC unroll 2
     for (int r = 0; r < kKept; ++r) rows[r] = join_row(h++);
-    for (int64_t o = piece.o; o < piece.end; ++o) {
+    for (int64_t o = piece.o; o < piece.end; ++o, at += Q) {
 #pragma GCC unroll 3
       for (int r = kKept; r < K; ++r) rows[r] = join_row(h++);
       Any state = rows[0];
@@ -134,19 +146,23 @@ struct Strips {
       }
 #pragma GCC unroll 2
       for (int r = 0; r < kKept; ++r) rows[r] = rows[r + Stride];
+      state.value = ordered(state.value);
+      if constexpr (Any::kTracks) state.id = ordered(state.id);
       if constexpr (kAdds<Any>) {
         if (piece.common != 0)
           state.value *= scale;
         else
           state.value /= block.counts * splat(static_cast<A>(p.h.count(o, p.padding_counts)));
       }
-      write<T>(p, (piece.row + o - piece.o) * p.w.outputs + block.q, state, block.windows);
+      write<T>(p, at, state, Full ? L : block.windows);
     }
     return nan;
   }
   template <class Any>
   static Mask<A> run_block(const PoolParams& p, const Block& block, const Piece& piece) {
-    return block.whole ? run_block<Any, true>(p, block, piece) : run_block<Any, false>(p, block, piece);
+    if (block.whole) return run_block<Any, true, true>(p, block, piece);
+    return block.windows == L ? run_block<Any, false, true>(p, block, piece)
+                              : run_block<Any, false, false>(p, block, piece);
   }
 
   static void run(const PoolParams& p, void* memory) {
