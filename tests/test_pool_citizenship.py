@@ -343,7 +343,8 @@ NAMES = ["max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_max_p
 def test_samples(name: str, dtype: torch.dtype) -> None:
     rounding = {torch.bfloat16: 2**-7, torch.float16: 2**-10}.get(dtype, 1e-5)
     count = 0
-    for sample in OPERATORS[name].sample_inputs("cpu", dtype, requires_grad=True):
+    samples = list(OPERATORS[name].sample_inputs("cpu", dtype, requires_grad=True))
+    for sample in samples if dtype == torch.float32 or len(samples) < 50 else samples[::7]:
         results, grad = [], None
         for module, input in ((fastconv, sample.input), (F, sample.input.detach().double().requires_grad_())):
             output = as_tuple(getattr(module, name)(input, *sample.args, **sample.kwargs))

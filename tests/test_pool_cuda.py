@@ -601,7 +601,7 @@ def test_products_beyond_32_bits(emulator: Emulator, axis: Axis) -> None:
         emulator.launched()
         address = ctypes.c_void_p(output.address)
         with pytest.raises(KernelError, match="pool_pixels<float, Sum<float>, 1, long>"):
-            emulator.call("emulated_pool", b"avg", 0, 0, 1, 1, fields, null, address, null, 0, null, 0, 1, limits)
+            emulator.call("emulated_pool", b"avg", 0, 0, 1, 1, fields, null, address, null, 0, null, 0, 1, null, limits)
 
 
 @pytest.mark.parametrize(

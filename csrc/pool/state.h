@@ -173,8 +173,8 @@ inline auto joined(State state) {
 
 // ---- ids in memory ----
 
-// The lower bits of each lane. These are a few instructions, for which g++ takes the lanes apart: a row of 28 windows of
-// 2x2 with ids took 77 cycles so with AVX-512.
+// The lower bits of each lane. These are a few instructions, for which g++ takes the lanes apart: a row of 28 windows
+// of 2x2 with ids took 77 cycles so with AVX-512.
 template <class Id, class A>
 inline auto narrow_ids(Lanes<A> v) {
   typedef Id Narrow __attribute__((vector_size(sizeof(Id) * kLanes<A>)));

@@ -15,14 +15,12 @@ struct Strips {
   using Numbers = typename NumbersOf<State>::type;
   static constexpr int L = kLanes<A>;
 
-  // Vectors that are read of a row for L windows. At a stride of 1 each is a tap. At a stride of 2 tap 0 is every second
-  // element of the first two, which are neighbours, and tap 1 are the elements between them. Tap 2 is tap 0 of the
-  // window after: its lanes moved by one if they are in order, else it is read anew, two elements further on.
-  static constexpr bool kReadsAnew = K == 3 && Stride == 2 && !kOrdered<A>;
+  // Vectors that are read of a row for L windows. At a stride of 1 each is a tap. At a stride of 2 tap 0 is every
+  // second element of the first two, which are neighbours, and tap 1 are the elements between them. Tap 2 is tap 0 of
+  // the window after: its lanes moved by one if they are in order, else it is read anew, two elements further on.
+  static constexpr bool kReadsAnew = K == 3 && Stride == 2 && !kOrdered;
   static constexpr int kLoads = kReadsAnew ? 4 : K;
-  static constexpr int offset(int i) {
-    return Stride == 1 ? i : kReadsAnew && i >= 2 ? (i - 2) * L + 2 : i * L;
-  }
+  static constexpr int offset(int i) { return Stride == 1 ? i : kReadsAnew && i >= 2 ? (i - 2) * L + 2 : i * L; }
   // Where windows lie two apart their lanes are in the order of some_even_lanes.
   template <class V>
   static V ordered(V v) {
@@ -113,8 +111,8 @@ struct Strips {
     double common;        // what all means divide by, else 0
   };
 
-  // The windows of a block, from row to row: rows that the next windows look at too stay in registers. Full: there are L
-  // windows; a function called to store fewer would keep the loop from having anything in registers.
+  // The windows of a block, from row to row: rows that the next windows look at too stay in registers. Full: there are
+  // L windows; a function called to store fewer would keep the loop from having anything in registers.
   template <class Any, bool Whole, bool Full>
   static Mask<A> run_block(const PoolParams& p, const Block& block, const Piece& piece) {
     constexpr int kKept = K > Stride ? K - Stride : 0;
