@@ -53,14 +53,11 @@ def measure(dtypes: Iterable[str], threads: Iterable[int]) -> tuple[Bandwidth, P
         for count in threads:
             torch.set_num_threads(count)
             bandwidth[count] = {2 * size: 2 * size / copy_seconds(size) for size in COPIES}
-            single = max(matrix_peak(torch.float32), register_peak(False, count))
             for dtype in peak:
-                if dtype == "float32":
-                    peak[dtype][count] = single
-                elif dtype == "float64":
-                    peak[dtype][count] = max(matrix_peak(torch.float64), register_peak(True, count))
-                else:  # 16-bit values can always be computed with as float32
-                    peak[dtype][count] = max(matrix_peak(getattr(torch, dtype)), single)
+                own = matrix_peak(getattr(torch, dtype))
+                peak[dtype][count] = max(own, register_peak(dtype == "float64", count))
+            for dtype in {"bfloat16", "float16"} & peak.keys():  # can always be computed with as float32
+                peak[dtype][count] = max(peak[dtype][count], peak.get("float32", {}).get(count, 0))
     finally:
         torch.set_num_threads(before)
     return bandwidth, peak

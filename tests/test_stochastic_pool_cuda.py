@@ -22,7 +22,6 @@ from test_pool_cuda import (
 
 __all__ = ["emulator"]
 
-TORCH = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PLAIN = [case for case in CASES if not (case.h.adapts or case.w.adapts or case.h.ceil or case.w.ceil)]
 
 
@@ -34,7 +33,7 @@ def draw_input(case: Case, seed: int = 0) -> np.ndarray:
 
 def expected(case: Case, x: np.ndarray, dtype: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     windows = {name: [getattr(axis, name) for axis in (case.h, case.w)] for name in ("kernel", "stride", "padding")}
-    values, indices = reference.stochastic_pool(torch.from_numpy(x).to(TORCH[dtype]), seed, **windows)
+    values, indices = reference.stochastic_pool(torch.from_numpy(x).to(getattr(torch, dtype)), seed, **windows)
     return values.numpy(), indices.numpy()
 
 

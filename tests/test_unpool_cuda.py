@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from emulated import Emulator, emulator
+from test_pool_cuda import BOTH_LAYOUTS
 
 __all__ = ["emulator"]
 
-BOTH_LAYOUTS = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 WIDTHS = pytest.mark.parametrize("bits", [np.uint16, np.uint32, np.uint64], ids=lambda t: t.__name__)
 
 

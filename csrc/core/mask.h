@@ -120,6 +120,10 @@ template <class V>
 inline MaskOf<V> is_nan(V a) {
   return {bits_as<Lanes<typename ElementOf<V>::type>>(a != a)};
 }
+template <class V>
+inline V larger(V a, V b) {
+  return a > b ? a : b;
+}
 #if defined(__AVX2__)
 inline Mask<float> either_nan(Vec<float> a, Vec<float> b) {
   return {bits_as<Lanes<float>>(_mm256_cmp_ps(a, b, _CMP_UNORD_Q))};
@@ -131,23 +135,6 @@ template <class A>
 inline bool any(Mask<A> m) {
   return !_mm256_testz_si256(bits_as<__m256i>(m.lanes), bits_as<__m256i>(m.lanes));
 }
-#else
-template <class V>
-inline MaskOf<V> either_nan(V a, V b) {
-  return is_nan(a) | is_nan(b);
-}
-template <class A>
-inline bool any(Mask<A> m) {
-  typename LanesOf<A>::type all = 0;
-  for (int i = 0; i < kLanes<A>; ++i) all |= m.lanes[i];
-  return all != 0;
-}
-#endif
-template <class V>
-inline V larger(V a, V b) {
-  return a > b ? a : b;
-}
-#if defined(__AVX2__)
 // g++ compares `m.lanes` with zero, twice.
 inline Vec<float> choose(Mask<float> m, Vec<float> a, Vec<float> b) {
   return _mm256_blendv_ps(b, a, bits_as<__m256>(m.lanes));
@@ -160,6 +147,16 @@ inline Lanes<A> choose(Mask<A> m, Lanes<A> a, Lanes<A> b) {
   return bits_as<Lanes<A>>(choose(m, bits_as<Vec<A>>(a), bits_as<Vec<A>>(b)));
 }
 #else
+template <class V>
+inline MaskOf<V> either_nan(V a, V b) {
+  return is_nan(a) | is_nan(b);
+}
+template <class A>
+inline bool any(Mask<A> m) {
+  typename LanesOf<A>::type all = 0;
+  for (int i = 0; i < kLanes<A>; ++i) all |= m.lanes[i];
+  return all != 0;
+}
 template <class A>
 inline Vec<A> choose(Mask<A> m, Vec<A> a, Vec<A> b) {
   return m.lanes ? a : b;

@@ -186,22 +186,6 @@ inline void store_half_partial(T* p, Vec<float> v, int n) {
   _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << n) - 1), bits_as<__m256i>(narrow(v, T{})));
 }
 template <>
-inline Vec<float> load_partial(const bfloat16* p, int n) {
-  return load_half_partial(p, n);
-}
-template <>
-inline Vec<float> load_partial(const float16* p, int n) {
-  return load_half_partial(p, n);
-}
-template <>
-inline void store_partial(bfloat16* p, Vec<float> v, int n) {
-  store_half_partial(p, v, n);
-}
-template <>
-inline void store_partial(float16* p, Vec<float> v, int n) {
-  store_half_partial(p, v, n);
-}
-template <>
 inline Vec<float> load_partial(const float* p, int n) {
   return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
 }
@@ -218,8 +202,8 @@ inline void store_partial(double* p, Vec<double> v, int n) {
   _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), v);
 }
 #elif defined(__AVX2__)
-// Masked loads are as fast as others here, masked stores some ten times slower: those are done in pieces, as everything
-// of 16-bit types is. (16 maxima of 13x13 windows in rows of 19 columns took 130 ns with loops and take 50.)
+// Masked loads are as fast as others; masked stores are slow on some processors, and done in pieces, as everything of
+// 16-bit types is. (16 maxima of 13x13 windows in rows of 19 columns took 130 ns with loops and take 50.)
 constexpr int32_t kFirstLanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
 template <>
 inline Vec<float> load_partial(const float* p, int n) {
@@ -297,6 +281,8 @@ template <class T>
   }
   if (n & 1) __builtin_memcpy(p, &part, 2);
 }
+#endif
+#if defined(__AVX2__)
 template <>
 inline Vec<float> load_partial(const bfloat16* p, int n) {
   return load_half_partial(p, n);

@@ -3,7 +3,9 @@
 `make gpu-check` runs them. `@pytest.mark.kernels("name", ...)` says which CUDA kernels a test exercises; a
 kernel counts as passed (docs/gpu-status.md) when every test that names it has."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,3 +41,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.user_properties += [("kernel", name) for name in mark.args]
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def capture() -> Callable[[Callable[[], Any]], tuple[torch.cuda.CUDAGraph, Any]]:
+    """Captures a step, once run beforehand on a stream of its own, into a graph; gives the graph and what the step
+    returned. The capture fails where anything waits for the GPU."""
+
+    def capture(step: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = step()
+        return graph, result
+
+    return capture

@@ -1,6 +1,8 @@
 """Stochastic and lp pooling on a GPU, against the same operators on the CPU: draws of the same seed bit for bit. The
 kernels' arithmetic is tested on any machine by test_stochastic_pool_cuda.py."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from layouts import LAYOUTS
@@ -79,17 +81,10 @@ def test_the_seed_is_drawn_on_the_gpu() -> None:
 
 
 @DRAWS
-def test_graph_capture() -> None:
+def test_graph_capture(capture: Callable) -> None:
     """Every replay draws anew, and what it draws are elements of the windows."""
     x = values((2, 8, 16, 16), torch.float32).to(DEVICE)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        fastconv.stochastic_pool2d(x, 2)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output, indices = fastconv.stochastic_pool2d(x, 2, return_indices=True)
+    graph, (output, indices) = capture(lambda: fastconv.stochastic_pool2d(x, 2, return_indices=True))
     seen = []
     for _ in range(2):
         graph.replay()
@@ -118,7 +113,7 @@ def test_windows_with_what_cannot_be_drawn(value: float, training: bool) -> None
 @pytest.mark.parametrize("windows", [(2,), (3, 2), (3, 2, True), (13, 1), (17, 17)], ids=str)
 @pytest.mark.parametrize("norm", [2, 1, 3.5, torch.inf])
 def test_lp(norm: float, windows: tuple, dtype: torch.dtype, layout: str) -> None:
-    for size in ((2, 16, 28, 24), (3, 5, 17, 19)):
+    for size in SIZES:
         x = values(size, dtype).requires_grad_()
         mine = LAYOUTS[layout](x.detach().to(DEVICE)).requires_grad_()
         wanted, output = fastconv.lp_pool2d(x, norm, *windows), fastconv.lp_pool2d(mine, norm, *windows)

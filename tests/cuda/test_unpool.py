@@ -2,6 +2,8 @@
 
 The kernels' indexing is tested on any machine by test_unpool_cuda.py."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -65,8 +67,8 @@ def test_wrong_indices_are_left_out(layout: str) -> None:
 
 @ALL
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_graph_capture(layout: str) -> None:
-    """Forward and backward; the capture fails where anything waits for the GPU."""
+def test_graph_capture(layout: str, capture: Callable) -> None:
+    """Forward and backward."""
     values, indices = F.max_pool2d(torch.rand(2, 24, 14, 14, device=DEVICE), 2, return_indices=True)
     x, where = LAYOUTS[layout](values).requires_grad_(), LAYOUTS[layout](indices)
 
@@ -74,14 +76,7 @@ def test_graph_capture(layout: str) -> None:
         output = fastconv.max_unpool2d(x, where, 2)
         return output, torch.autograd.grad(output.square().sum(), x)[0]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output, grad = step()
+    graph, (output, grad) = capture(step)
     for _ in range(2):
         with torch.no_grad():
             x.copy_(torch.randn_like(x))
