@@ -346,7 +346,8 @@ void channel_micro(const A* x, int64_t x_channel, int64_t x_pixel, int64_t chann
 #pragma GCC unroll 4
           for (int v = 0; v < KV; ++v) {
             b[v] = load(weight + v * L);
-            __builtin_prefetch(reinterpret_cast<const char*>(weight + v * L) + kWeightsAhead);
+            if (v * kVecBytes % kCacheLine == 0)
+              __builtin_prefetch(reinterpret_cast<const char*>(weight + v * L) + kWeightsAhead);
           }
 #pragma GCC unroll 16
           for (int i = 0; i < PX; ++i) {
@@ -408,10 +409,34 @@ ChannelMicro<A> channel_micro_of(int kv, Source from, int pixels) {
                    : channel_micro_of<A, 3>(from, pixels);
 }
 
+// Where packed weights of a tap are: of a block of L input channels, slot first[tap] + block * step[tap]. Otherwise the
+// taps of a block follow each other, but of a spread-out input each residue's taps and blocks do: what a register tile
+// reads is then one run, and fetched ahead as such.
+struct TapSlots {
+  static constexpr int64_t kMost = 256;
+  int64_t taps;
+  bool sorted;
+  int32_t first[kMost], step[kMost];
+
+  static bool sorts(const ConvParams& p) { return spread(p) && p.R * p.S <= kMost; }
+  TapSlots(const ConvParams& p, int64_t blocks) : taps(p.R * p.S), sorted(sorts(p)) {
+    for (int64_t tap = 0; sorted && tap < taps; ++tap) {
+      const ResidueTap h = residue_tap(tap / p.S, p.R, p.up_h, p.dilation_h);
+      const ResidueTap w = residue_tap(tap % p.S, p.S, p.up_w, p.dilation_w);
+      first[tap] = static_cast<int32_t>((h.begin * p.S + h.count * w.begin) * blocks + h.index * w.count + w.index);
+      step[tap] = static_cast<int32_t>(h.count * w.count);
+    }
+  }
+  int64_t at(int64_t tap, int64_t block) const {
+    return sorted ? first[tap] + block * step[tap] : block * taps + tap;
+  }
+};
+
 // The weights of one input channel and up to L output channels, `count` elements in one run of [channel][Taps], as
-// to[tap * step].
+// to[slot * L * k_block].
 template <class A, int Taps, class T>
-void channel_pack_run(const T* from, int64_t count, bool backwards, A* to, int64_t step) {
+void channel_pack_run(const T* from, int64_t count, bool backwards, const TapSlots& slots, int64_t block, A* to,
+                      int64_t k_block) {
   constexpr int L = kLanes<A>;
   Vec<A> v[Taps];
 #pragma GCC unroll 8
@@ -419,15 +444,17 @@ void channel_pack_run(const T* from, int64_t count, bool backwards, A* to, int64
     v[i] = load_strided(from + i * L, 1, static_cast<int>(max64(0, min64(L, count - i * L))));
   deinterleave<A, Taps>(v);
 #pragma GCC unroll 8
-  for (int i = 0; i < Taps; ++i) store(to + (backwards ? Taps - 1 - i : i) * step, v[i]);
+  for (int i = 0; i < Taps; ++i)
+    store(to + slots.at(backwards ? Taps - 1 - i : i, block) * (L * k_block), v[i]);
 }
 
 // Weights of output channels [k0, k0 + k_block) and input channels [c0, c0 + c_pass) of group g as
-// to[c / L][tap][c % L][k_block], zero beyond K and C.
+// to[slot][c % L][k_block], zero beyond K and C.
 template <class T, class A>
 void channel_pack(const ConvParams& p, int64_t k_block, int64_t g, int64_t k0, int64_t c0, int64_t c_pass, A* to) {
   constexpr int L = kLanes<A>;
   const int64_t taps = p.R * p.S, count = min64(k_block, p.K - k0), channels = min64(c_pass, p.C - c0);
+  const TapSlots slots(p, ceil_div(c_pass, static_cast<int64_t>(L)));
   if (count < k_block || channels < c_pass) zero(to, c_pass * taps * k_block);
   const T* from = at<const T>(p.weight, k0, c0, 0, 0) + g * p.weight_g;
   const bool dense = p.weight.w == 1 && p.weight.h == p.S && p.weight.c == taps;
@@ -452,7 +479,7 @@ void channel_pack(const ConvParams& p, int64_t k_block, int64_t g, int64_t k0, i
         transpose<A>(v);
         int64_t c = j / taps, tap = j % taps;
         for (int i = 0; i < nj; ++i) {
-          store(to + ((c / L * taps + tap) * L + c % L) * k_block + k, v[i]);
+          store(to + (slots.at(tap, c / L) * L + c % L) * k_block + k, v[i]);
           if (++tap == taps) {
             tap = 0;
             ++c;
@@ -469,12 +496,13 @@ void channel_pack(const ConvParams& p, int64_t k_block, int64_t g, int64_t k0, i
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t k = 0; k < count; k += L) {
         const int nk = static_cast<int>(min64(L, count - k));
-        A* run = to + (c / L * taps * L + c % L) * k_block + k;
+        A* run = to + c % L * k_block + k;
         if (p.weight.n == taps && (taps == 2 || taps == 4 || taps == 8)) {
           (taps == 2 ? channel_pack_run<A, 2, T>
            : taps == 4
                ? channel_pack_run<A, 4, T>
-               : channel_pack_run<A, 8, T>)(first + k * taps + c * p.weight.c, nk * taps, backwards, run, L * k_block);
+               : channel_pack_run<A, 8, T>)(first + k * taps + c * p.weight.c, nk * taps, backwards, slots, c / L, run,
+                                            k_block);
           continue;
         }
         Vec<A> v[L];
@@ -482,7 +510,8 @@ void channel_pack(const ConvParams& p, int64_t k_block, int64_t g, int64_t k0, i
           v[i] = load_partial(first + (k + i) * p.weight.n + c * p.weight.c, static_cast<int>(taps));
         for (int i = nk; i < L; ++i) v[i] = Vec<A>{};
         transpose<A>(v);
-        for (int64_t tap = 0; tap < taps; ++tap) store(run + tap * L * k_block, v[backwards ? taps - 1 - tap : tap]);
+        for (int64_t tap = 0; tap < taps; ++tap)
+          store(run + slots.at(tap, c / L) * L * k_block, v[backwards ? taps - 1 - tap : tap]);
       }
     return;
   }
@@ -490,7 +519,7 @@ void channel_pack(const ConvParams& p, int64_t k_block, int64_t g, int64_t k0, i
     for (int64_t s = 0; s < p.S; ++s)
       for (int64_t c = 0; c < channels; c += L) {
         const T* source = from + c * p.weight.c + r * p.weight.h + s * p.weight.w;
-        A* target = to + (c / L * taps + r * p.S + s) * L * k_block;
+        A* target = to + slots.at(r * p.S + s, c / L) * L * k_block;
         const int64_t nc = min64(L, channels - c);
         if (p.weight.n == 1 || p.weight.n < p.weight.c) {
           for (int64_t i = 0; i < nc; ++i)
@@ -561,6 +590,13 @@ void channel_forward(const ConvParams& original, const ChannelPlan& plan, const 
   for (int64_t i = 0; i < p.R; ++i)
     for (int64_t j = 0; j < p.S; ++j)
       memory.taps[i * p.S + j] = spread_tap(p, base, plan.g, memory.h.order[i], memory.w.order[j]);
+  const bool sorted = TapSlots::sorts(p);
+  for (int64_t e = 0; sorted && e < p.up_h; ++e)
+    for (int64_t i = 0; i < p.up_w; ++i) {
+      const ResidueTaps h = memory.h.residues[e], w = memory.w.residues[i];
+      for (int64_t tap = 0; tap < h.count * w.count; ++tap)
+        memory.taps[(h.begin + tap / w.count) * p.S + w.begin + tap % w.count].index = static_cast<int32_t>(tap);
+    }
   const Finish<A> finish(p);  // used only where sums have the type of the output
   Segment segments[kMostSegments];
   int64_t segment_count = 1;
@@ -610,10 +646,10 @@ void channel_forward(const ConvParams& original, const ChannelPlan& plan, const 
         const int64_t weights = ((g * plan.k_blocks + block) * plan.passes + pass) * plan.block_elements;
         const int64_t sub_channels = plan.prepack ? plan.c_pass : plan.c_sub;
         for (int64_t c = 0; c < channels; c += sub_channels) {
+          const int64_t sub_size = min64(sub_channels, plan.c_pass - c);
           const A* sub = static_cast<const A*>(packed) + weights;
           if (!plan.prepack) {
-            channel_pack<T>(p, plan.k_block, g, block * plan.k_block, c0 + c, min64(plan.c_sub, plan.c_pass - c),
-                            own_weights);
+            channel_pack<T>(p, plan.k_block, g, block * plan.k_block, c0 + c, sub_size, own_weights);
             sub = own_weights;
           }
           const A* bias = pass == 0 && c == 0 ? memory.bias + g * group_k + block * plan.k_block : nullptr;
@@ -636,12 +672,14 @@ void channel_forward(const ConvParams& original, const ChannelPlan& plan, const 
                 const Range rows = live_axis(t.p0 + row / p.up_h, 1, h.count, p.stride_h, memory.h.step, -h.row, p.H);
                 const TapGrid taps = {memory.taps + (h.begin + rows.begin) * p.S + w.begin + segment.taps.begin,
                                       rows.end - rows.begin, segment.taps.end - segment.taps.begin, p.S};
+                const int64_t before = sorted ? (h.begin * p.S + h.count * w.begin) * ceil_div(sub_size, L) : 0;
+                const int64_t w_block = (sorted ? h.count * w.count : taps_of_kernel) * L * plan.k_block;
                 for (int64_t chunk = 0; chunk < chunks; ++chunk) {
                   const int64_t q = columns * chunk / chunks, end = columns * (chunk + 1) / chunks;
                   const int64_t column = segment.columns.begin + q;
                   channel_micro_of<A>(plan.kv, plan.source, static_cast<int>(end - q))(
                       source + c * x_channel + row / p.up_h * pitch + column * pixel, x_channel, pixel,
-                      min64(sub_channels, channels - c), taps, sub, taps_of_kernel * L * plan.k_block, bias,
+                      min64(sub_channels, channels - c), taps, sub + before * L * plan.k_block, w_block, bias,
                       sums + column * column_stride, column_stride, plan.out_place && ends ? &finish : nullptr);
                 }
               }

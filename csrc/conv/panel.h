@@ -18,9 +18,16 @@ namespace {
 constexpr int kPanelChannels = kVecRegisters == 32 ? 8 : 4;
 constexpr int kPanelVectors = kVecBytes == 16 && kVecRegisters == 16 ? 2 : 3;
 constexpr int64_t kPanelDepth = 600;        // (channel, tap) pairs of a pass
-constexpr int64_t kPanelBytes = 400 << 10;  // of the panels of a work item
+// Of the panels of a work item; processors without AVX-512 have half the second-level cache of those with it (256 to 512
+// KB). There 200 KB instead of 400 took 3 to 10 % off strided 3x3 and 1x1 layers.
+constexpr int64_t kPanelBytes = (kVecRegisters == 32 ? 400 : 200) << 10;
 constexpr int64_t kPanelLargest = 4 << 20;  // of a thread's memory; beyond this another kernel must serve
-constexpr int64_t kPanelLeast = 96;         // products of a sum for which the copy pays, see preferred
+// For preferred(): products of a sum for which the copy pays, and instructions for a multiply-add of a vector. With 16
+// registers the other kernels' tiles are so small that panels gain everywhere (an EPYC with AVX2, one thread, 1x1, 16 to
+// 96 at 112x112 26 GFLOP/s against 16 of `rows`; 64 to 256 at 56x56 67 and 41; strided 3x3, 128 at 56x56 68 and 58 of
+// `channel`).
+constexpr int64_t kPanelLeast = kVecRegisters == 32 ? 96 : 16;
+constexpr double kPanelStep = kVecRegisters == 32 ? 1.03 : 0.95;
 constexpr int64_t kPanelAhead = 4;          // channels that input is fetched ahead
 constexpr int64_t kPanelTaps = 256;         // of the largest kernel
 
@@ -395,7 +402,7 @@ struct PanelForward {
     const bool in_place = p.R * p.S == 1 && p.stride_h == 1 && p.stride_w == 1;
     const double empty_pixels = static_cast<double>(ceil_div(p.P * p.Q, kLanes<A>)) * L / pixels;
     const double empty_channels = static_cast<double>(ceil_div(p.K, kLanes<A>)) * L / K;
-    const double panel = (1.03 + 4 * stride / K) * empty_pixels;
+    const double panel = (kPanelStep + 4 * stride / K) * empty_pixels;
     const double channel =
         (1 + 8 / depth + (in_place ? 0 : 8 * stride / (K * static_cast<double>(p.R * p.S)))) * empty_channels;
     return panel < channel;

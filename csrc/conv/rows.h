@@ -250,9 +250,10 @@ struct RowsForward {
   template <class A>
   static bool preferred(const ConvParams& p) {
     const bool small_groups = p.G > 1 && p.C <= 8 && p.K <= 8 && p.Q * 2 > kLanes<A>;
-    // Rows have been joined. In layers of more channels a copy, or sums along the output channels, costs less.
+    // Rows have been joined. In layers of more channels a copy, or sums along the output channels, costs less; with 16
+    // registers a copy always does, see kPanelLeast.
     const bool few_channels = p.C < kRowsMostChannels || (p.C <= 512 && p.K <= 2 * kLanes<A>);
-    const bool large_pointwise = p.R * p.S == 1 && p.Q >= 512 && few_channels;
+    const bool large_pointwise = kVecRegisters == 32 && p.R * p.S == 1 && p.Q >= 512 && few_channels;
     const bool picture = p.G == 1 && p.C <= 4 && p.K * 2 > kLanes<A> && p.Q * 2 > kLanes<A> && p.stride_w == 1;
     return small_groups || large_pointwise || picture;
   }

@@ -17,6 +17,7 @@
 namespace fastconv {
 namespace {
 
+constexpr int kCacheLine = 64;
 constexpr int64_t kMaxTileColumns = 512, kLeastSpreadColumns = 14;
 // Between pixels of a channels_last input that is read in place: those farther apart fall into too few cache sets.
 constexpr int64_t kInPlaceBytes = 1 << 10;
@@ -443,6 +444,16 @@ struct SortedTaps {
     }
   }
 };
+
+// Where `tap` of one axis comes in that order: the first of its residue, how many that has, which of them it is.
+struct ResidueTap {
+  int64_t begin, count, index;
+};
+
+inline ResidueTap residue_tap(int64_t tap, int64_t taps, int64_t up, int64_t dilation) {
+  const int64_t period = up / gcd(up, dilation), first = tap % period;
+  return {first * (taps / period) + min64(first, taps % period), ceil_div(taps - first, period), tap / period};
+}
 
 // The output positions of a tile of the base.
 inline Tile spread_tile(const ConvParams& p, const Tile& t) {
