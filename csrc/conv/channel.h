@@ -427,9 +427,7 @@ struct TapSlots {
       step[tap] = static_cast<int32_t>(h.count * w.count);
     }
   }
-  int64_t at(int64_t tap, int64_t block) const {
-    return sorted ? first[tap] + block * step[tap] : block * taps + tap;
-  }
+  int64_t at(int64_t tap, int64_t block) const { return sorted ? first[tap] + block * step[tap] : block * taps + tap; }
 };
 
 // The weights of one input channel and up to L output channels, `count` elements in one run of [channel][Taps], as
@@ -444,8 +442,7 @@ void channel_pack_run(const T* from, int64_t count, bool backwards, const TapSlo
     v[i] = load_strided(from + i * L, 1, static_cast<int>(max64(0, min64(L, count - i * L))));
   deinterleave<A, Taps>(v);
 #pragma GCC unroll 8
-  for (int i = 0; i < Taps; ++i)
-    store(to + slots.at(backwards ? Taps - 1 - i : i, block) * (L * k_block), v[i]);
+  for (int i = 0; i < Taps; ++i) store(to + slots.at(backwards ? Taps - 1 - i : i, block) * (L * k_block), v[i]);
 }
 
 // Weights of output channels [k0, k0 + k_block) and input channels [c0, c0 + c_pass) of group g as
@@ -498,11 +495,10 @@ void channel_pack(const ConvParams& p, int64_t k_block, int64_t g, int64_t k0, i
         const int nk = static_cast<int>(min64(L, count - k));
         A* run = to + c % L * k_block + k;
         if (p.weight.n == taps && (taps == 2 || taps == 4 || taps == 8)) {
-          (taps == 2 ? channel_pack_run<A, 2, T>
-           : taps == 4
-               ? channel_pack_run<A, 4, T>
-               : channel_pack_run<A, 8, T>)(first + k * taps + c * p.weight.c, nk * taps, backwards, slots, c / L, run,
-                                            k_block);
+          (taps == 2   ? channel_pack_run<A, 2, T>
+           : taps == 4 ? channel_pack_run<A, 4, T>
+                       : channel_pack_run<A, 8, T>)(first + k * taps + c * p.weight.c, nk * taps, backwards, slots,
+                                                    c / L, run, k_block);
           continue;
         }
         Vec<A> v[L];

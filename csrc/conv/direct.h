@@ -19,8 +19,8 @@ namespace {
 // ---- contiguous
 // ------------------------------------------------------------------------------------------------------
 
-constexpr int kRowVectors = 8;     // the most of a register tile
-constexpr int64_t kRowTaps = 64;   // the widest kernel
+constexpr int kRowVectors = 8;    // the most of a register tile
+constexpr int64_t kRowTaps = 64;  // the widest kernel
 constexpr bool kRowsFetch = kVecRegisters < 32;
 constexpr int64_t kShiftTaps = 8;  // from which on kernels of one row have register tiles of their own
 constexpr int row_vectors(int taps) { return taps == 1 ? 8 : kVecRegisters == 32 ? 4 : 2; }

@@ -17,19 +17,19 @@ namespace {
 // A register tile: sums, loaded pixels and one broadcast must fit.
 constexpr int kPanelChannels = kVecRegisters == 32 ? 8 : 4;
 constexpr int kPanelVectors = kVecBytes == 16 && kVecRegisters == 16 ? 2 : 3;
-constexpr int64_t kPanelDepth = 600;        // (channel, tap) pairs of a pass
-// Of the panels of a work item; processors without AVX-512 have half the second-level cache of those with it (256 to 512
-// KB). There 200 KB instead of 400 took 3 to 10 % off strided 3x3 and 1x1 layers.
+constexpr int64_t kPanelDepth = 600;  // (channel, tap) pairs of a pass
+// Of the panels of a work item; processors without AVX-512 have half the second-level cache of those with it (256 to
+// 512 KB). There 200 KB instead of 400 took 5 to 11 % off strided 3x3 and 1x1 layers.
 constexpr int64_t kPanelBytes = (kVecRegisters == 32 ? 400 : 200) << 10;
 constexpr int64_t kPanelLargest = 4 << 20;  // of a thread's memory; beyond this another kernel must serve
 // For preferred(): products of a sum for which the copy pays, and instructions for a multiply-add of a vector. With 16
-// registers the other kernels' tiles are so small that panels gain everywhere (an EPYC with AVX2, one thread, 1x1, 16 to
-// 96 at 112x112 26 GFLOP/s against 16 of `rows`; 64 to 256 at 56x56 67 and 41; strided 3x3, 128 at 56x56 68 and 58 of
-// `channel`).
+// registers the other kernels' tiles are so small that panels gain everywhere (an EPYC with AVX2, one thread, 1x1, 16
+// to 96 at 112x112 29 GFLOP/s against 16 of `rows`; 64 to 256 at 56x56 67 and 41; strided 3x3, 128 at 56x56 68 and 58
+// of `channel`).
 constexpr int64_t kPanelLeast = kVecRegisters == 32 ? 96 : 16;
 constexpr double kPanelStep = kVecRegisters == 32 ? 1.03 : 0.95;
-constexpr int64_t kPanelAhead = 4;          // channels that input is fetched ahead
-constexpr int64_t kPanelTaps = 256;         // of the largest kernel
+constexpr int64_t kPanelAhead = 4;   // channels that input is fetched ahead
+constexpr int64_t kPanelTaps = 256;  // of the largest kernel
 
 struct PanelPlan {
   int64_t vectors, spans;     // of pixels of an output plane; work items that share them
@@ -395,7 +395,7 @@ struct PanelForward {
   template <class A>
   static bool preferred(const ConvParams& p) {
     constexpr double L = kLanes<A>;
-    if (p.input.c == 1 || p.output.c == 1 || p.K * 2 <= kLanes<A> || p.C <= 4) return false;
+    if (p.input.c == 1 || p.output.c == 1 || p.K * 2 <= kLanes<A> || (kVecRegisters == 32 && p.C <= 4)) return false;
     if (p.C * p.R * p.S < kPanelLeast) return false;
     const double K = static_cast<double>(p.K), depth = static_cast<double>(p.C * p.R * p.S);
     const double pixels = static_cast<double>(p.P * p.Q), stride = static_cast<double>(p.stride_w);

@@ -254,7 +254,8 @@ struct RowsForward {
     // registers a copy always does, see kPanelLeast.
     const bool few_channels = p.C < kRowsMostChannels || (p.C <= 512 && p.K <= 2 * kLanes<A>);
     const bool large_pointwise = kVecRegisters == 32 && p.R * p.S == 1 && p.Q >= 512 && few_channels;
-    const bool picture = p.G == 1 && p.C <= 4 && p.K * 2 > kLanes<A> && p.Q * 2 > kLanes<A> && p.stride_w == 1;
+    const bool picture =
+        kVecRegisters == 32 && p.G == 1 && p.C <= 4 && p.K * 2 > kLanes<A> && p.Q * 2 > kLanes<A> && p.stride_w == 1;
     return small_groups || large_pointwise || picture;
   }
   template <class A>
