@@ -225,10 +225,11 @@ void depthwise_rows(const ConvParams& p, const void* packed) {
     look(chunks - 1, of_last);
     for (int64_t i = 0; i < p.S * kRowVectors * stride; ++i) whole[i] = Window<T>(0, L);
   }
-  // A share of the next plane for every few rows of each chunk.
+  // A share of the next plane for every few rows of each chunk, where planes are all that lies there.
   const int64_t row_blocks = ceil_div(p.P, row_block(static_cast<int>(p.R), row_vectors(static_cast<int>(p.R))));
   const int64_t plane = p.H * p.input.h * static_cast<int64_t>(sizeof(T));
-  const int64_t fetch = stride == 2 && chunks > 1 ? ceil_div(plane, kCacheLine * chunks * row_blocks) : 0;
+  const int64_t fetch =
+      stride == 2 && chunks > 1 && p.input.h == p.W ? ceil_div(plane, kCacheLine * chunks * row_blocks) : 0;
   compute_for(p.threads, p.N * p.G, [&](int64_t item, int) {
     const int64_t n = item / p.G, g = item % p.G;
     const A bias = p.bias ? get(static_cast<const T*>(p.bias) + g) : A(0);
