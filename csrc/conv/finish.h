@@ -1,6 +1,7 @@
 // What happens to a result in registers on its way to the output: the residual is added, the activation applied.
 #pragma once
-#include "conv/move.h"
+#include "conv/params.h"
+#include "core/move.h"
 
 namespace fastconv {
 namespace {

@@ -1,6 +1,5 @@
 // Moving rows and blocks of a tensor, with conversion between what is stored and what is computed in.
 #pragma once
-#include "conv/params.h"
 #include "core/vec.h"
 
 namespace fastconv {
