@@ -49,6 +49,23 @@ constexpr const char* kSchemas[] = {
     // grad_output at the indices.
     "max_unpool(Tensor input, Tensor indices, SymInt[] output_size) -> Tensor",
     "_max_unpool_grad(Tensor grad_output, Tensor indices) -> Tensor",
+    // boxes: [K, 5], each an index in the batch and x1, y1, x2, y2. sampling_ratio: 0 and less adapts. channels_last: what
+    // the gradient's memory format is.
+    "roi_align(Tensor input, Tensor boxes, float spatial_scale, int[] output_size, int sampling_ratio, bool aligned) "
+    "-> Tensor",
+    "_roi_align_grad(Tensor grad_output, Tensor boxes, SymInt[] input_size, bool channels_last, float spatial_scale, "
+    "int[] output_size, int sampling_ratio, bool aligned) -> Tensor",
+    "ps_roi_align(Tensor input, Tensor boxes, float spatial_scale, int[] output_size, int sampling_ratio) -> Tensor",
+    "_ps_roi_align_grad(Tensor grad_output, Tensor boxes, SymInt[] input_size, bool channels_last, "
+    "float spatial_scale, int[] output_size, int sampling_ratio) -> Tensor",
+    "ps_roi_pool(Tensor input, Tensor boxes, float spatial_scale, int[] output_size) -> Tensor",
+    "_ps_roi_pool_grad(Tensor grad_output, Tensor boxes, SymInt[] input_size, bool channels_last, "
+    "float spatial_scale, int[] output_size) -> Tensor",
+    // ids: where in its plane the largest element of each bin is, -1 where the bin is empty.
+    "roi_pool(Tensor input, Tensor boxes, float spatial_scale, int[] output_size) -> Tensor",
+    "_roi_pool_ids(Tensor input, Tensor boxes, float spatial_scale, int[] output_size) -> (Tensor, Tensor)",
+    "_roi_pool_grad(Tensor grad_output, Tensor ids, Tensor boxes, SymInt[] input_size, bool channels_last) -> Tensor",
+    "_roi_pool_pick(Tensor input, Tensor ids, Tensor boxes) -> Tensor",
 };
 
 }  // namespace

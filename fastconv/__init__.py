@@ -19,6 +19,7 @@ from fastconv.pool import (
     max_pool2d,
 )
 from fastconv.rearrange import channel_shuffle, channel_unshuffle
+from fastconv.roi import multi_scale_roi_align, ps_roi_align, ps_roi_pool, roi_align, roi_pool
 from fastconv.spatial_pyramid_pool import spatial_pyramid_pool2d
 from fastconv.stochastic_pool import stochastic_pool2d
 from fastconv.unpool import avg_unpool2d, max_unpool1d, max_unpool2d
@@ -49,7 +50,12 @@ __all__ = [
     "max_pool2d",
     "max_unpool1d",
     "max_unpool2d",
+    "multi_scale_roi_align",
     "nn",
+    "ps_roi_align",
+    "ps_roi_pool",
+    "roi_align",
+    "roi_pool",
     "spatial_pyramid_pool2d",
     "stochastic_pool2d",
 ]

@@ -21,6 +21,7 @@ from fastconv.nn.pool import (
     StochasticPool2d,
 )
 from fastconv.nn.rearrange import ChannelShuffle, ChannelUnshuffle
+from fastconv.nn.roi import MultiScaleRoIAlign, PSRoIAlign, PSRoIPool, RoIAlign, RoIPool
 from fastconv.nn.unpool import AvgUnpool2d, MaxUnpool1d, MaxUnpool2d
 
 __all__ = [
@@ -44,6 +45,11 @@ __all__ = [
     "MaxPool2d",
     "MaxUnpool1d",
     "MaxUnpool2d",
+    "MultiScaleRoIAlign",
+    "PSRoIAlign",
+    "PSRoIPool",
+    "RoIAlign",
+    "RoIPool",
     "SpatialPyramidPool2d",
     "StochasticPool2d",
 ]
