@@ -66,6 +66,12 @@ constexpr const char* kSchemas[] = {
     "_roi_pool_ids(Tensor input, Tensor boxes, float spatial_scale, int[] output_size) -> (Tensor, Tensor)",
     "_roi_pool_grad(Tensor grad_output, Tensor ids, Tensor boxes, SymInt[] input_size, bool channels_last) -> Tensor",
     "_roi_pool_pick(Tensor input, Tensor ids, Tensor boxes) -> Tensor",
+    // Groups of weights and of offsets are read off the shapes. Gradients that are not wanted are empty.
+    "deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, int[] stride, "
+    "int[] padding, int[] dilation) -> Tensor",
+    "_deform_conv2d_grad(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, Tensor? mask, int[] stride, "
+    "int[] padding, int[] dilation, bool of_input, bool of_offset, bool of_weight, bool of_mask) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
 };
 
 }  // namespace

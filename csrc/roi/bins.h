@@ -5,6 +5,7 @@
 // weights, times a short list of columns. Samples of a bin that share a row or a column share its entry: of 2x2 samples
 // in a bin of a pixel or less, 9 pixels are read instead of 16. Means of whole pixels are lists of equal weights.
 #pragma once
+#include "core/memory.h"
 #include "core/move.h"
 #include "core/parallel.h"
 #include "roi/params.h"
@@ -172,22 +173,6 @@ struct BoxBins {
   BoxBins(const RoiParams& p, const A* box, char* memory)
       : rows(BoxAxis<A>(p, box, 0), memory),
         columns(BoxAxis<A>(p, box, 1), memory + AxisBins<A>::bytes(BoxAxis<A>(p, box, 0))) {}
-};
-
-// Hands out pieces of one allocation; before there is one it counts what they take.
-struct Memory {
-  char* base = nullptr;
-  bool counts = true;
-  int64_t used = 0;
-
-  Memory() = default;
-  explicit Memory(void* memory) : base(static_cast<char*>(memory)), counts(false) {}
-  template <class T>
-  T* take(int64_t count) {
-    char* at = counts ? nullptr : base + used;
-    used += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
-    return reinterpret_cast<T*>(at);
-  }
 };
 
 // All boxes: those of each image in their order, and the bins of each, which are worked out once where they take little

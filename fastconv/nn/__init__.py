@@ -5,6 +5,7 @@ A module that has a namesake in ``torch.nn`` derives from it, so ``isinstance`` 
 """
 
 from fastconv.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
+from fastconv.nn.deform import DeformConv2d
 from fastconv.nn.pool import (
     AdaptiveAvgPool2d,
     AdaptiveMaxPool2d,
@@ -38,6 +39,7 @@ __all__ = [
     "Conv2d",
     "ConvTranspose1d",
     "ConvTranspose2d",
+    "DeformConv2d",
     "GlobalAvgPool2d",
     "GlobalMaxPool2d",
     "LPPool2d",

@@ -1,0 +1,160 @@
+// Deformable convolution: samples times weights. No column buffer: an item of work is a tile of neighbouring pixels of
+// the output, whose samples are taken a block of taps and channels at a time, a few dozen KB, and multiplied from there.
+// Contiguous input is turned over first, an image at a time, because a sample reads the same pixel of all channels.
+#pragma once
+#include "core/memory.h"
+#include "core/parallel.h"
+#include "deform/matmul.h"
+#include "deform/samples.h"
+
+namespace fastconv {
+namespace {
+
+constexpr int64_t kBlockSteps = 256;                 // taps times channels: a column of weights stays in the first cache
+constexpr int64_t kMostPixels = 96;                  // of a tile
+constexpr int64_t kPlanBytes = 256 << 10;            // of a tile
+constexpr int64_t kItemsPerThread = 4;
+
+// Taps [tap, tap + taps) of channels [channel, channel + channels) of a group: all channels, or a part of one tap.
+struct Block {
+  int64_t tap, taps, channel, channels;
+  int64_t steps() const { return taps * channels; }
+};
+
+// The sums of a group are over taps, then channels; in these blocks.
+struct Blocked {
+  int64_t taps, channels;
+
+  int64_t per_block() const { return channels <= kBlockSteps ? min64(taps, kBlockSteps / channels) : 1; }
+  int64_t parts() const { return ceil_div(channels, kBlockSteps); }
+  int64_t count() const { return ceil_div(taps, per_block()) * parts(); }
+  Block at(int64_t i) const {
+    const int64_t tap = i / parts() * per_block(), channel = i % parts() * kBlockSteps;
+    return {tap, min64(per_block(), taps - tap), channel, min64(kBlockSteps, channels - channel)};
+  }
+  int64_t first_step(int64_t i) const { return at(i).tap * channels + at(i).channel * at(i).taps; }
+};
+
+template <class T>
+struct DeformForward {
+  using A = Accumulate<T>;
+  const DeformParams& p;
+  const int64_t taps = p.R * p.S, C = p.C / p.groups, K = p.K / p.groups;  // of a group
+  const int64_t padded = round_up(K, kTileColumns<A>);
+  const int64_t pixels = p.P * p.Q, tile = tile_pixels();
+  const int64_t row = round_up(min64(kBlockSteps, taps * C), 16) + 16;  // of a block of samples
+  const Blocked blocked = {taps, C};
+  A *weights, *map, *blocks, *sums;
+  Sample<A>* samples;
+
+  DeformForward(const DeformParams& params, Memory& memory) : p(params) {
+    weights = memory.take<A>(p.groups * taps * C * padded);
+    map = memory.take<A>(p.channels_last ? 0 : p.H * p.W * p.C);
+    blocks = memory.take<A>(p.threads * tile * row);
+    sums = memory.take<A>(p.threads * tile * padded);
+    samples = memory.take<Sample<A>>(p.threads * tile * taps * p.offset_groups);
+  }
+
+  int64_t tile_pixels() const {
+    const int64_t plan = kPlanBytes / (p.R * p.S * p.offset_groups * static_cast<int64_t>(sizeof(Sample<A>)));
+    const int64_t share = ceil_div(p.P * p.Q, kItemsPerThread * p.threads);
+    const int64_t most = max64(1, min64(min64(plan, share), kMostPixels));
+    return min64(round_up(most, kTileRows), p.P * p.Q);
+  }
+
+  void run() const {
+    pack();
+    for (int64_t n = 0; n < p.N; ++n) {
+      const T* image = static_cast<const T*>(p.input) + n * p.C * p.H * p.W;
+      if (!p.channels_last) turn(image);
+      compute_for(p.threads, ceil_div(pixels, tile), [&](int64_t item, int thread) {
+        const int64_t first = item * tile, count = min64(tile, pixels - first);
+        if (p.channels_last)
+          tile_of(image, n, first, count, thread);
+        else
+          tile_of(map, n, first, count, thread);
+      });
+    }
+  }
+
+ private:
+  // weights: [group][block][column of tiles][step][kTileColumns], zeros beyond K.
+  void pack() const {
+    const int64_t columns = padded / kTileColumns<A>;
+    parallel_for(p.threads, p.groups * blocked.count() * columns, [&](int64_t item, int) {
+      const int64_t column = item % columns, i = item / columns % blocked.count(), g = item / columns / blocked.count();
+      const Block block = blocked.at(i);
+      A* to = weights + g * taps * C * padded + blocked.first_step(i) * padded +
+              column * block.steps() * kTileColumns<A>;
+      const int64_t k = column * kTileColumns<A>;
+      const T* from = static_cast<const T*>(p.weight) + (g * K + k) * C * taps;
+      for (int64_t t = 0; t < block.taps; ++t)
+        for (int64_t c = 0; c < block.channels; ++c, to += kTileColumns<A>)
+          for (int64_t j = 0; j < kTileColumns<A>; ++j)
+            to[j] = k + j < K ? get(from + (j * C + block.channel + c) * taps + block.tap + t) : A{0};
+    });
+  }
+
+  void turn(const T* image) const {
+    constexpr int64_t kEach = 64;  // pixels
+    const int64_t positions = p.H * p.W;
+    parallel_for(p.threads, ceil_div(positions, kEach), [&](int64_t item, int) {
+      const int64_t first = item * kEach, count = min64(kEach, positions - first);
+      transpose_block(map + first * p.C, p.C, 1, image + first, positions, 1, p.C, count);
+    });
+  }
+
+  template <class E>
+  void tile_of(const E* image, int64_t n, int64_t first, int64_t count, int thread) const {
+    Sample<A>* plan = samples + thread * tile * taps * p.offset_groups;
+    for (int64_t g = 0; g < p.offset_groups; ++g) plan_samples<T>(p, n, g, first, count, plan + g * taps * count);
+    A *block = blocks + thread * tile * row, *sum = sums + thread * tile * padded;
+    for (int64_t g = 0; g < p.groups; ++g) {
+      begin_sums(sum, g, count);
+      for (int64_t i = 0; i < blocked.count(); ++i) {
+        const Block b = blocked.at(i);
+        take_block(plan, image, g * C, b, count, block);
+        Matrices<A> m = {block, row, 1, weights + g * taps * C * padded + blocked.first_step(i) * padded,
+                         kTileColumns<A>, sum, padded, b.steps(), true};
+        for (int64_t k = 0; k < padded; k += kTileColumns<A>) {
+          multiply_column(m, count);
+          m.b += b.steps() * kTileColumns<A>;
+          m.c += kTileColumns<A>;
+        }
+      }
+      finish(sum, n, g, first, count);
+    }
+  }
+
+  // The samples of a block, a row for each pixel.
+  template <class E>
+  void take_block(const Sample<A>* plan, const E* image, int64_t from, const Block& b, int64_t count, A* block) const {
+    const int64_t of_group = p.C / p.offset_groups;
+    for (int64_t t = 0; t < b.taps; ++t)
+      for (int64_t c = 0; c < b.channels;) {
+        const int64_t channel = from + b.channel + c, g = channel / of_group;
+        const int64_t some = min64(b.channels - c, (g + 1) * of_group - channel);
+        const Sample<A>* sample = plan + (g * taps + b.tap + t) * count;
+        for (int64_t i = 0; i < count; ++i)
+          take_sample(sample[i], image + channel, p.C, some, block + i * row + t * b.channels + c);
+        c += some;
+      }
+  }
+
+  void begin_sums(A* sum, int64_t g, int64_t count) const {
+    for (int64_t i = 0; i < count; ++i) {
+      zero(sum + i * padded, padded);
+      if (p.bias) copy_row(sum + i * padded, static_cast<const T*>(p.bias) + g * K, K);
+    }
+  }
+
+  void finish(const A* sum, int64_t n, int64_t g, int64_t first, int64_t count) const {
+    T* output = static_cast<T*>(p.output) + n * p.K * pixels;
+    if (!p.channels_last)
+      return transpose_block(output + g * K * pixels + first, pixels, 1, sum, padded, 1, count, K);
+    for (int64_t i = 0; i < count; ++i) copy_row(output + (first + i) * p.K + g * K, sum + i * padded, K);
+  }
+};
+
+}  // namespace
+}  // namespace fastconv
