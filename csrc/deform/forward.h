@@ -11,9 +11,8 @@ namespace fastconv {
 namespace {
 
 constexpr int64_t kBlockSteps = 256;                 // taps times channels: a column of weights stays in the first cache
-constexpr int64_t kMostPixels = 96;                  // of a tile
+constexpr int64_t kMostPixels = 108;                 // of a tile: all weights are read once for each
 constexpr int64_t kPlanBytes = 256 << 10;            // of a tile
-constexpr int64_t kItemsPerThread = 4;
 
 // Taps [tap, tap + taps) of channels [channel, channel + channels) of a group: all channels, or a part of one tap.
 struct Block {
@@ -57,9 +56,8 @@ struct DeformForward {
 
   int64_t tile_pixels() const {
     const int64_t plan = kPlanBytes / (p.R * p.S * p.offset_groups * static_cast<int64_t>(sizeof(Sample<A>)));
-    const int64_t share = ceil_div(p.P * p.Q, kItemsPerThread * p.threads);
-    const int64_t most = max64(1, min64(min64(plan, share), kMostPixels));
-    return min64(round_up(most, kTileRows), p.P * p.Q);
+    const int64_t share = ceil_div(p.P * p.Q, p.threads), most = max64(1, min64(plan, kMostPixels));
+    return min64(round_up(ceil_div(share, ceil_div(share, most)), kTileRows), p.P * p.Q);
   }
 
   void run() const {
@@ -78,22 +76,40 @@ struct DeformForward {
   }
 
  private:
-  // weights: [group][block][column of tiles][step][kTileColumns], zeros beyond K.
+  // weights: [group][block][column of tiles][step][kTileColumns], zeros beyond K. Rows of output
+  // channels are read as they lie, and turned over in registers.
   void pack() const {
-    const int64_t columns = padded / kTileColumns<A>;
-    parallel_for(p.threads, p.groups * blocked.count() * columns, [&](int64_t item, int) {
-      const int64_t column = item % columns, i = item / columns % blocked.count(), g = item / columns / blocked.count();
-      const Block block = blocked.at(i);
-      A* to = weights + g * taps * C * padded + blocked.first_step(i) * padded +
-              column * block.steps() * kTileColumns<A>;
-      const int64_t k = column * kTileColumns<A>;
-      const T* from = static_cast<const T*>(p.weight) + (g * K + k) * C * taps;
-      for (int64_t t = 0; t < block.taps; ++t)
-        for (int64_t c = 0; c < block.channels; ++c, to += kTileColumns<A>)
-          for (int64_t j = 0; j < kTileColumns<A>; ++j)
-            to[j] = k + j < K ? get(from + (j * C + block.channel + c) * taps + block.tap + t) : A{0};
+    constexpr int L = kLanes<A>;
+    const int64_t columns = padded / kTileColumns<A>, parts = blocked.parts();
+    parallel_for(p.threads, p.groups * parts * columns, [&](int64_t item, int) {
+      const int64_t column = item % columns, part = item / columns % parts, g = item / columns / parts;
+      const Block b = blocked.at(part);
+      A* group = weights + g * taps * C * padded;
+      for (int64_t k = column * kTileColumns<A>; k < (column + 1) * kTileColumns<A>; k += L) {
+        const int rows = static_cast<int>(between(K - k, L));
+        const T* from = static_cast<const T*>(p.weight) + ((g * K + k) * C + b.channel) * taps;
+        int64_t c = 0, t = 0;
+        for (int64_t e = 0; e < b.channels * taps; e += L) {
+          const int count = static_cast<int>(between(b.channels * taps - e, L));
+          Vec<A> v[L];
+          for (int i = 0; i < L; ++i)
+            v[i] = i >= rows ? Vec<A>{} : count == L ? load(from + i * C * taps + e)
+                                                     : load_partial(from + i * C * taps + e, count);
+          transpose<A>(v);
+          for (int i = 0; i < count; ++i) {
+            const int64_t block = t / blocked.per_block() * parts + part, steps = blocked.at(block).steps();
+            A* to = group + blocked.first_step(block) * padded + column * steps * kTileColumns<A>;
+            store(to + (t % blocked.per_block() * b.channels + c) * kTileColumns<A> + k % kTileColumns<A>, v[i]);
+            if (++t == taps) {
+              t = 0;
+              ++c;
+            }
+          }
+        }
+      }
     });
   }
+  static int64_t between(int64_t value, int64_t most) { return value < 0 ? 0 : min64(value, most); }
 
   void turn(const T* image) const {
     constexpr int64_t kEach = 64;  // pixels
