@@ -49,8 +49,8 @@ constexpr const char* kSchemas[] = {
     // grad_output at the indices.
     "max_unpool(Tensor input, Tensor indices, SymInt[] output_size) -> Tensor",
     "_max_unpool_grad(Tensor grad_output, Tensor indices) -> Tensor",
-    // boxes: [K, 5], each an index in the batch and x1, y1, x2, y2. sampling_ratio: 0 and less adapts. channels_last: what
-    // the gradient's memory format is.
+    // boxes: [K, 5], each an index in the batch and x1, y1, x2, y2. sampling_ratio: 0 and less adapts. channels_last:
+    // what the gradient's memory format is.
     "roi_align(Tensor input, Tensor boxes, float spatial_scale, int[] output_size, int sampling_ratio, bool aligned) "
     "-> Tensor",
     "_roi_align_grad(Tensor grad_output, Tensor boxes, SymInt[] input_size, bool channels_last, float spatial_scale, "
@@ -72,6 +72,12 @@ constexpr const char* kSchemas[] = {
     "_deform_conv2d_grad(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, Tensor? mask, int[] stride, "
     "int[] padding, int[] dilation, bool of_input, bool of_offset, bool of_weight, bool of_mask) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
+    // The same without weights: samples times masks, added up over the taps.
+    "deform_sample2d(Tensor input, Tensor offset, Tensor? mask, int[] kernel_size, int[] stride, int[] padding, "
+    "int[] dilation) -> Tensor",
+    "_deform_sample2d_grad(Tensor grad_output, Tensor input, Tensor offset, Tensor? mask, int[] kernel_size, "
+    "int[] stride, int[] padding, int[] dilation, bool of_input, bool of_offset, bool of_mask) "
+    "-> (Tensor, Tensor, Tensor)",
 };
 
 }  // namespace

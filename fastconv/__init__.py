@@ -5,7 +5,7 @@ from fastconv.bilinear_pool import bilinear_pool2d, compact_bilinear_pool2d
 from fastconv.conv import conv1d, conv2d
 from fastconv.conv_transpose import conv_transpose1d, conv_transpose2d
 from fastconv.convert import convert
-from fastconv.deform import deform_conv2d
+from fastconv.deform import deform_conv2d, deform_sample2d
 from fastconv.explain import explain
 from fastconv.flags import flags
 from fastconv.lp_pool import lp_pool2d
@@ -43,6 +43,7 @@ __all__ = [
     "conv_transpose2d",
     "convert",
     "deform_conv2d",
+    "deform_sample2d",
     "explain",
     "flags",
     "global_avg_pool2d",

@@ -1,5 +1,6 @@
 """Deformable convolution: every tap of every pixel looks where an offset says."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,9 +10,7 @@ from fastconv._arguments import check_list, check_same, check_shape, each
 from fastconv._operator import memory_format, operator
 from fastconv.pool import Ints
 
-__all__ = ["deform_conv2d"]
-
-_OP = "deform_conv2d"
+__all__ = ["deform_conv2d", "deform_sample2d"]
 
 
 def deform_conv2d(
@@ -62,14 +61,81 @@ def deform_conv2d(
               [3.5000, 4.5000, 2.5000],
               [6.5000, 7.5000, 4.0000]]]])
     """
-    for name, tensor in (("input", input), ("offset", offset), ("weight", weight)):
+    op = "deform_conv2d"
+    _tensors(op, {"input": input, "offset": offset, "weight": weight}, {"bias": bias, "mask": mask})
+    return _deform(input, offset, weight, bias, mask, *_windows(op, stride, padding, dilation))
+
+
+def deform_sample2d(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor | None = None,
+    kernel_size: Ints = 3,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    *,
+    softmax: bool = False,
+) -> Tensor:
+    """Deformable sampling, the operator of DCNv3 and DCNv4: what the taps of a pixel see, times their masks, added up.
+    Each channel is on its own; there are no weights but the masks.
+
+    It is :func:`deform_conv2d` with weights of one in as many groups as channels, many times as fast. Its gradients are
+    deterministic and can be differentiated again in the same way.
+
+    Args:
+        input: ``Tensor[N, C, H, W]``, fastest in channels_last memory; otherwise as for :func:`deform_conv2d`.
+        offset: ``Tensor[N, 2 * G * R * S, P, Q]``, as for :func:`deform_conv2d`: ``dy`` before ``dx``, taps row by row.
+            (InternImage's code has ``dx`` first and its taps column by column.)
+        mask: ``Tensor[N, G * R * S, P, Q]``, the weight of each sample in each group, or None for ones.
+        kernel_size: ``(R, S)``, or one number for both.
+        stride, padding, dilation: integers or pairs.
+        softmax: whether the masks of a group are made to add up to one, by softmax over its taps: DCNv3 does, DCNv4
+            does not.
+
+    Returns:
+        ``Tensor[N, C, P, Q]`` in the memory format of ``input``.
+
+    Raises:
+        RuntimeError, TypeError: see :func:`deform_conv2d`.
+        ValueError: ``softmax`` without a mask.
+
+    Source: Wang et al., *InternImage: Exploring Large-Scale Vision Foundation Models with Deformable Convolutions*,
+    2023; Xiong et al., *Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator for Vision Applications*,
+    2024.
+
+    >>> x = torch.arange(9.0).view(1, 1, 3, 3)
+    >>> deform_sample2d(x, torch.zeros(1, 8, 2, 2), torch.full((1, 4, 2, 2), .25), kernel_size=2)
+    tensor([[[[2., 3.],
+              [5., 6.]]]])
+    """
+    op = "deform_sample2d"
+    _tensors(op, {"input": input, "offset": offset}, {"mask": mask})
+    kernel = each(op, "kernel_size", kernel_size, 2)
+    windows = _windows(op, stride, padding, dilation)
+    if softmax:
+        if mask is None:
+            raise ValueError(f"{op}: mask must be there for softmax (got None)")
+        taps = kernel[0] * kernel[1]
+        if taps > 0 and mask.dim() == 4 and mask.shape[1] % taps == 0:  # else the operator says what is wrong
+            mask = mask.unflatten(1, (-1, taps)).softmax(2).flatten(1, 2)
+    return _sample(input, offset, mask, kernel, *windows)
+
+
+def _tensors(op: str, needed: dict[str, Any], optional: dict[str, Any]) -> None:
+    for name, tensor in needed.items():
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{_OP}: {name} must be a Tensor (got {tensor!r})")
-    for name, optional in (("bias", bias), ("mask", mask)):
-        if optional is not None and not isinstance(optional, Tensor):
-            raise TypeError(f"{_OP}: {name} must be a Tensor or None (got {optional!r})")
-    strides, pads = each(_OP, "stride", stride, 2), each(_OP, "padding", padding, 2)
-    return _deform(input, offset, weight, bias, mask, strides, pads, each(_OP, "dilation", dilation, 2))
+            raise TypeError(f"{op}: {name} must be a Tensor (got {tensor!r})")
+    for name, tensor in optional.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name} must be a Tensor or None (got {tensor!r})")
+
+
+def _windows(op: str, stride: Ints, padding: Ints, dilation: Ints) -> list[list[int]]:
+    return [each(op, name, value, 2) for name, value in zip(_WINDOWS, (stride, padding, dilation), strict=True)]
+
+
+_WINDOWS = ("stride", "padding", "dilation")
 
 
 # ---- shape rules -----------------------------------------------------------------------------------------------------
@@ -79,83 +145,127 @@ def deform_conv2d(
 _MOST = 2**31 - 1
 
 
-def _check(input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, stride, padding, dilation) -> list:
-    """The output's size."""
+def _check(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor | None,
+    kernel: list[int],
+    mask: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> tuple[str, list]:
+    """The operator's name, and the output's size. ``kernel``: where there is no weight."""
+    op = "deform_sample2d" if weight is None else "deform_conv2d"
     for name, tensor in (("input", input), ("weight", weight), ("offset", offset)):
-        if tensor.dim() != 4:
-            raise RuntimeError(f"{_OP}: {name} must have 4 dimensions (got {list(tensor.shape)})")
-    check_same(_OP, input, offset=offset)
-    check_same(_OP, input, weight=weight)
-    check_list(_OP, "stride", stride, 2, 1, "be positive")
-    check_list(_OP, "padding", padding, 2, 0, "not be negative")
-    check_list(_OP, "dilation", dilation, 2, 1, "be positive")
+        if tensor is not None and tensor.dim() != 4:
+            raise RuntimeError(f"{op}: {name} must have 4 dimensions (got {list(tensor.shape)})")
+    check_same(op, input, offset=offset)
+    check_same(op, input, weight=weight)
+    if weight is None:
+        check_list(op, "kernel_size", kernel, 2, 1, "be positive")
+    check_list(op, "stride", stride, 2, 1, "be positive")
+    check_list(op, "padding", padding, 2, 0, "not be negative")
+    check_list(op, "dilation", dilation, 2, 1, "be positive")
     if 0 in input.shape[1:]:
-        raise RuntimeError(f"{_OP}: input must not be empty but for its batch (got {list(input.shape)})")
-    if 0 in weight.shape:
-        raise RuntimeError(f"{_OP}: weight must not be empty (got {list(weight.shape)})")
+        raise RuntimeError(f"{op}: input must not be empty but for its batch (got {list(input.shape)})")
+    if weight is not None and 0 in weight.shape:
+        raise RuntimeError(f"{op}: weight must not be empty (got {list(weight.shape)})")
     N, C, H, W = input.shape
-    K, of_group, R, S = weight.shape
     if H * W > _MOST:
-        raise RuntimeError(f"{_OP}: input must have at most {_MOST} positions a plane (got {list(input.shape)})")
-    if C % of_group != 0:
-        raise RuntimeError(
-            f"{_OP}: weight must have a divisor of input's {C} channels in dimension 1 (got {list(weight.shape)})"
-        )
-    groups = C // of_group
-    if K % groups != 0:
-        raise RuntimeError(
-            f"{_OP}: weight must have a multiple of {groups} output channels, its groups (got {list(weight.shape)})"
-        )
-    size = [N, K]
-    for d, (image, kernel) in enumerate(((H, R), (W, S))):
-        padded, extent = image + 2 * padding[d], dilation[d] * (kernel - 1) + 1
+        raise RuntimeError(f"{op}: input must have at most {_MOST} positions a plane (got {list(input.shape)})")
+    size = [N, C if weight is None else _output_channels(op, C, weight)]
+    name, given = ("kernel_size", kernel) if weight is None else ("weight", list(weight.shape))
+    R, S = given[-2:]
+    for d, (image, taps) in enumerate(((H, R), (W, S))):
+        padded, extent = image + 2 * padding[d], dilation[d] * (taps - 1) + 1
+        if taps > _MOST:
+            raise RuntimeError(f"{op}: {name} must be at most {_MOST} in every dimension (got {given})")
         if extent > padded:
             raise RuntimeError(
-                f"{_OP}: weight must not span more than the padded input, {extent} > {padded} in dimension {d} "
-                f"(got {list(weight.shape)})"
+                f"{op}: {name} must not span more than the padded input, {extent} > {padded} in dimension {d} "
+                f"(got {given})"
             )
         size.append((padded - extent) // stride[d] + 1)
-    channels, taps = offset.shape[1], 2 * R * S
-    if channels == 0 or channels % taps != 0 or C % (channels // taps) != 0:
+    if R * S > _MOST:
+        raise RuntimeError(f"{op}: {name} must have at most {_MOST} taps (got {given})")
+    channels, per_group = offset.shape[1], 2 * R * S
+    if channels == 0 or channels % per_group != 0 or C % (channels // per_group) != 0:
         raise RuntimeError(
-            f"{_OP}: offset must have {taps} channels for each of its groups, whose number divides {C} "
+            f"{op}: offset must have {per_group} channels for each of its groups, whose number divides {C} "
             f"(got {list(offset.shape)})"
         )
-    check_shape(_OP, "offset", offset, [N, channels, *size[2:]])
+    check_shape(op, "offset", offset, [N, channels, *size[2:]])
     if mask is not None:
-        check_same(_OP, input, mask=mask)
-        check_shape(_OP, "mask", mask, [N, channels // 2, *size[2:]])
-    return size
+        check_same(op, input, mask=mask)
+        check_shape(op, "mask", mask, [N, channels // 2, *size[2:]])
+    return op, size
+
+
+def _output_channels(op: str, C: int, weight: Tensor) -> int:
+    K, of_group = weight.shape[:2]
+    if C % of_group != 0:
+        raise RuntimeError(
+            f"{op}: weight must have a divisor of input's {C} channels in dimension 1 (got {list(weight.shape)})"
+        )
+    if K % (C // of_group) != 0:
+        raise RuntimeError(
+            f"{op}: weight must have a multiple of {C // of_group} output channels, its groups "
+            f"(got {list(weight.shape)})"
+        )
+    return K
+
+
+def _empty(size: list, like: Tensor) -> Tensor:
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format(like))
 
 
 def _fake(input, offset, weight, bias, mask, stride, padding, dilation):
-    size = _check(input, offset, weight, mask, stride, padding, dilation)
+    op, size = _check(input, offset, weight, [], mask, stride, padding, dilation)
     if bias is not None:
-        check_same(_OP, input, bias=bias)
-        check_shape(_OP, "bias", bias, size[1:2])
-    return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
+        check_same(op, input, bias=bias)
+        check_shape(op, "bias", bias, size[1:2])
+    return _empty(size, input)
+
+
+def _fake_sample(input, offset, mask, kernel, stride, padding, dilation):
+    return _empty(_check(input, offset, None, kernel, mask, stride, padding, dilation)[1], input)
+
+
+def _check_grad(op: str, size: list, grad_output: Tensor, input: Tensor, mask: Tensor | None, of_mask: bool) -> None:
+    check_same(op, input, grad_output=grad_output)
+    check_shape(op, "grad_output", grad_output, size)
+    if mask is None and of_mask:
+        raise RuntimeError(f"{op}: mask must be there for its gradient (got none)")
 
 
 def _fake_grad(grad_output, input, offset, weight, mask, stride, padding, dilation, *wanted):
-    size = _check(input, offset, weight, mask, stride, padding, dilation)
-    check_same(_OP, input, grad_output=grad_output)
-    check_shape(_OP, "grad_output", grad_output, size)
-    if mask is None and wanted[3]:
-        raise RuntimeError(f"{_OP}: mask must be there for its gradient (got none)")
-    return tuple(
-        torch.empty(
-            of.shape,
-            dtype=input.dtype,
-            device=input.device,
-            memory_format=torch.contiguous_format if of is weight else memory_format(of),
-        )
-        if wants
-        else input.new_empty(0)
+    op, size = _check(input, offset, weight, [], mask, stride, padding, dilation)
+    _check_grad(op, size, grad_output, input, mask, wanted[3])
+    grads = [
+        _empty(list(of.shape), of) if wants else input.new_empty(0)
         for of, wants in zip((input, offset, weight, mask), wanted, strict=True)
+    ]
+    return *grads[:2], grads[2].contiguous(), grads[3]
+
+
+def _fake_sample_grad(grad_output, input, offset, mask, kernel, stride, padding, dilation, *wanted):
+    op, size = _check(input, offset, None, kernel, mask, stride, padding, dilation)
+    _check_grad(op, size, grad_output, input, mask, wanted[2])
+    return tuple(
+        _empty(list(of.shape), of) if wants else input.new_empty(0)
+        for of, wants in zip((input, offset, mask), wanted, strict=True)
     )
 
 
 # ---- gradients -------------------------------------------------------------------------------------------------------
+#
+# One operator computes those of all tensors. Its own gradients, the second derivatives, are those of the same function
+# put together from PyTorch's operators.
+
+
+def _chosen(found: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+    return [each if wants else None for each, wants in zip(found, wanted, strict=True)]
 
 
 def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -166,12 +276,21 @@ def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple:
     of_input, of_offset, of_weight, of_bias, of_mask = ctx.needs_input_grad[:5]
     wanted = of_input, of_offset, of_weight, of_mask
-    grads = [None] * 4
+    grads: list[Tensor | None] = [None] * 4
     if any(wanted):
-        found = _grad(grad, *ctx.saved_tensors, *ctx.rest, *wanted)
-        grads = [each if wants else None for each, wants in zip(found, wanted, strict=True)]
+        grads = _chosen(_grad(grad, *ctx.saved_tensors, *ctx.rest, *wanted), wanted)
     grad_bias = grad.sum((0, 2, 3)) if of_bias else None
     return *grads[:3], grad_bias, grads[3], None, None, None
+
+
+def _sample_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    input, offset, mask, *ctx.rest = inputs
+    ctx.save_for_backward(input, offset, mask)
+
+
+def _sample_backward(ctx: Any, grad: Tensor) -> tuple:
+    wanted = ctx.needs_input_grad[:3]
+    return *_chosen(_sample_grad(grad, *ctx.saved_tensors, *ctx.rest, *wanted), wanted), *(None,) * 4
 
 
 def _grad_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -180,43 +299,72 @@ def _grad_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _grad_backward(ctx: Any, *grads: Tensor) -> tuple:
-    """The second derivatives are those of the same function put together from PyTorch's operators."""
     *sizes, of_input, of_offset, of_weight, of_mask = ctx.rest
     wanted = of_input, of_offset, of_weight, of_mask
-    given = [None if each is None else each.detach().requires_grad_() for each in ctx.saved_tensors]
+    return *_second(_composed, ctx.saved_tensors, sizes, wanted, grads), *(None,) * 7
+
+
+def _sample_grad_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    grad_output, input, offset, mask, *ctx.rest = inputs
+    ctx.save_for_backward(grad_output, input, offset, mask)
+
+
+def _sample_grad_backward(ctx: Any, *grads: Tensor) -> tuple:
+    *sizes, of_input, of_offset, of_mask = ctx.rest
+    return *_second(_composed_sample, ctx.saved_tensors, sizes, (of_input, of_offset, of_mask), grads), *(None,) * 7
+
+
+def _second(
+    function: Callable[..., Tensor],
+    saved: Sequence[Tensor | None],
+    sizes: list,
+    wanted: Sequence[bool],
+    grads: Sequence[Tensor],
+) -> list[Tensor | None]:
+    """Of ``saved``, grad_output and the tensors of ``function``, the gradients of the ``wanted`` first ones."""
+    given = [None if each is None else each.detach().requires_grad_() for each in saved]
     grad_output, *leaves = given
     with torch.enable_grad():
-        output = _composed(*leaves, *sizes)
+        output = function(*leaves, *sizes)
         asked = [leaf for leaf, wants in zip(leaves, wanted, strict=True) if wants]
         first = torch.autograd.grad(output, asked, grad_output, create_graph=True)
-    with_grad = [leaf for leaf in given if leaf is not None]
-    second = iter(
+    found = iter(
         torch.autograd.grad(
             first,
-            with_grad,
+            [each for each in given if each is not None],
             [each for each, wants in zip(grads, wanted, strict=True) if wants],
             allow_unused=True,
             materialize_grads=True,
         )
     )
-    return *(None if leaf is None else next(second) for leaf in given), *(None,) * 7
+    return [None if each is None else next(found) for each in given]
 
 
-def _composed(
-    input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, stride, padding, dilation
-) -> Tensor:
-    """Deformable convolution without bias from PyTorch's operators, for derivatives of any order; every sample is kept
-    in memory."""
+def _composed(input, offset, weight, mask, stride, padding, dilation) -> Tensor:
+    samples = _composed_samples(input, offset, mask, list(weight.shape[2:]), stride, padding, dilation)
+    N, C, _, pixels = samples.shape
+    K, of_group = weight.shape[:2]
+    groups = C // of_group
+    columns = samples.reshape(N, groups, -1, pixels)
+    rows = weight.reshape(groups, K // groups, -1)
+    return torch.einsum("gkc,ngcp->ngkp", rows, columns).reshape(N, K, *offset.shape[2:])
+
+
+def _composed_sample(input, offset, mask, kernel, stride, padding, dilation) -> Tensor:
+    samples = _composed_samples(input, offset, mask, kernel, stride, padding, dilation)
+    return samples.sum(2).reshape(*input.shape[:2], *offset.shape[2:])
+
+
+def _composed_samples(input, offset, mask, kernel, stride, padding, dilation) -> Tensor:
+    """All samples, ``[N, C, R * S, P * Q]``, by PyTorch's operators, for derivatives of any order."""
     N, C, H, W = input.shape
-    K, of_group, R, S = weight.shape
-    P, Q = offset.shape[2:]
+    (R, S), (P, Q) = kernel, offset.shape[2:]
     G = offset.shape[1] // (2 * R * S)
-    offsets = offset.view(N, G, R * S, 2, P * Q) if offset.is_contiguous() else offset.reshape(N, G, R * S, 2, P * Q)
+    offsets = offset.reshape(N, G, R * S, 2, P * Q)
 
-    def places(d: int, kernel: int, outputs: int) -> Tensor:  # [kernel, outputs]
+    def places(d: int, taps: int, outputs: int) -> Tensor:  # [taps, outputs]
         first = torch.arange(outputs, device=input.device) * stride[d] - padding[d]
-        taps = torch.arange(kernel, device=input.device) * dilation[d]
-        return (taps[:, None] + first).to(input.dtype)
+        return (torch.arange(taps, device=input.device)[:, None] * dilation[d] + first).to(input.dtype)
 
     y = places(0, R, P).view(R, 1, P, 1).expand(R, S, P, Q).reshape(R * S, P * Q) + offsets[:, :, :, 0]
     x = places(1, S, Q).view(1, S, 1, Q).expand(R, S, P, Q).reshape(R * S, P * Q) + offsets[:, :, :, 1]
@@ -235,11 +383,17 @@ def _composed(
             samples = samples + torch.where(inside[:, :, None], seen * share[:, :, None], 0)
     if mask is not None:
         samples = samples * mask.reshape(N, G, 1, R * S, P * Q)
-    groups = C // of_group
-    columns = samples.reshape(N, groups, of_group * R * S, P * Q)
-    rows = weight.reshape(groups, K // groups, of_group * R * S)
-    return torch.einsum("gkc,ngcp->ngkp", rows, columns).reshape(N, K, P, Q)
+    return samples.reshape(N, C, R * S, P * Q)
 
 
-_deform = operator(_OP, fake=_fake, setup_context=_setup, backward=_backward, autocast=True)
+_deform = operator("deform_conv2d", fake=_fake, setup_context=_setup, backward=_backward, autocast=True)
 _grad = operator("_deform_conv2d_grad", fake=_fake_grad, setup_context=_grad_setup, backward=_grad_backward)
+_sample = operator(
+    "deform_sample2d", fake=_fake_sample, setup_context=_sample_setup, backward=_sample_backward, autocast=True
+)
+_sample_grad = operator(
+    "_deform_sample2d_grad",
+    fake=_fake_sample_grad,
+    setup_context=_sample_grad_setup,
+    backward=_sample_grad_backward,
+)

@@ -163,8 +163,8 @@ def multi_scale_roi_align(
 ) -> Tensor:
     """:func:`roi_align` over a pyramid of maps: every box on the level that its size belongs to.
 
-    A box of ``w`` by ``h`` belongs to level ``floor(canonical_level + log2(sqrt(w * h) / canonical_scale))`` (equation 1
-    of the paper), or the nearest that there is; the level of a map of scale ``2 ** -k`` is ``k``.
+    A box of ``w`` by ``h`` belongs to level ``floor(canonical_level + log2(sqrt(w * h) / canonical_scale))``, equation
+    1 of the paper, or the nearest that there is; the level of a map of scale ``2 ** -k`` is ``k``.
 
     Args:
         inputs: maps ``Tensor[N, C, H, W]``, from the finest to the coarsest, one for each level.
@@ -292,9 +292,7 @@ def _check(
         if boxes.shape[0] > 0 and 0 in (input[0], input[2], input[3]):
             raise RuntimeError(f"{op}: input must not be empty where there are boxes (got {list(input)})")
         if input[2] * input[3] > _MOST_POSITIONS:
-            raise RuntimeError(
-                f"{op}: input must have at most {_MOST_POSITIONS} positions a plane (got {list(input)})"
-            )
+            raise RuntimeError(f"{op}: input must have at most {_MOST_POSITIONS} positions a plane (got {list(input)})")
     return [boxes.shape[0], channels, *size]
 
 
@@ -311,7 +309,9 @@ def _fake_forward(op: str) -> Any:
 
 
 def _fake_grad(op: str) -> Any:
-    def fake(grad_output, boxes, input_size, channels_last, spatial_scale, output_size, sampling_ratio=0, aligned=False):
+    def fake(
+        grad_output, boxes, input_size, channels_last, spatial_scale, output_size, sampling_ratio=0, aligned=False
+    ):
         size = _check(op, input_size, grad_output, boxes, spatial_scale, output_size, sampling_ratio)
         check_shape(op, "grad_output", grad_output, size)
         return grad_output.new_empty(input_size).contiguous(memory_format=_format(channels_last))
@@ -433,9 +433,7 @@ _align, _align_grad = _linear("roi_align", "roi_align")
 _ps_align, _ps_align_grad = _linear("ps_roi_align", "ps_roi_align")
 _ps_pool, _ps_pool_grad = _linear("ps_roi_pool", "ps_roi_pool")
 _pool = operator("roi_pool", fake=_fake_forward("roi_pool"), setup_context=_pool_setup, backward=_pool_backward)
-_pool_ids = operator(
-    "_roi_pool_ids", fake=_fake_pool_ids, setup_context=_pool_ids_setup, backward=_pool_ids_backward
-)
+_pool_ids = operator("_roi_pool_ids", fake=_fake_pool_ids, setup_context=_pool_ids_setup, backward=_pool_ids_backward)
 _pool_grad = operator(
     "_roi_pool_grad", fake=_fake_pool_grad, setup_context=_pool_grad_setup, backward=_pool_grad_backward
 )

@@ -5,8 +5,8 @@
 namespace fastconv {
 namespace {
 
-// Hands out pieces; before there is an allocation it counts what they take. Whoever asks for the same pieces twice, once
-// of each kind, knows how much to allocate.
+// Hands out pieces; before there is an allocation it counts what they take. Whoever asks for the same pieces twice,
+// once of each kind, knows how much to allocate.
 struct Memory {
   char* base = nullptr;
   bool counts = true;

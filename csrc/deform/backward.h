@@ -7,8 +7,10 @@
 // which says how the sample changes with its offset and its mask; and multiplies the samples themselves by the gradient
 // of the output, which is the gradient of the weights.
 //
-// Offsets and masks belong to all channels of an offset group, weights to all images: blocks and some of the images have
-// sums of their own, which are added up at the end.
+// Where there are no weights (deform_sample2d) the gradient of the output is that of every sample.
+//
+// Offsets and masks belong to all channels of an offset group, weights to all images: blocks and some of the images
+// have sums of their own, which are added up at the end.
 #pragma once
 #include "deform/forward.h"
 
@@ -42,12 +44,13 @@ struct DeformBackward {
   using A = Accumulate<T>;
   static constexpr int L = kLanes<A>;
   const DeformParams& p;
-  const int64_t taps = p.R * p.S, C = p.C / p.groups, K = p.K / p.groups, of_offset = p.C / p.offset_groups;
+  const int64_t taps = p.R * p.S, C = p.C / p.groups, of_offset = p.C / p.offset_groups;
   const int64_t positions = p.H * p.W, pixels = p.P * p.Q;
   const int64_t width = block_channels();  // most channels of a block, in memory always so many
+  const int64_t K = p.weight ? p.K / p.groups : width;
   const int64_t row = round_up(taps * width, kTileColumns<A>);
   const int64_t grad_row = round_up(K, 16) + 16;
-  const int64_t tile = min64(pixels, max64(1, min64(kGradPixels, kPlanBytes / (taps * int64_t{sizeof(Sample<A>)}))));
+  const int64_t tile = min64(pixels, max64(1, min64(kGradPixels, kPlanBytes / (taps * Samples<A>::bytes(1)))));
   const bool samples_wanted = p.grad_input || p.grad_offset || p.grad_mask;
   const int64_t blocks = count_blocks();
   const int64_t batch = max64(1, min64(p.N, kPartBytes / (blocks * part_size() * int64_t{sizeof(A)})));  // images
@@ -55,25 +58,25 @@ struct DeformBackward {
   int64_t* first;  // [blocks + 1], channels
   A *weights, *grad_weights, *parts;
   A *maps, *grad_maps, *grads, *grad_samples, *seen;
-  Sample<A>* samples;
+  char* plans;
 
   DeformBackward(const DeformParams& params, Memory& memory) : p(params) {
     first = memory.take<int64_t>(blocks + 1);
-    weights = memory.take<A>(samples_wanted ? blocks * K * row : 0);
+    weights = memory.take<A>(p.weight && samples_wanted ? blocks * K * row : 0);
     grad_weights = memory.take<A>(p.grad_weight ? shares * blocks * K * row : 0);
     parts = memory.take<A>(p.grad_offset || p.grad_mask ? batch * blocks * part_size() : 0);
     maps = memory.take<A>(p.threads * positions * width);
     grad_maps = memory.take<A>(p.grad_input ? p.threads * positions * width : 0);
     grads = memory.take<A>(p.threads * tile * grad_row);
-    grad_samples = memory.take<A>(p.threads * tile * row);
-    seen = memory.take<A>(p.threads * tile * row);
-    samples = memory.take<Sample<A>>(p.threads * tile * taps);
+    grad_samples = memory.take<A>(p.weight ? p.threads * tile * row : 0);
+    seen = memory.take<A>(p.grad_weight ? p.threads * tile * row : 0);
+    plans = memory.take<char>(p.threads * plan_bytes());
   }
 
   void run() const {
     first[0] = 0;
     for (int64_t i = 0; i < blocks; ++i) first[i + 1] = next_channel(first[i]);
-    if (samples_wanted) pack();
+    if (p.weight && samples_wanted) pack();
     if (p.grad_weight)
       parallel_for(p.threads, shares * blocks * K, [&](int64_t i, int) { zero(grad_weights + i * row, row); });
     for (int64_t n = 0; n < p.N; n += batch) {
@@ -104,6 +107,7 @@ struct DeformBackward {
     for (int64_t c = 0; c < p.C; c = next_channel(c)) ++count;
     return count;
   }
+  int64_t plan_bytes() const { return round_up(Plan<T>::bytes(p, Plan<T>::round(tile)), 64); }
   int64_t part_size() const { return 3 * p.R * p.S * p.P * p.Q; }
   A* part(int64_t i, int64_t block, int64_t tap) const {
     return parts + (i * blocks + block) * part_size() + tap * 3 * pixels;  // [3, pixels]: y, x, mask
@@ -134,17 +138,21 @@ struct DeformBackward {
     if (p.grad_input) zero(grad_map = grad_maps + thread * positions * width, positions * width);
     for (int64_t from = 0; from < pixels; from += tile) {
       const int64_t count = min64(tile, pixels - from);
-      const A* grad = take_grads(n, g, from, count, thread);
-      Sample<A>* plan = samples + thread * tile * taps;
-      plan_samples<T>(p, n, c / of_offset, from, count, plan);
+      const A* grad =
+          p.weight ? take_grads(n, g * K, K, from, count, thread) : take_grads(n, c, channels, from, count, thread);
+      const Plan<T> plan = {p, Plan<T>::round(tile), plans + thread * plan_bytes()};
+      plan.locate(from, count);
+      plan.fill(n, c / of_offset, from, count);
       A *wanted = grad_samples + thread * tile * row, *here = seen + thread * tile * row;
-      if (samples_wanted)
+      if (p.weight && samples_wanted)
         multiply<A>({grad, grad_row, 1, weights + block * K * row, row, wanted, row, K, false}, count, row);
       for (int64_t t = 0; t < taps; ++t) {
+        const Samples<A> tap = plan.tap(t);
         A* to = p.grad_offset || p.grad_mask ? part(i, block, t) + from : nullptr;
         for (int64_t o = 0; o < count; ++o) {
           const int64_t at = o * row + t * width;
-          look(plan[t * count + o], map, grad_map, wanted + at, here + at, to ? to + o : nullptr);
+          look(tap.get(o), map, grad_map, p.weight ? wanted + at : grad + o * grad_row,
+               p.grad_weight ? here + at : nullptr, to ? to + o : nullptr);
         }
       }
       if (p.grad_weight) {
@@ -163,22 +171,23 @@ struct DeformBackward {
     }
   }
 
-  // The gradient of the output at the pixels of a tile, a row for each of them.
-  const A* take_grads(int64_t n, int64_t g, int64_t from, int64_t count, int thread) const {
+  // The gradient of the output in some channels at the pixels of a tile, a row for each of them.
+  const A* take_grads(int64_t n, int64_t k, int64_t channels, int64_t from, int64_t count, int thread) const {
     A* to = grads + thread * tile * grad_row;
     const T* output = static_cast<const T*>(p.output) + n * p.K * pixels;
+    if (channels < K) zero(to, count * grad_row);
     if (!p.channels_last)
-      transpose_block(to, grad_row, 1, output + g * K * pixels + from, pixels, 1, K, count);
+      transpose_block(to, grad_row, 1, output + k * pixels + from, pixels, 1, channels, count);
     else
-      for (int64_t i = 0; i < count; ++i) copy_row(to + i * grad_row, output + (from + i) * p.K + g * K, K);
+      for (int64_t i = 0; i < count; ++i) copy_row(to + i * grad_row, output + (from + i) * p.K + k, channels);
     return to;
   }
 
-  // One sample in a block of channels. `wanted`: the gradient of it, `here`: it gets what is seen; `part`: the gradients
-  // of its offset and mask, `pixels` elements apart.
+  // One sample in a block of channels. `wanted`: the gradient of it. What is seen goes to `here`, the gradients of its
+  // offset and mask to `part`, `pixels` elements apart, what belongs to the input to `grad_map`: each, or nullptr.
   void look(const Sample<A>& s, const A* map, A* grad_map, const A* wanted, A* here, A* part) const {
-    if (!s.counts) {
-      zero(here, width);
+    if (!s.inside) {
+      if (here) zero(here, width);
       if (part) part[0] = part[pixels] = part[2 * pixels] = 0;
       return;
     }
@@ -191,7 +200,7 @@ struct DeformBackward {
     }
     for (int64_t c = 0; c < width; c += L) {
       const Vec<A> v[4] = {load(corner[0] + c), load(corner[1] + c), load(corner[2] + c), load(corner[3] + c)};
-      store(here + c, weight[0] * v[0] + weight[1] * v[1] + weight[2] * v[2] + weight[3] * v[3]);
+      if (here) store(here + c, weight[0] * v[0] + weight[1] * v[1] + weight[2] * v[2] + weight[3] * v[3]);
       if (!part) continue;
       const Vec<A> d = load(wanted + c);
 #pragma GCC unroll 4
@@ -199,14 +208,14 @@ struct DeformBackward {
     }
     if (grad_map)
       for (int i = 0; i < 4; ++i) {
-        if (!s.inside[i]) continue;
+        if (!(s.inside & 1 << i)) continue;
         A* to = grad_map + s.at[i] * width;
         for (int64_t c = 0; c < width; c += L) store(to + c, load(to + c) + weight[i] * load(wanted + c));
       }
     if (!part) return;
     A d[4];
     sum_four<A>(dot, d);
-    for (int i = 0; i < 4; ++i) d[i] = s.inside[i] ? d[i] : 0;
+    for (int i = 0; i < 4; ++i) d[i] = s.inside & 1 << i ? d[i] : 0;
     part[0] = s.mask * ((d[2] - d[0]) * (1 - s.x) + (d[3] - d[1]) * s.x);
     part[pixels] = s.mask * ((d[1] - d[0]) * (1 - s.y) + (d[3] - d[2]) * s.y);
     part[2 * pixels] = (d[0] * (1 - s.x) + d[1] * s.x) * (1 - s.y) + (d[2] * (1 - s.x) + d[3] * s.x) * s.y;

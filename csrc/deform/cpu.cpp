@@ -2,6 +2,7 @@
 #include "deform/backward.h"
 #include "deform/forward.h"
 #include "deform/params.h"
+#include "deform/sampling.h"
 
 namespace fastconv::FASTCONV_ISA {
 namespace {
@@ -39,6 +40,7 @@ void run(const DeformParams& p, void* scratch) {
 
 extern const DeformKernels deform_kernels = {
     {scratch<DeformForward>, run<DeformForward>},
+    {scratch<DeformSampling>, run<DeformSampling>},
     {scratch<DeformBackward>, run<DeformBackward>},
 };
 

@@ -1,6 +1,6 @@
-// The matrix kernel: a register tile of a few rows by two vectors, C (+)= A B. A row of A gives one number for each step
-// of the sum, which is multiplied by two vectors of B. A may be read across (a step is `a_step` elements further, a row
-// `a_row`), so the same kernel does A B and A^T B.
+// The matrix kernel: a register tile of a few rows by two vectors, C (+)= A B. A row of A gives one number for each
+// step of the sum, which is multiplied by two vectors of B. A may be read across (a step is `a_step` elements further,
+// a row `a_row`), so the same kernel does A B and A^T B.
 #pragma once
 #include "core/move.h"
 
@@ -10,7 +10,7 @@ namespace {
 constexpr int kTileVectors = 2;
 constexpr int kTileRows = kVecRegisters == 32 ? 12 : 6;  // times two vectors, and three more registers
 template <class A>
-constexpr int kTileColumns = kTileVectors* kLanes<A>;
+constexpr int kTileColumns = kTileVectors * kLanes<A>;
 
 template <class A>
 struct Matrices {

@@ -1,4 +1,5 @@
-// The contract between the host operators and the kernels of deformable convolution.
+// The contract between the host operators and the kernels of deformable convolution, with weights (deform_conv2d) and
+// without (deform_sample2d).
 #pragma once
 #include <cstdint>
 
@@ -32,7 +33,7 @@ struct DeformParams {
   const void* input;   // [N, C, H, W]
   DeformMap offset;    // [N, 2 * offset_groups * R * S, P, Q]
   DeformMap mask;      // [N, offset_groups * R * S, P, Q], or null
-  const void* weight;  // [K, C / groups, R, S], contiguous
+  const void* weight;  // [K, C / groups, R, S], contiguous; or null: then K is C, groups 1, and samples are added up
   const void* bias;    // [K], or null
   void* output;        // [N, K, P, Q]; the gradient that comes in, in a backward pass
 
@@ -51,8 +52,9 @@ struct DeformKernel {
 };
 
 struct DeformKernels {
-  DeformKernel forward;
-  DeformKernel backward;
+  DeformKernel forward;   // output from input, with weights
+  DeformKernel sampling;  // the same without
+  DeformKernel backward;  // of either
 };
 FASTCONV_DECLARE_KERNELS(DeformKernels, deform_kernels)
 

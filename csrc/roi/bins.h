@@ -1,9 +1,10 @@
 // Where the bins of a box lie.
 //
 // A mean of bilinear samples is separable: sample (y, x) weighs its four pixels by a product of what y gives to a row
-// and x to a column, and a sample outside of the map is outside by one of the two. So a bin is a short list of rows with
-// weights, times a short list of columns. Samples of a bin that share a row or a column share its entry: of 2x2 samples
-// in a bin of a pixel or less, 9 pixels are read instead of 16. Means of whole pixels are lists of equal weights.
+// and x to a column, and a sample outside of the map is outside by one of the two. So a bin is a short list of rows
+// with weights, times a short list of columns. Samples of a bin that share a row or a column share its entry: of 2x2
+// samples in a bin of a pixel or less, 9 pixels are read instead of 16. Means of whole pixels are lists of equal
+// weights.
 #pragma once
 #include "core/memory.h"
 #include "core/move.h"
@@ -43,8 +44,7 @@ struct BoxAxis {
   int64_t size, bins;
 
   // axis: 0 for rows, 1 for columns. box: [5].
-  BoxAxis(const RoiParams& p, const A* box, int axis)
-      : kind(p.kind), size(axis ? p.W : p.H), bins(axis ? p.Q : p.P) {
+  BoxAxis(const RoiParams& p, const A* box, int axis) : kind(p.kind), size(axis ? p.W : p.H), bins(axis ? p.Q : p.P) {
     const A first = scaled(box[axis ? 1 : 2], static_cast<A>(p.scale));
     const A last = scaled(box[axis ? 3 : 4], static_cast<A>(p.scale));
     A extent;
@@ -89,8 +89,8 @@ struct BoxAxis {
       return;
     }
     const A origin = start + static_cast<A>(b) * bin, step = bin / samples, weight = 1 / samples;
-    // Of huge boxes only the samples that can be on the map: those from -1 to size, and a few for rounding. Samples that
-    // adapt are half a pixel apart or more.
+    // Of huge boxes only the samples that can be on the map: those from -1 to size, and a few for rounding. Samples
+    // that adapt are half a pixel apart or more.
     A first = 0, end = samples;
     if (step > 0 && samples > 16) {
       first = between(floor((-1 - origin) / step) - 2, A{0}, samples);

@@ -75,8 +75,8 @@ struct Channels<A, kOne> {
   void add(const Channels& other, A weight) { v[0] += weight * other.v[0]; }
 };
 
-// The largest so far, and where it was: of equal ones the first. NaN is larger than all, and the last of them counts, as
-// in max pooling.
+// The largest so far, and where it was: of equal ones the first. NaN is larger than all, and the last of them counts,
+// as in max pooling.
 template <class A, int V>
 struct Largest {
   using Id = Lanes<A>;

@@ -1,4 +1,5 @@
-// What the host operators of regions of interest share: the rules for their arguments, and the params they come down to.
+// What the host operators of regions of interest share: the rules for their arguments, and the params they come down
+// to.
 #pragma once
 #include "core/torch.h"
 #include "roi/params.h"

@@ -11,7 +11,8 @@ namespace fastconv {
 namespace {
 
 // What the kernels for one box and a few channels get. `map`: pixel (0, 0); `pixel`: elements from one to the next.
-// `values`, `ids`: bin (0, 0); `stride`: elements from one to the next. A kernel of a box that needs no ids ignores them.
+// `values`, `ids`: bin (0, 0); `stride`: elements from one to the next. A kernel of a box that needs no ids ignores
+// them.
 template <class Map, class Values>
 struct BoxCall {
   const RoiParams& p;

@@ -17,8 +17,8 @@ namespace fastconv {
 //   kPsPool   the mean of whole pixels
 enum class Roi : int32_t { kAlign, kPool, kPsAlign, kPsPool };
 
-// Every operator of the family. Tensors are dense; input and output are both contiguous or both in channels_last memory.
-// In a backward pass `output` holds the gradient that comes in and `input` the one that is written.
+// Every operator of the family. Tensors are dense; input and output are both contiguous or both in channels_last
+// memory. In a backward pass `output` holds the gradient that comes in and `input` the one that is written.
 struct RoiParams {
   Dtype dtype;
   Roi kind;

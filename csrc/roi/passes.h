@@ -114,8 +114,8 @@ struct ForwardPass {
           to_pixels(mine.map, kWidth, planes, positions, channels);
           boxes.each(n, [&](int64_t k) {
             const int64_t to = (k * p.C + c) * bins();
-            kernel.template run<V>(BoxCall<const A, A>{p, k, mine.map, kWidth, mine.values,
-                                                       p.ids ? mine.ids : nullptr, kWidth, kWidth, thread});
+            kernel.template run<V>(BoxCall<const A, A>{p, k, mine.map, kWidth, mine.values, p.ids ? mine.ids : nullptr,
+                                                       kWidth, kWidth, thread});
             from_pixels(output() + to, mine.values, kWidth, bins(), channels);
             if (p.ids)  // moved as if they were numbers
               from_pixels(reinterpret_cast<float*>(p.ids + to), reinterpret_cast<const float*>(mine.ids), kWidth,
@@ -137,9 +137,7 @@ struct BackwardPass {
   int vectors;
 
   static constexpr bool kDirect = std::is_same<T, A>::value;  // sums can be made where they belong
-  static bool needs_map(const RoiParams& p, int vectors) {
-    return !kDirect || !(p.channels_last || vectors == kOne);
-  }
+  static bool needs_map(const RoiParams& p, int vectors) { return !kDirect || !(p.channels_last || vectors == kOne); }
   int64_t bins() const { return p.P * p.Q; }
 
   void run() const {

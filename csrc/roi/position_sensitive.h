@@ -1,5 +1,5 @@
-// Position-sensitive means: bin (p, q) of channel c of the output looks at channel (c * P + p) * Q + q of the input, and
-// no other does. An item of work is such a channel of an image, and that bin of every box there.
+// Position-sensitive means: bin (p, q) of channel c of the output looks at channel (c * P + p) * Q + q of the input,
+// and no other does. An item of work is such a channel of an image, and that bin of every box there.
 #pragma once
 #include "roi/bins.h"
 
