@@ -95,12 +95,14 @@ def describe(found: dict[str, Any]) -> dict[str, str]:
 def demo(output: Path, json_file: Path | None, threads: int | None, quick: bool, seed: int) -> None:
     """Send a photograph through whole networks, with PyTorch's operators and with fastconv's.
 
-    A second picture, next to the first, shows what each pooling makes of the photograph.
+    A second picture, next to the first, shows what each pooling, boxes and deformable convolution make of the
+    photograph.
     """
     try:
         from fastconv.demo.picture import draw, supported_suffixes
         from fastconv.demo.pooling import pooling_rows
         from fastconv.demo.pooling_picture import draw_pooling
+        from fastconv.demo.regions import deformation, regions
         from fastconv.demo.run import load_photo
     except ModuleNotFoundError as error:
         raise click.ClickException(f"demo: {error.name} is missing: pip install 'fastconv[demo]'") from None
@@ -148,7 +150,8 @@ def demo(output: Path, json_file: Path | None, threads: int | None, quick: bool,
         )
     draw(results, photo, machine, output)
     poolings = output.with_name(f"{output.stem}-pooling{output.suffix}")
-    draw_pooling(pooling_rows(photo, seed), machine, poolings)
+    rows = [*pooling_rows(photo, seed), regions(photo.pixels), deformation(photo.pixels)]
+    draw_pooling(rows, machine, poolings)
     if json_file is not None:
         networks = [result.to_json() for result in results]
         json_file.write_text(json.dumps({"machine": machine, "settings": settings, "networks": networks}, indent=1))

@@ -16,11 +16,23 @@ from PIL import Image as Picture
 import fastconv
 from fastconv.demo.pooling import DRAWS, Gradient, Image, pooling_rows
 from fastconv.demo.pooling_picture import draw_pooling, page
+from fastconv.demo.regions import deformation, regions
 from fastconv.demo.run import load_photo
 
-POOLINGS = {name: getattr(fastconv, name) for name in fastconv.__all__ if "pool" in name}
+POOLINGS = {
+    name: getattr(fastconv, name)
+    for name in fastconv.__all__
+    if any(word in name for word in ("pool", "roi_", "deform_")) and name != "multi_scale_roi_align"
+}
 #: Panels whose titles are no expression for what is to be seen: a picture to look at beside others, a comparison.
-OTHERS = {"y", "edges", "grey[:, 90]", "bilinear_pool2d(tiles) and\n    its sketch, compared"}
+OTHERS = {
+    "y",
+    "edges",
+    "grey[:, 90]",
+    "bilinear_pool2d(tiles) and\n    its sketch, compared",
+    "taps",
+    "taps, with offsets",
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +42,7 @@ def photo():
 
 @pytest.fixture(scope="module")
 def rows(photo):
-    return pooling_rows(photo)
+    return [*pooling_rows(photo), regions(photo.pixels), deformation(photo.pixels)]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +85,7 @@ def test_titles_are_the_calls(rows, photo):
                 expected = expected.expand(3, -1, -1)
             torch.testing.assert_close(shown(panel, photo.pixels.shape[2]).flatten(), expected.flatten())
             seen += 1
-    assert seen >= 25
+    assert seen >= 32
 
 
 def test_pytorch_agrees(rows, photo):
@@ -152,7 +164,7 @@ def test_the_picture(tmp_path, rows):
     draw_pooling(rows, {"fastconv": fastconv.__version__}, path)
     with Picture.open(path) as picture:
         width, height = picture.size
-    assert (width, height) == (1690, 3887)
+    assert (width, height) == (1690, 4823)
 
 
 def test_no_text_lies_on_another(figure):

@@ -62,6 +62,8 @@ class Image(Panel):
     dots: Tensor | None = None
     #: rows and columns of the windows whose borders are drawn over it
     grid: tuple[int, int] | None = None
+    #: a box to mark on it, x1, y1, x2, y2 in pixels, and the rows and columns of its bins
+    box: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Draws the page of poolings: a row of panels about each thing that pooling does, a title and a caption to each."""
+"""Draws the page of poolings, boxes and offsets: a row of panels about each thing they do, with titles and captions."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def page(rows: list[Row], machine: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(WIDTH, height), facecolor="white", layout=layout)
     write_heading(
         figure,
-        "Every pooling, on one photograph",
+        "Every pooling, boxes and offsets, on one photograph",
         f"Computed by fastconv {machine['fastconv']}. The title of a picture is the call that made it.",
     )
     # Always an array, also of one.
@@ -110,6 +110,8 @@ def draw_image(axes: Axes, panel: Image) -> None:
     axes.imshow(panel.values.clamp(0, 1).permute(1, 2, 0).numpy(), aspect="auto", interpolation=interpolation)
     if panel.grid is not None:
         draw_grid(axes, *panel.grid, "white")
+    if panel.box is not None:
+        draw_box(axes, *panel.box)
     if panel.dots is not None:
         down, right = panel.dots.unbind(1)
         size = 9 if len(panel.dots) > 20 else 45
@@ -123,6 +125,15 @@ def draw_grid(axes: Axes, rows: int, columns: int, colour: str) -> None:
     axes.set_xticks([left + (right - left) * k / columns for k in range(1, columns)], minor=True)
     axes.set_yticks([top + (bottom - top) * k / rows for k in range(1, rows)], minor=True)
     axes.grid(which="minor", color=colour, linewidth=0.5)
+
+
+def draw_box(axes: Axes, x1: float, y1: float, x2: float, y2: float, rows: int, columns: int) -> None:
+    for k in range(columns + 1):
+        x = x1 + (x2 - x1) * k / columns
+        axes.plot((x, x), (y1, y2), color=AMBER, linewidth=1.5 if k in (0, columns) else 0.6)
+    for k in range(rows + 1):
+        y = y1 + (y2 - y1) * k / rows
+        axes.plot((x1, x2), (y, y), color=AMBER, linewidth=1.5 if k in (0, rows) else 0.6)
 
 
 def draw_matrix(axes: Axes, panel: Matrix) -> None:
