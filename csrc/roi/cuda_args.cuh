@@ -35,8 +35,11 @@ struct RoiChannels {
       store_wide<V>(to, from);
     } else {
 #pragma unroll
-      for (int v = 0; v < V; ++v)
-        if (v < n) fastconv::narrow(from[v], to[v * step]);
+      for (int v = 0; v < V; ++v) {
+        T element;
+        fastconv::narrow(from[v], element);
+        if (v < n) to[v * step] = element;
+      }
     }
   }
   __device__ __forceinline__ void store_ids(int32_t* to, int64_t step, const int32_t (&from)[V]) const {

@@ -147,6 +147,7 @@ struct RoiTile {
   // Adds what the bins of the pass give, of box `k` in row j of the table.
   __device__ __forceinline__ void add(int64_t k, int j, const RoiPass& pass, A (&sum)[V]) const {
     const RoiChannels<T, V, Wide> own = {count()};
+    if (own.n == 0) return;
     const T* grads = static_cast<const T*>(args.output) + k * args.out.box + first() * args.out.channel;
     for (int p = table.begin[j][0][y]; p < table.end[j][0][y]; ++p) {
       const A row = table.weights[j][0][p << args.side_log | y];

@@ -50,6 +50,17 @@ struct RoiSegment {
     sync_warp();
   }
 
+  __device__ __forceinline__ void store() const {
+    if (channel >= args.C) return;
+    T* to = static_cast<T*>(args.input) + n * args.in.box + channel * args.in.channel + begin * args.in.pixel;
+    const int lanes = 1 << args.lanes_log;
+    for (int at = lane >> args.lanes_log; at < static_cast<int>(size); at += kWarpSize / lanes) {
+      T element;
+      fastconv::narrow(sums[at * lanes + (lane & (lanes - 1))], element);
+      to[at * args.in.pixel] = element;
+    }
+  }
+
   // Adds in the order of lanes where several have the same place. -1: nothing to add.
   __device__ __forceinline__ void add(int place, A value) const {
     if (!vote_any(place >= 0)) return;
@@ -103,12 +114,7 @@ __global__ void __launch_bounds__(kRoiScatterThreads) roi_scatter(const RoiScatt
     const RoiSegment<T> segment(args, sums, i);
     segment.clear();
     segment.add_boxes();
-    const int lanes = 1 << args.lanes_log;
-    if (segment.channel < args.C)
-      for (int64_t at = segment.lane / lanes; at < segment.size; at += kWarpSize / lanes)
-        fastconv::narrow(sums[at * lanes + segment.lane % lanes],
-                         static_cast<T*>(args.input)[segment.n * args.in.box + segment.channel * args.in.channel +
-                                                     (segment.begin + at) * args.in.pixel]);
+    segment.store();
     sync_warp();
   }
 }
