@@ -30,6 +30,11 @@ from torch import Tensor
 
 import fastconv
 
+try:
+    import torchvision
+except ImportError:  # a peer less
+    torchvision = None
+
 Given = Any  # a tensor, or a tuple of one and the indices that go with it
 Function = Callable[[Given], Any]  # a contestant; what comes out is kept, and looked at once
 SHAPES = Path(__file__).resolve().parent / "shapes.csv"
@@ -267,11 +272,71 @@ def pool_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> list[
     return rows
 
 
+def roi_boxes(case: dict[str, str]) -> Tensor:
+    """Boxes inside the map, of 4 to 28 pixels along each side, as a pyramid's levels are chosen to have them; numbers
+    that every type has, so that all contestants see the same ones."""
+    H, W, scale = int(case["H"]), int(case["W"]), roi_options(case)["spatial_scale"]
+    generator = torch.Generator().manual_seed(0)
+    side = 4 * 7 ** torch.rand(int(case["K"]), 2, generator=generator)
+    first = torch.rand(side.shape, generator=generator) * (torch.tensor([W, H]) - side)
+    image = torch.randint(int(case["N_gpu"]), (len(side), 1), generator=generator)
+    boxes = torch.cat([image, first / scale, (first + side) / scale], 1)
+    return boxes.bfloat16().float()
+
+
+def roi_options(case: dict[str, str]) -> dict[str, Any]:
+    """What the case's function takes after input and boxes; the same in torchvision."""
+    ratio, denominator = re.search(r"sr=(\d+) scale=1/(\d+)", ",".join(case.values())).groups()  # type: ignore[union-attr]
+    options: dict[str, Any] = {"output_size": (int(case["P"]), int(case["Q"])), "spatial_scale": 1 / int(denominator)}
+    return options | ({"sampling_ratio": int(ratio)} if case["family"] == "roi_align" else {})
+
+
+def roi_of(case: dict[str, str], library: Any, boxes: Tensor) -> Function:
+    function, options = getattr(library, case["family"]), roi_options(case)
+    return lambda x: function(x, boxes, **options)
+
+
+def roi_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> list[Row]:
+    """Forward; then forward and backward. The peer is torchvision, where there is one; outputs are compared with the
+    CPU's. What has to be moved: the map and the bins, in training their gradients and twice the ids of maxima. The
+    CPU has float64, but of maxima float32: in another type a bin may have another pixel."""
+    shape = tuple(int(case[k]) for k in ("N_gpu", "C", "H", "W"))
+    output_shape = (int(case["K"]), shape[1], int(case["P"]), int(case["Q"]))
+    both = (math.prod(shape) + math.prod(output_shape)) * dtype.itemsize
+    pools = case["family"] == "roi_pool"
+    boxes = roi_boxes(case)
+    libraries = {"fastconv": fastconv} | ({"torchvision": torchvision.ops} if torchvision else {})
+    rows = []
+    for direction, moved in (("forward", both), ("train", 2 * both + 8 * math.prod(output_shape) * pools)):
+        training = direction == "train"
+        with torch.inference_mode(not training), torch.set_grad_enabled(training):
+            inputs = input_copies(shape, dtype, moved)
+            for x in (x for copies in inputs.values() for x in copies):
+                x.requires_grad_(training)
+            grad = torch.randn(output_shape, device="cuda").to(dtype)
+            functions: dict[str, tuple[Function, str]] = {}
+            for layout, memory in LAYOUTS.items():
+                for name, library in libraries.items():
+                    own = boxes.cuda() if name == "fastconv" else boxes.cuda().to(dtype)
+                    roi, given = roi_of(case, library, own), grad.contiguous(memory_format=memory)
+                    functions[f"{name}, {layout}"] = (trained(roi, given) if training else roi, layout)
+            exact = torch.float32 if pools else torch.float64
+            wanted = roi_of(case, fastconv, boxes)
+            wanted = trained(wanted, grad.cpu().to(exact)) if training else wanted
+            result = wanted(inputs["contiguous"][0].detach().cpu().to(exact).requires_grad_(training))
+            result = tuple(t.cuda() for t in result) if training else result.cuda()
+            rows += contest(case, inputs, functions, partial(close, result), moved, direction)
+        torch.cuda.empty_cache()
+    return rows
+
+
 FAMILIES: dict[str, Callable[[dict[str, str], torch.dtype, bool], list[Row]]] = {
     "channel_shuffle": channel_shuffle_rows,
     "pool": pool_rows,
     "adaptive_pool": pool_rows,
     "max_unpool": pool_rows,
+    "roi_align": roi_rows,
+    "roi_pool": roi_rows,
 }
 
 

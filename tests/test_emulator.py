@@ -82,6 +82,21 @@ def test_votes(emulator: Emulator, holds: list[int]) -> None:
     np.testing.assert_array_equal(out, [[ballot, any(holds), all(holds)]] * 32)
 
 
+@pytest.mark.parametrize("values", [[7] * 32, list(range(32)), [0, 1, 2**31, 1] * 8], ids=["same", "all", "some"])
+def test_matches(emulator: Emulator, values: list[int]) -> None:
+    out = run(emulator, "matches", np.array(values, np.uint32), np.empty(32, np.uint32))
+    halves = [range(16)] * 16 + [range(16, 32)] * 16
+    same = [sum(1 << j for j in half if values[j] == values[i]) for i, half in enumerate(halves)]
+    np.testing.assert_array_equal(out, same)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_products_are_rounded(emulator: Emulator, dtype: type) -> None:
+    a, b = np.random.default_rng(3).uniform(1, 2, (2, 32)).astype(dtype)
+    out = run(emulator, f"rounded_product_{np.dtype(dtype)}", a, np.empty(32, dtype), other=b)
+    np.testing.assert_array_equal(out, a * b - a)
+
+
 def test_histogram(emulator: Emulator) -> None:
     values = np.random.default_rng(0).integers(0, 8, 1000).astype(np.int32)
     out = run(emulator, "histogram", values, np.zeros(8, np.int32), n=1000, grid=(3, 1, 1), block=(64, 1, 1),

@@ -57,6 +57,10 @@ __device__ __forceinline__ unsigned vote_ballot(bool holds, unsigned mask = kFul
 }
 __device__ __forceinline__ bool vote_any(bool holds, unsigned mask = kFullWarp) { return __any_sync(mask, holds); }
 __device__ __forceinline__ bool vote_all(bool holds, unsigned mask = kFullWarp) { return __all_sync(mask, holds); }
+// The lanes that bring the same value, the caller among them.
+__device__ __forceinline__ unsigned match_any(uint32_t value, unsigned mask = kFullWarp) {
+  return __match_any_sync(mask, value);
+}
 
 // ---- atomics, on device or shared memory; each returns what was there before ----
 
@@ -72,6 +76,11 @@ template <class T>
 __device__ __forceinline__ T atomic_compare_exchange(T* address, T expected, T desired) {
   return atomicCAS(address, expected, desired);
 }
+
+// ---- products that are rounded before anything is added to them, whatever the compiler would rather do ----
+
+__device__ __forceinline__ float multiply_rounded(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double multiply_rounded(double a, double b) { return __dmul_rn(a, b); }
 
 // ---- 16-bit types: float32 and back, rounded to nearest, ties to even; arithmetic happens in float32 ----
 

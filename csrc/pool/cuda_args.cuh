@@ -1,10 +1,11 @@
-// What all kernels of the pooling family start from: accesses to memory that are as wide as they may be, the one struct
-// they take, where in it a thread is, and how a launcher fills it.
+// What all kernels of the pooling family start from: accesses to the ids of windows, the one struct they
+// take, where in it a thread is, and how a launcher fills it.
 #pragma once
 #include <cmath>
 #include <type_traits>
 
 #include "core/divisor.h"
+#include "core/elements.cuh"
 #include "core/launch.h"
 #include "pool/params.h"
 
@@ -13,54 +14,7 @@ namespace {
 
 constexpr int kPoolThreads = 256;
 
-template <class T>
-struct AccumulateOf {
-  using type = float;
-};
-template <>
-struct AccumulateOf<double> {
-  using type = double;
-};
-template <class T>
-using Accumulate = typename AccumulateOf<T>::type;
-template <class T>
-constexpr int kWide = 16 / static_cast<int>(sizeof(T));  // elements
-
 // ---- memory ----
-
-// At most 16 bytes at once; both addresses are multiples of as many.
-template <int Bytes>
-__device__ __forceinline__ void copy_wide(void* to, const void* from) {
-  if constexpr (Bytes > 16) {
-    copy_wide<16>(to, from);
-    copy_wide<Bytes - 16>(static_cast<char*>(to) + 16, static_cast<const char*>(from) + 16);
-  } else if constexpr (Bytes == 16) {
-    store16(to, load16(from));
-  } else if constexpr (Bytes == 8) {
-    *static_cast<uint2*>(to) = *static_cast<const uint2*>(from);
-  } else if constexpr (Bytes == 4) {
-    *static_cast<uint32_t*>(to) = *static_cast<const uint32_t*>(from);
-  } else if constexpr (Bytes == 2) {
-    *static_cast<uint16_t*>(to) = *static_cast<const uint16_t*>(from);
-  } else {
-    *static_cast<uint8_t*>(to) = *static_cast<const uint8_t*>(from);
-  }
-}
-
-template <int V, class T>
-__device__ __forceinline__ void load_wide(const T* from, Accumulate<T> (&to)[V]) {
-  alignas(16) T elements[V];
-  copy_wide<V * sizeof(T)>(elements, from);
-#pragma unroll
-  for (int v = 0; v < V; ++v) to[v] = widen(elements[v]);
-}
-template <int V, class T>
-__device__ __forceinline__ void store_wide(T* to, const Accumulate<T> (&from)[V]) {
-  alignas(16) T elements[V];
-#pragma unroll
-  for (int v = 0; v < V; ++v) narrow(from[v], elements[v]);
-  copy_wide<V * sizeof(T)>(to, elements);
-}
 
 template <class Id, int V>
 __device__ __forceinline__ void store_ids_as(void* ids, int64_t at, const uint32_t (&from)[V]) {
@@ -162,10 +116,6 @@ struct PoolLimits {
   int64_t threads = 0;         // that fill the device; 0: what it has
 };
 
-inline bool aligned(const void* pointer, int64_t bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes < 16 ? bytes : 16) == 0;
-}
-
 // Whether no number that is made of an axis passes `most`.
 inline bool fits(const PoolAxis& a, int64_t most) {
   const int64_t step = a.adaptive ? a.size + 1 : a.stride, reach = a.size + 2 * a.padding + a.stride;
@@ -258,16 +208,6 @@ struct PoolLauncher {
     run(kernel, args, ceil_divide(args.items, kPoolThreads));
   }
 };
-
-template <class Body>
-void with_element(Dtype dtype, const Body& body) {
-  switch (dtype) {
-    case Dtype::kFloat32: return body(float{});
-    case Dtype::kFloat64: return body(double{});
-    case Dtype::kBFloat16: return body(bfloat16{});
-    case Dtype::kFloat16: return body(float16{});
-  }
-}
 
 }  // namespace
 }  // namespace fastconv

@@ -84,6 +84,16 @@ def test_votes(gpu: Gpu, holds: list[int]) -> None:
     examples.test_votes(gpu, holds)
 
 
+@pytest.mark.parametrize("values", [[7] * 32, list(range(32)), [0, 1, 2**31, 1] * 8], ids=["same", "all", "some"])
+def test_matches(gpu: Gpu, values: list[int]) -> None:
+    examples.test_matches(gpu, values)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_products_are_rounded(gpu: Gpu, dtype: type) -> None:
+    examples.test_products_are_rounded(gpu, dtype)
+
+
 def test_histogram(gpu: Gpu) -> None:
     examples.test_histogram(gpu)
 

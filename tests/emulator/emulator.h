@@ -191,6 +191,20 @@ inline bool vote_all(bool holds, unsigned mask = kFullWarp, EMULATOR_SITE) {
   return emulated_vote(holds, mask, {"vote_all", file, line}) == mask;
 }
 
+struct MatchLane {
+  uint32_t value;
+  unsigned result;
+};
+unsigned emulated_match(uint32_t value, unsigned mask, const emulator::Site& site);
+inline unsigned match_any(uint32_t value, unsigned mask = kFullWarp, EMULATOR_SITE) {
+  return emulated_match(value, mask, {"match_any", file, line});
+}
+
+// ---- rounded products: defined elsewhere, so that no compiler makes a multiply-add of them ----
+
+float multiply_rounded(float a, float b);
+double multiply_rounded(double a, double b);
+
 // ---- atomics: nothing can come in between, since only one fiber runs ----
 
 template <class T>

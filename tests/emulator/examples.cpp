@@ -42,6 +42,19 @@ __global__ void votes(ExampleParams p) {
   output[2] = vote_all(holds);
 }
 
+// Who brings the same value, in a half warp at a time.
+__global__ void matches(ExampleParams p) {
+  const uint32_t value = static_cast<const uint32_t*>(p.input)[threadIdx.x];
+  static_cast<unsigned*>(p.output)[threadIdx.x] = match_any(value, threadIdx.x < 16 ? 0xffffu : 0xffff0000u);
+}
+
+// What a * b loses when it is rounded, which a multiply-add would not lose.
+template <class A>
+__global__ void rounded_products(ExampleParams p) {
+  const A a = static_cast<const A*>(p.input)[threadIdx.x], b = static_cast<const A*>(p.other)[threadIdx.x];
+  static_cast<A*>(p.output)[threadIdx.x] = multiply_rounded(a, b) - a;
+}
+
 // Counts values below 8, first within the block, then over all of them.
 __global__ void histogram(ExampleParams p) {
   int* bins = dynamic_shared<int>();
@@ -171,6 +184,9 @@ constexpr Example kExamples[] = {
     {"block_sum", block_sum},
     {"neighbours", neighbours},
     {"votes", votes},
+    {"matches", matches},
+    {"rounded_product_float32", rounded_products<float>},
+    {"rounded_product_float64", rounded_products<double>},
     {"histogram", histogram},
     {"largest", largest},
     {"pipeline", pipeline},

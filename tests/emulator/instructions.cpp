@@ -1,5 +1,6 @@
-// Warp votes and tensor cores in plain C++. Fragment layouts are those of the PTX manual: for a lane with group = lane
-// / 4 and pair = lane % 4, a row of A and D is group or group + 8, a column of B and D is made of pair and group.
+// Warp votes, matches and tensor cores in plain C++. Fragment layouts are those of the PTX manual: for a lane with
+// group = lane / 4 and pair = lane % 4, a row of A and D is group or group + 8, a column of B and D is made of pair and
+// group.
 #include "emulator.h"
 
 namespace fastconv {
@@ -91,6 +92,20 @@ unsigned emulated_vote(bool holds, unsigned mask, const emulator::Site& site) {
   });
   return lane.result;
 }
+
+unsigned emulated_match(uint32_t value, unsigned mask, const emulator::Site& site) {
+  MatchLane lane{value, 0};
+  emulator::collective(site, mask, &lane, [](void** lanes) {
+    const auto at = [&](int i) { return static_cast<MatchLane*>(lanes[i]); };
+    for (int i = 0; i < 32; ++i)
+      for (int j = 0; j < 32; ++j)
+        if (lanes[i] && lanes[j] && at(i)->value == at(j)->value) at(i)->result |= 1u << j;
+  });
+  return lane.result;
+}
+
+float multiply_rounded(float a, float b) { return a * b; }
+double multiply_rounded(double a, double b) { return a * b; }
 
 void emulated_mma_16bit(float* d, const uint32_t* a, const uint32_t* b, float (*widen_bits)(uint16_t),
                         const emulator::Site& site) {

@@ -4,6 +4,7 @@
 #include "entry.h"
 #include "pool/cuda.cuh"
 #include "rearrange/cuda.cuh"
+#include "roi/cuda.cuh"
 
 extern "C" const char* emulated_transpose(const void* input, void* output, int64_t outer, int64_t rows, int64_t columns,
                                           int64_t inner, int64_t element_size, int64_t max_grid) {
@@ -107,4 +108,37 @@ extern "C" int64_t emulated_unpool_scratch(int64_t channels_last, int64_t N, int
   p.windows = windows;
   p.positions = positions;
   return fastconv::unpool_scratch(p, {limits[0], limits[1], 0});
+}
+
+// Regions of interest. `sizes`: N, C, H, W, K, P, Q; `limits`: those of RoiLimits.
+extern "C" const char* emulated_roi(const char* name, int64_t kind, int64_t dtype, int64_t channels_last,
+                                    const int64_t* sizes, const double* scale, int64_t sampling, int64_t aligned,
+                                    const void* boxes, void* input, void* output, void* ids, const int64_t* limits) {
+  return error_of([&] {
+    using namespace fastconv;
+    RoiParams p = {};
+    p.dtype = static_cast<Dtype>(dtype);
+    p.kind = static_cast<Roi>(kind);
+    p.channels_last = channels_last != 0;
+    p.N = sizes[0];
+    p.C = sizes[1];
+    p.H = sizes[2];
+    p.W = sizes[3];
+    p.K = sizes[4];
+    p.P = sizes[5];
+    p.Q = sizes[6];
+    p.channels = p.kind == Roi::kPsAlign || p.kind == Roi::kPsPool ? p.C / (p.P * p.Q) : p.C;
+    p.scale = *scale;
+    p.sampling = sampling;
+    p.aligned = aligned != 0;
+    p.boxes = boxes;
+    p.input = input;
+    p.output = output;
+    p.ids = static_cast<int32_t*>(ids);
+    const Stream stream = {"roi", 0, nullptr};
+    const RoiLimits at = {limits[0], limits[1]};
+    if (std::strcmp(name, "forward") == 0) return roi_forward(p, stream, at);
+    if (std::strcmp(name, "backward") == 0) return roi_backward(p, stream, at);
+    roi_picked(p, stream, at);
+  });
 }
