@@ -66,10 +66,13 @@ struct BoxAxis {
   // Of whole pixels: those of bin `b`.
   Range pixels(int64_t b) const {
     // The map's last row and column are not in any bin of position-sensitive pooling, nobody knows why.
-    const A most = static_cast<A>(kind == Roi::kPsPool ? size - 1 : size);
-    const A begin = between(floor(static_cast<A>(b) * bin) + start, A{0}, most);
-    const A end = between(ceiling(static_cast<A>(b + 1) * bin) + start, A{0}, most);
-    return {static_cast<int64_t>(begin), static_cast<int64_t>(end)};
+    const int64_t most = kind == Roi::kPsPool ? size - 1 : size;
+    return {on_map(floor(static_cast<A>(b) * bin) + start, most),
+            on_map(ceiling(static_cast<A>(b + 1) * bin) + start, most)};
+  }
+  // float32 has not all sizes; it may have rounded one up.
+  static int64_t on_map(A at, int64_t most) {
+    return min64(static_cast<int64_t>(between(at, A{0}, static_cast<A>(most))), most);
   }
 
   // Most entries of a bin: one for each pixel, at most two for each sample.
