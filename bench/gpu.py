@@ -286,9 +286,10 @@ def roi_boxes(case: dict[str, str]) -> Tensor:
 
 def roi_options(case: dict[str, str]) -> dict[str, Any]:
     """What the case's function takes after input and boxes; the same in torchvision."""
-    ratio, denominator = re.search(r"sr=(\d+) scale=1/(\d+)", ",".join(case.values())).groups()  # type: ignore[union-attr]
-    options: dict[str, Any] = {"output_size": (int(case["P"]), int(case["Q"])), "spatial_scale": 1 / int(denominator)}
-    return options | ({"sampling_ratio": int(ratio)} if case["family"] == "roi_align" else {})
+    given = re.search(r"sr=(\d+) scale=1/(\d+)", ",".join(case.values()))
+    assert given is not None, case
+    options: dict[str, Any] = {"output_size": (int(case["P"]), int(case["Q"])), "spatial_scale": 1 / int(given[2])}
+    return options | ({"sampling_ratio": int(given[1])} if case["family"] == "roi_align" else {})
 
 
 def roi_of(case: dict[str, str], library: Any, boxes: Tensor) -> Function:
