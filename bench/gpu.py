@@ -299,7 +299,7 @@ def roi_of(case: dict[str, str], library: Any, boxes: Tensor) -> Function:
 
 def roi_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> list[Row]:
     """Forward; then forward and backward. The peer is torchvision, where there is one; outputs are compared with the
-    CPU's in float32, since in another type samples lie elsewhere; by how float32 has coordinates, they are a little apart
+    CPU's in float32, since in another type samples lie elsewhere; by how float32 has coordinates, they are a bit apart
     anyhow. What has to be moved: the map and the bins, in training their gradients and twice the ids of maxima."""
     shape = tuple(int(case[k]) for k in ("N_gpu", "C", "H", "W"))
     output_shape = (int(case["K"]), shape[1], int(case["P"]), int(case["Q"]))
