@@ -180,31 +180,29 @@ def _grad_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _grad_backward(ctx: Any, *grads: Tensor) -> tuple:
-    """The second derivatives are those of the same function put together from PyTorch's operators."""
+    """The second derivatives are those of the same function put together from PyTorch's operators, which go on to any
+    order. (``torch.func`` takes each argument for itself, also where one was computed from another, and works below its
+    own transforms.)"""
     *sizes, of_input, of_offset, of_weight, of_mask = ctx.rest
     wanted = of_input, of_offset, of_weight, of_mask
-    given = [None if each is None else each.detach().requires_grad_() for each in ctx.saved_tensors]
-    grad_output, *leaves = given
-    with torch.enable_grad():
-        output = _composed(*leaves, *sizes)
-        asked = [leaf for leaf, wants in zip(leaves, wanted, strict=True) if wants]
-        first = torch.autograd.grad(output, asked, grad_output, create_graph=True)
-    with_grad = [leaf for leaf in given if leaf is not None]
-    second = iter(
-        torch.autograd.grad(
-            first,
-            with_grad,
-            [each for each, wants in zip(grads, wanted, strict=True) if wants],
-            allow_unused=True,
-            materialize_grads=True,
-        )
+    saved = ctx.saved_tensors
+    there = [i for i, tensor in enumerate(saved) if tensor is not None]
+
+    def first(grad_output: Tensor, *leaves: Tensor) -> tuple:
+        def output(*leaves: Tensor) -> Tensor:
+            return _composed(*leaves, *([None] if len(leaves) == 3 else []), *sizes)  # type: ignore[call-arg]
+
+        found = torch.func.vjp(output, *leaves)[1](grad_output)
+        return tuple(grad for grad, wants in zip(found, wanted[: len(found)], strict=True) if wants)
+
+    pull = torch.func.vjp(first, *(saved[i] for i in there))[1]
+    second = dict(
+        zip(there, pull(tuple(grad for grad, wants in zip(grads, wanted, strict=True) if wants)), strict=True)
     )
-    return *(None if leaf is None else next(second) for leaf in given), *(None,) * 7
+    return *(second.get(i) for i in range(len(saved))), *(None,) * 7
 
 
-def _composed(
-    input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, stride, padding, dilation
-) -> Tensor:
+def _composed(input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, stride, padding, dilation) -> Tensor:
     """Deformable convolution without bias from PyTorch's operators, for derivatives of any order; every sample is kept
     in memory."""
     N, C, H, W = input.shape
