@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastconv._arguments import check_list, check_same, check_shape, each
+from fastconv._arguments import LARGEST, check_list, check_same, check_shape, each
 from fastconv._operator import memory_format, operator
 from fastconv.pool import Ints
 
@@ -76,8 +76,6 @@ def deform_conv2d(
 #
 # Those of csrc/deform/check.h, in the same words, for tensors without data.
 
-_MOST = 2**31 - 1
-
 
 def _check(input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, stride, padding, dilation) -> list:
     """The output's size."""
@@ -95,8 +93,8 @@ def _check(input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, s
         raise RuntimeError(f"{_OP}: weight must not be empty (got {list(weight.shape)})")
     N, C, H, W = input.shape
     K, of_group, R, S = weight.shape
-    if H * W > _MOST:
-        raise RuntimeError(f"{_OP}: input must have at most {_MOST} positions a plane (got {list(input.shape)})")
+    if H * W > LARGEST:
+        raise RuntimeError(f"{_OP}: input must have at most {LARGEST} positions a plane (got {list(input.shape)})")
     if C % of_group != 0:
         raise RuntimeError(
             f"{_OP}: weight must have a divisor of input's {C} channels in dimension 1 (got {list(weight.shape)})"
@@ -108,6 +106,8 @@ def _check(input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, s
         )
     size = [N, K]
     for d, (image, kernel) in enumerate(((H, R), (W, S))):
+        if kernel > LARGEST:
+            raise RuntimeError(f"{_OP}: weight must be at most {LARGEST} in every dimension (got {list(weight.shape)})")
         padded, extent = image + 2 * padding[d], dilation[d] * (kernel - 1) + 1
         if extent > padded:
             raise RuntimeError(

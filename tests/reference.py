@@ -87,36 +87,32 @@ def deform_conv(input, offset, weight, bias, mask, stride, padding, dilation, *,
         bias, mask = (None if tensor is None else tensor.abs() for tensor in (bias, mask))
     (N, C, H, W), (K, of_group, R, S) = input.shape, weight.shape
     P, Q = output_size(input.shape, weight.shape, stride, (*padding, *padding), dilation)[2:]
-    offset_groups, groups = offset.shape[1] // (2 * R * S), C // of_group
+    G, groups = offset.shape[1] // (2 * R * S), C // of_group
+    offsets, planes = offset.view(N, G, R * S, 2, P, Q), input.reshape(N, G, C // G, H * W)
+    masks = None if mask is None else mask.view(N, G, 1, R * S, P, Q)
     output = [torch.zeros(N, K // groups, P, Q, dtype=torch.float64) for _ in range(groups)]
 
     def before(part: Tensor) -> Tensor:
         return (1 - 2 * part).detach() + part if magnitudes else 1 - part
 
-    for r in range(R):
-        for s in range(S):
-            samples = []
-            for g in range(offset_groups):
-                tap = (g * R + r) * S + s
-                y = offset[:, 2 * tap] + (torch.arange(P) * stride[0] - padding[0] + r * dilation[0])[:, None]
-                x = offset[:, 2 * tap + 1] + (torch.arange(Q) * stride[1] - padding[1] + s * dilation[1])
-                counts = (y > -1) & (y < H) & (x > -1) & (x < W)
-                y, x = torch.where(counts, y, 0), torch.where(counts, x, 0)
-                top, left = y.detach().floor(), x.detach().floor()
-                planes = input.flatten(2).chunk(offset_groups, 1)[g]
-                sample = torch.zeros(N, C // offset_groups, P, Q, dtype=torch.float64)
-                for h, share_y in ((top, before(y - top)), (top + 1, y - top)):
-                    for w, share_x in ((left, before(x - left)), (left + 1, x - left)):
-                        inside = counts & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-                        at = (
-                            torch.where(inside, h * W + w, 0).long().flatten(1)[:, None].expand(-1, planes.shape[1], -1)
-                        )
-                        pixel = planes.gather(2, at).view(sample.shape) * (share_y * share_x)[:, None]
-                        sample = sample + torch.where(inside[:, None], pixel, 0)
-                samples.append(sample if mask is None else sample * mask[:, tap, None])
-            of_groups = zip(torch.cat(samples, 1).chunk(groups, 1), weight[:, :, r, s].chunk(groups, 0), strict=True)
-            for g, (sample, w) in enumerate(of_groups):
-                output[g] = output[g] + torch.einsum("ncpq,kc->nkpq", sample, w)
+    for tap in range(R * S):
+        r, s = tap // S, tap % S
+        y = offsets[:, :, tap, 0] + (torch.arange(P) * stride[0] - padding[0] + r * dilation[0])[:, None]
+        x = offsets[:, :, tap, 1] + (torch.arange(Q) * stride[1] - padding[1] + s * dilation[1])
+        counts = (y > -1) & (y < H) & (x > -1) & (x < W)
+        y, x = torch.where(counts, y, 0), torch.where(counts, x, 0)
+        top, left = y.detach().floor(), x.detach().floor()
+        samples = torch.zeros(N, G, C // G, P, Q, dtype=torch.float64)
+        for h, share_y in ((top, before(y - top)), (top + 1, y - top)):
+            for w, share_x in ((left, before(x - left)), (left + 1, x - left)):
+                inside = counts & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+                at = torch.where(inside, h * W + w, 0).long().flatten(2)[:, :, None].expand(-1, -1, C // G, -1)
+                pixels = planes.gather(3, at).view(samples.shape) * (share_y * share_x)[:, :, None]
+                samples = samples + torch.where(inside[:, :, None], pixels, 0)
+        if masks is not None:
+            samples = samples * masks[:, :, :, tap]
+        for g, of in enumerate(samples.view(N, C, P, Q).chunk(groups, 1)):
+            output[g] = output[g] + torch.einsum("ncpq,kc->nkpq", of, weight[:, :, r, s].chunk(groups)[g])
     whole = torch.cat(output, 1)
     return whole if bias is None else whole + bias.view(1, -1, 1, 1)
 
