@@ -47,10 +47,11 @@ def test_opcheck(mask: bool, last: bool) -> None:
 
 
 def test_opcheck_second_derivatives() -> None:
-    """Of one tap: what PyTorch makes of their symbolic sizes takes seconds."""
+    """Of one tap, and without symbolic sizes: what PyTorch makes of those takes a minute."""
     given = (randn(1, 2, 3, 4), randn(1, 2, 3, 4), randn(3, 2, 1, 1), randn(1, 1, 3, 4))
     arguments = (randn(1, 3, 3, 4), *given, [1, 1], [0, 0], [1, 1], False, True, False, False)
-    torch.library.opcheck(ops._deform_conv2d_grad.default, arguments)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(ops._deform_conv2d_grad.default, arguments, test_utils=checks)
 
 
 def test_opcheck_inputs() -> None:
