@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastconv._arguments import check_list, check_same, check_shape, each
+from fastconv._arguments import LARGEST, check_list, check_same, check_shape, each
 from fastconv._operator import memory_format, operator
 from fastconv.pool import Ints
 
@@ -142,8 +142,6 @@ _WINDOWS = ("stride", "padding", "dilation")
 #
 # Those of csrc/deform/check.h, in the same words, for tensors without data.
 
-_MOST = 2**31 - 1
-
 
 def _check(
     input: Tensor,
@@ -172,23 +170,23 @@ def _check(
     if weight is not None and 0 in weight.shape:
         raise RuntimeError(f"{op}: weight must not be empty (got {list(weight.shape)})")
     N, C, H, W = input.shape
-    if H * W > _MOST:
-        raise RuntimeError(f"{op}: input must have at most {_MOST} positions a plane (got {list(input.shape)})")
+    if H * W > LARGEST:
+        raise RuntimeError(f"{op}: input must have at most {LARGEST} positions a plane (got {list(input.shape)})")
     size = [N, C if weight is None else _output_channels(op, C, weight)]
     name, given = ("kernel_size", kernel) if weight is None else ("weight", list(weight.shape))
     R, S = given[-2:]
     for d, (image, taps) in enumerate(((H, R), (W, S))):
         padded, extent = image + 2 * padding[d], dilation[d] * (taps - 1) + 1
-        if taps > _MOST:
-            raise RuntimeError(f"{op}: {name} must be at most {_MOST} in every dimension (got {given})")
+        if taps > LARGEST:
+            raise RuntimeError(f"{op}: {name} must be at most {LARGEST} in every dimension (got {given})")
         if extent > padded:
             raise RuntimeError(
                 f"{op}: {name} must not span more than the padded input, {extent} > {padded} in dimension {d} "
                 f"(got {given})"
             )
         size.append((padded - extent) // stride[d] + 1)
-    if R * S > _MOST:
-        raise RuntimeError(f"{op}: {name} must have at most {_MOST} taps (got {given})")
+    if R * S > LARGEST:
+        raise RuntimeError(f"{op}: {name} must have at most {LARGEST} taps (got {given})")
     channels, per_group = offset.shape[1], 2 * R * S
     if channels == 0 or channels % per_group != 0 or C % (channels // per_group) != 0:
         raise RuntimeError(
@@ -321,23 +319,21 @@ def _second(
     wanted: Sequence[bool],
     grads: Sequence[Tensor],
 ) -> list[Tensor | None]:
-    """Of ``saved``, grad_output and the tensors of ``function``, the gradients of the ``wanted`` first ones."""
-    given = [None if each is None else each.detach().requires_grad_() for each in saved]
-    grad_output, *leaves = given
-    with torch.enable_grad():
-        output = function(*leaves, *sizes)
-        asked = [leaf for leaf, wants in zip(leaves, wanted, strict=True) if wants]
-        first = torch.autograd.grad(output, asked, grad_output, create_graph=True)
-    found = iter(
-        torch.autograd.grad(
-            first,
-            [each for each in given if each is not None],
-            [each for each, wants in zip(grads, wanted, strict=True) if wants],
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    )
-    return [None if each is None else next(found) for each in given]
+    """Of ``saved``, grad_output and the tensors of ``function``, the gradients of the ``wanted`` first ones, which can be
+    differentiated again. (``torch.func`` takes each argument for itself, also where one was computed from another, and
+    works below its own transforms.)"""
+    there = [i for i, tensor in enumerate(saved) if tensor is not None]  # a mask that there is not is the last
+
+    def first(grad_output: Tensor, *leaves: Tensor) -> tuple:
+        def output(*leaves: Tensor) -> Tensor:
+            return function(*leaves, *[None] * (len(saved) - len(there)), *sizes)
+
+        found = torch.func.vjp(output, *leaves)[1](grad_output)
+        return tuple(grad for grad, wants in zip(found, wanted, strict=False) if wants)
+
+    pull = torch.func.vjp(first, *(saved[i] for i in there))[1]
+    found = dict(zip(there, pull(tuple(g for g, wants in zip(grads, wanted, strict=True) if wants)), strict=True))
+    return [found.get(i) for i in range(len(saved))]
 
 
 def _composed(input, offset, weight, mask, stride, padding, dilation) -> Tensor:

@@ -1,5 +1,5 @@
-"""Convolution, channel shuffle and pooling as slow and obvious as they can be, in float64: what every kernel is held
-against.
+"""Convolution, deformable convolution, channel shuffle and pooling as slow and obvious as they can be, in float64: what
+every kernel is held against.
 
 A convolution is a loop over the taps of the kernel; each tap is one slice of the padded input. Nothing here
 calls ``torch.nn.functional``. Shapes are those of 2-D convolutions; ``padding`` is (top, left, bottom,
@@ -72,6 +72,49 @@ def grad_weight(grad_output, input, weight_size, stride, padding, dilation, grou
             window = padded[:, c_range, rows, columns]
             grad[k_range, :, r, s] = torch.einsum("nkpq,ncpq->kc", grad_output[:, k_range], window)
     return grad
+
+
+def deform_conv(input, offset, weight, bias, mask, stride, padding, dilation, *, magnitudes: bool = False) -> Tensor:
+    """Every tap looks at four pixels, each in turn; gradients are autograd's.
+
+    ``magnitudes``: of everything that is added up, whatever its sign; that of offsets too, where the pixels above and
+    to the left would count negative.
+    """
+    input, offset, weight = input.double(), offset.double(), weight.double()
+    bias, mask = (None if tensor is None else tensor.double() for tensor in (bias, mask))
+    if magnitudes:
+        input, weight = input.abs(), weight.abs()
+        bias, mask = (None if tensor is None else tensor.abs() for tensor in (bias, mask))
+    (N, C, H, W), (K, of_group, R, S) = input.shape, weight.shape
+    P, Q = output_size(input.shape, weight.shape, stride, (*padding, *padding), dilation)[2:]
+    G, groups = offset.shape[1] // (2 * R * S), C // of_group
+    offsets, planes = offset.view(N, G, R * S, 2, P, Q), input.reshape(N, G, C // G, H * W)
+    masks = None if mask is None else mask.view(N, G, 1, R * S, P, Q)
+    output = [torch.zeros(N, K // groups, P, Q, dtype=torch.float64) for _ in range(groups)]
+
+    def before(part: Tensor) -> Tensor:
+        return (1 - 2 * part).detach() + part if magnitudes else 1 - part
+
+    for tap in range(R * S):
+        r, s = tap // S, tap % S
+        y = offsets[:, :, tap, 0] + (torch.arange(P) * stride[0] - padding[0] + r * dilation[0])[:, None]
+        x = offsets[:, :, tap, 1] + (torch.arange(Q) * stride[1] - padding[1] + s * dilation[1])
+        counts = (y > -1) & (y < H) & (x > -1) & (x < W)
+        y, x = torch.where(counts, y, 0), torch.where(counts, x, 0)
+        top, left = y.detach().floor(), x.detach().floor()
+        samples = torch.zeros(N, G, C // G, P, Q, dtype=torch.float64)
+        for h, share_y in ((top, before(y - top)), (top + 1, y - top)):
+            for w, share_x in ((left, before(x - left)), (left + 1, x - left)):
+                inside = counts & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+                at = torch.where(inside, h * W + w, 0).long().flatten(2)[:, :, None].expand(-1, -1, C // G, -1)
+                pixels = planes.gather(3, at).view(samples.shape) * (share_y * share_x)[:, :, None]
+                samples = samples + torch.where(inside[:, :, None], pixels, 0)
+        if masks is not None:
+            samples = samples * masks[:, :, :, tap]
+        for g, of in enumerate(samples.view(N, C, P, Q).chunk(groups, 1)):
+            output[g] = output[g] + torch.einsum("ncpq,kc->nkpq", of, weight[:, :, r, s].chunk(groups)[g])
+    whole = torch.cat(output, 1)
+    return whole if bias is None else whole + bias.view(1, -1, 1, 1)
 
 
 def transposed_size(input_size, weight_size, stride, padding, output_padding, dilation, groups) -> tuple:

@@ -151,7 +151,7 @@ struct DeformBackward {
         A* to = p.grad_offset || p.grad_mask ? part(i, block, t) + from : nullptr;
         for (int64_t o = 0; o < count; ++o) {
           const int64_t at = o * row + t * width;
-          look(tap.get(o), map, grad_map, p.weight ? wanted + at : grad + o * grad_row,
+          look(tap.get(o), channels, map, grad_map, p.weight ? wanted + at : grad + o * grad_row,
                p.grad_weight ? here + at : nullptr, to ? to + o : nullptr);
         }
       }
@@ -183,9 +183,11 @@ struct DeformBackward {
     return to;
   }
 
+  static int lanes(int64_t left) { return left < 0 ? 0 : static_cast<int>(left); }
+
   // One sample in a block of channels. `wanted`: the gradient of it. What is seen goes to `here`, the gradients of its
   // offset and mask to `part`, `pixels` elements apart, what belongs to the input to `grad_map`: each, or nullptr.
-  void look(const Sample<A>& s, const A* map, A* grad_map, const A* wanted, A* here, A* part) const {
+  void look(const Sample<A>& s, int64_t channels, const A* map, A* grad_map, const A* wanted, A* here, A* part) const {
     if (!s.inside) {
       if (here) zero(here, width);
       if (part) part[0] = part[pixels] = part[2 * pixels] = 0;
@@ -202,7 +204,8 @@ struct DeformBackward {
       const Vec<A> v[4] = {load(corner[0] + c), load(corner[1] + c), load(corner[2] + c), load(corner[3] + c)};
       if (here) store(here + c, weight[0] * v[0] + weight[1] * v[1] + weight[2] * v[2] + weight[3] * v[3]);
       if (!part) continue;
-      const Vec<A> d = load(wanted + c);
+      // Beyond the channels may be the product of an infinite gradient and a weight of zero.
+      const Vec<A> d = c + L <= channels ? load(wanted + c) : load_partial(wanted + c, lanes(channels - c));
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) dot[i] += d * v[i];
     }
