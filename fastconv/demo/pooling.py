@@ -63,7 +63,7 @@ class Image(Panel):
     #: rows and columns of the windows whose borders are drawn over it
     grid: tuple[int, int] | None = None
     #: a box to mark on it, x1, y1, x2, y2 in pixels, and the rows and columns of its bins
-    box: tuple[float, ...] | None = None
+    box: tuple[float, float, float, float, int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,14 @@ def regions(x: Tensor) -> Row:
     places = torch.arange(BINS * BINS)
     bright = torch.where(places % 2 == 0, 1.0, 0.35)
     z = (y[:, :, None] * bright.view(1, 1, -1, 1, 1)).flatten(1, 2)
-    shown = (*(edge / 8 - 0.5 for edge in FACE), BINS, BINS)
+    x1, y1, x2, y2 = (edge / 8 - 0.5 for edge in FACE)
     panels = (
-        Image("y[0]", f"A map an eighth as large, a box on it,\nand its {BINS}x{BINS} bins.", y[0], box=shown),
+        Image(
+            "y[0]",
+            f"A map an eighth as large, a box on it,\nand its {BINS}x{BINS} bins.",
+            y[0],
+            box=(x1, y1, x2, y2, BINS, BINS),
+        ),
         Image(
             f"roi_pool(y, boxes, {BINS}, 1 / 8)[0]",
             "The largest pixel of each bin; box\nand bins are rounded to whole pixels.",
