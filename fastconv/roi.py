@@ -209,6 +209,8 @@ def multi_scale_roi_align(
 def box_levels(rows: Tensor, scales: Sequence[float], canonical_scale: float, canonical_level: int) -> Tensor:
     """The index in ``scales`` of the level that each of the boxes ``Tensor[K, 5]`` belongs to."""
     least, most = (round(-math.log2(scale)) for scale in (scales[0], scales[-1]))
+    if rows.element_size() == 2:  # in which areas overflow, and sizes round to the next level
+        rows = rows.float()
     size = ((rows[:, 3] - rows[:, 1]) * (rows[:, 4] - rows[:, 2])).sqrt()
     # Nearly a whole level counts as one: boxes of exactly the canonical size stay where they belong.
     level = torch.floor(canonical_level + torch.log2(size / canonical_scale) + 1e-6)
