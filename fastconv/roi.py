@@ -163,8 +163,8 @@ def multi_scale_roi_align(
 ) -> Tensor:
     """:func:`roi_align` over a pyramid of maps: every box on the level that its size belongs to.
 
-    A box of ``w`` by ``h`` belongs to level ``floor(canonical_level + log2(sqrt(w * h) / canonical_scale))`` (equation 1
-    of the paper), or the nearest that there is; the level of a map of scale ``2 ** -k`` is ``k``.
+    A box of ``w`` by ``h`` belongs to level ``floor(canonical_level + log2(sqrt(w * h) / canonical_scale))`` (equation
+    1 of the paper), or the nearest that there is; the level of a map of scale ``2 ** -k`` is ``k``.
 
     Args:
         inputs: maps ``Tensor[N, C, H, W]``, from the finest to the coarsest, one for each level.
@@ -178,7 +178,7 @@ def multi_scale_roi_align(
 
     Raises:
         RuntimeError, TypeError: see :func:`roi_align`.
-        ValueError: no map, or another number of scales than of maps.
+        ValueError: no map, another number of scales than of maps, or scales that are not positive.
 
     Source: Lin, Dollár, Girshick, He, Hariharan and Belongie, *Feature Pyramid Networks for Object Detection*, 2017.
 
@@ -192,7 +192,14 @@ def multi_scale_roi_align(
         raise ValueError(f"{op}: inputs must have at least one map (got none)")
     if len(spatial_scales) != len(inputs):
         raise ValueError(f"{op}: spatial_scales must be one for each of {len(inputs)} maps (got {spatial_scales})")
+    for input in inputs:
+        if not isinstance(input, Tensor):
+            raise TypeError(f"{op}: inputs must be Tensors (got {input!r})")
+    if not all(scale > 0 for scale in spatial_scales):
+        raise ValueError(f"{op}: spatial_scales must be positive (got {spatial_scales})")
     rows = _rows(op, inputs[0], boxes)
+    if rows.dim() != 2 or rows.shape[1] != 5:
+        raise RuntimeError(f"{op}: boxes must have shape [K, 5] (got {list(rows.shape)})")
     rest = output_size, sampling_ratio, aligned
     if len(inputs) == 1:
         return roi_align(inputs[0], rows, rest[0], spatial_scales[0], *rest[1:])
@@ -224,7 +231,7 @@ def _arguments(op: str, input: Tensor, spatial_scale: float, output_size: Ints) 
     if not isinstance(input, Tensor):
         raise TypeError(f"{op}: input must be a Tensor (got {input!r})")
     try:
-        if isinstance(spatial_scale, bool):
+        if isinstance(spatial_scale, (bool, str, bytes)):
             raise TypeError
         scale = float(spatial_scale)
     except (TypeError, ValueError):
@@ -291,7 +298,7 @@ def _check(
             )
         channels = channels // bins
     if all(isinstance(each, int) for each in (boxes.shape[0], *input)):
-        if boxes.shape[0] > 0 and 0 in (input[0], input[2], input[3]):
+        if boxes.shape[0] > 0 and min(input[0], input[2], input[3]) <= 0:
             raise RuntimeError(f"{op}: input must not be empty where there are boxes (got {list(input)})")
         if input[2] * input[3] > _MOST_POSITIONS:
             raise RuntimeError(
@@ -313,7 +320,7 @@ def _fake_forward(op: str) -> Any:
 
 
 def _fake_grad(op: str) -> Any:
-    def fake(grad_output, boxes, input_size, channels_last, spatial_scale, output_size, sampling_ratio=0, aligned=False):
+    def fake(grad_output, boxes, input_size, channels_last, spatial_scale, output_size, sampling_ratio=0, _=False):
         size = _check(op, input_size, grad_output, boxes, spatial_scale, output_size, sampling_ratio)
         check_shape(op, "grad_output", grad_output, size)
         return grad_output.new_empty(input_size).contiguous(memory_format=_format(channels_last))
