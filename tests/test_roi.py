@@ -57,7 +57,7 @@ def drawn(count: int, size: tuple[int, ...], scale: float = 1.0, least: float = 
 
 
 class Case(NamedTuple):
-    size: tuple[int, int, int, int]  # of the input; position-sensitive operators have so many channels for each bin
+    size: tuple[int, int, int, int]  # of the input; position-sensitive operators have up to so many channels a bin
     boxes: Callable[[], Tensor]
     output_size: tuple[int, int]
     scale: float = 1.0
@@ -108,7 +108,7 @@ def public(op: str, x: Tensor, boxes: Tensor, case: Case) -> Tensor:
 
 def size_for(op: str, case: Case) -> tuple[int, int, int, int]:
     N, C, H, W = case.size
-    return N, C * case.output_size[0] * case.output_size[1] if op.startswith("ps_") else C, H, W
+    return N, min(C, 9) * case.output_size[0] * case.output_size[1] if op.startswith("ps_") else C, H, W
 
 
 @functools.cache
@@ -125,8 +125,8 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def close(what: str, got: Tensor, expected: Tensor, scale: Tensor) -> None:
-    """Coordinates are rounded before there are weights, and not in the same way everywhere (FMA): where a sample lies on
-    a pixel, that adds as much as 1e-6 of its neighbour."""
+    """Coordinates are rounded before there are weights, and not in the same way everywhere (FMA): where a sample lies
+    on a pixel, that adds as much as 1e-6 of its neighbour."""
     neighbour = scale.amax((-2, -1), keepdim=True) if scale.numel() else scale
     assert_close_to_reference(what, got.detach(), expected, 10 * scale + 5 * neighbour)
 
@@ -141,7 +141,7 @@ def test_every_case(op: str, name: str, isa: str) -> None:
     case = CASES[name]
     size = size_for(op, case)
     rng = random.Random(f"{op} {name} {isa}")
-    for dtype in DTYPES:
+    for dtype in rng.sample(DTYPES, 2):
         torch.set_num_threads(rng.choice([1, 2]))
         of_boxes = rng.choice([dtype, torch.float32])
         input, of_grad = rng.choice(list(LAYOUTS)), rng.choice(list(LAYOUTS))
@@ -151,7 +151,8 @@ def test_every_case(op: str, name: str, isa: str) -> None:
         output = public(op, leaf, LAYOUTS["strided"](boxes) if rng.random() < 0.3 else boxes, case)
         what = f"{dtype} {input} {of_grad} boxes {of_boxes}"
         assert output.dtype == dtype
-        assert output.shape == (len(boxes), case.size[1], *case.output_size)
+        channels = min(case.size[1], 9) if op.startswith("ps_") else case.size[1]
+        assert output.shape == (len(boxes), channels, *case.output_size)
         assert follows(output, input in LAST) or 1 in output.shape or 1 in size
         grad = torch.randn(output.shape, dtype=torch.float64).to(dtype)
         (got,) = torch.autograd.grad(output, leaf, LAYOUTS[of_grad](grad) if len(boxes) else grad)
@@ -195,28 +196,32 @@ def test_every_layout(op: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("size", [(1, 11, 270, 260), (1, 2, 500, 600)], ids=["a vector", "a channel"])
 @pytest.mark.parametrize("op", ["roi_align", "roi_pool"])
 def test_blocks_of_large_maps(op: str, size: tuple[int, int, int, int], isa: str) -> None:
-    """All boxes lie in a corner, to which the reference is confined, and are many, so that the map would be turned."""
-    corner, count = (1, size[1], 14, 18), 130 if size[1] > 2 else 470
-    case = Case(size, lambda: drawn(count, corner).clamp(0, 12), (6, 6), 1.0, 1, True)
+    """All boxes lie in a corner, to which the reference is confined, and occur many times, so that so much is read that
+    the map would be turned over."""
+    corner, times = (1, size[1], 14, 18), 13 if size[1] > 2 else 47
+    case = Case(size, lambda: drawn(10, corner).clamp(0, 12), (6, 6), 1.0, 1, True)
     boxes, dtype = case.boxes().float(), torch.bfloat16 if isa == "baseline" else torch.float32
     for layout in ("contiguous", "channels_last"):
         values = torch.randn(size).to(dtype)
         x = LAYOUTS[layout](values.clone()).requires_grad_()
-        output = public(op, x, boxes, case)
+        output = public(op, x, boxes.repeat(times, 1), case)
         grad = torch.randn(output.shape).to(dtype)
         (got,) = torch.autograd.grad(output, x, grad)
         inside, rest = got[..., :14, :18], got.detach().clone()
         rest[..., :14, :18] = 0
         assert torch.equal(rest, torch.zeros_like(rest))
         values = values[..., :14, :18]
+        output = output.detach().unflatten(0, (times, -1))
+        assert torch.equal(output, output[:1].expand_as(output))
+        grads = [each.double().unflatten(0, (times, -1)).sum(0) for each in (grad, grad.abs())]
         if op == "roi_pool":
             expected, ids = reference.roi_pool(values, boxes, (6, 6))
-            assert torch.equal(output.double(), expected)
-            close("gradient", inside, *(reference.roi_pool_grad(g, ids, boxes, corner) for g in (grad, grad.abs())))
+            assert torch.equal(output[0].double(), expected)
+            close("gradient", inside, *(reference.roi_pool_grad(g, ids, boxes, corner) for g in grads))
             continue
         known = reference.roi_weights(op, values, boxes, (6, 6), 1.0, 1, True)
-        close("output", output, *(reference.roi_means(op, v, *known) for v in (values, values.abs())))
-        close("gradient", inside, *(reference.roi_means_grad(op, g, *known, corner) for g in (grad, grad.abs())))
+        close("output", output[0], *(reference.roi_means(op, v, *known) for v in (values, values.abs())))
+        close("gradient", inside, *(reference.roi_means_grad(op, g, *known, corner) for g in grads))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -269,7 +274,7 @@ def test_boxes_of_huge_coordinates(dtype: torch.dtype, sampling: int, scale: flo
 def test_large_boxes_take_only_the_samples_on_the_map(op: str) -> None:
     """More samples than could be taken, of which those near the map count: against an adaptive bin done in full."""
     x = torch.randn(1, 4, 6, 7, dtype=torch.float64)
-    rows = boxes_of((-900.3, -700.9, 1200.7, 800.2), (-2000.1, 1, 3.3, 5), (2, -3000, 5, 3000.5))
+    rows = boxes_of((-90.3, -70.9, 120.7, 80.2), (-900.1, 1, 3.3, 5), (2, -1000, 5, 1000.5))
     case = Case((1, 1, 6, 7), lambda: rows, (2, 2))
     known = reference.roi_weights(op, x, rows, (2, 2))
     torch.testing.assert_close(public(op, x, rows, case), reference.roi_means(op, x, *known), rtol=1e-12, atol=1e-12)
