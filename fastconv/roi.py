@@ -182,7 +182,7 @@ def multi_scale_roi_align(
 
     Source: Lin, Dollár, Girshick, He, Hariharan and Belongie, *Feature Pyramid Networks for Object Detection*, 2017.
 
-    >>> levels = [torch.full((1, 1, 16, 16), 2.), torch.full((1, 1, 8, 8), 3.)]
+    >>> levels = [torch.full((1, 1, 32, 32), 2.), torch.full((1, 1, 16, 16), 3.)]
     >>> boxes = [torch.tensor([[0., 0., 60., 60.], [0., 0., 112., 112.]])]
     >>> multi_scale_roi_align(levels, boxes, 1, [1 / 4, 1 / 8]).flatten()
     tensor([2., 3.])
