@@ -184,7 +184,7 @@ def multi_scale_roi_align(
 
     >>> levels = [torch.full((1, 1, 32, 32), 2.), torch.full((1, 1, 16, 16), 3.)]
     >>> boxes = [torch.tensor([[0., 0., 60., 60.], [0., 0., 112., 112.]])]
-    >>> multi_scale_roi_align(levels, boxes, 1, [1 / 4, 1 / 8]).flatten()
+    >>> multi_scale_roi_align(levels, boxes, 1, [1 / 4, 1 / 8], 2).flatten()
     tensor([2., 3.])
     """
     op = "multi_scale_roi_align"
