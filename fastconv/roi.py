@@ -178,13 +178,13 @@ def multi_scale_roi_align(
 
     Raises:
         RuntimeError, TypeError: see :func:`roi_align`.
-        ValueError: no map, or another number of scales than of maps.
+        ValueError: no map, another number of scales than of maps, or scales that are not positive.
 
     Source: Lin, Dollár, Girshick, He, Hariharan and Belongie, *Feature Pyramid Networks for Object Detection*, 2017.
 
-    >>> levels = [torch.full((1, 1, 16, 16), 2.), torch.full((1, 1, 8, 8), 3.)]
+    >>> levels = [torch.full((1, 1, 32, 32), 2.), torch.full((1, 1, 16, 16), 3.)]
     >>> boxes = [torch.tensor([[0., 0., 60., 60.], [0., 0., 112., 112.]])]
-    >>> multi_scale_roi_align(levels, boxes, 1, [1 / 4, 1 / 8]).flatten()
+    >>> multi_scale_roi_align(levels, boxes, 1, [1 / 4, 1 / 8], 2).flatten()
     tensor([2., 3.])
     """
     op = "multi_scale_roi_align"
@@ -192,7 +192,14 @@ def multi_scale_roi_align(
         raise ValueError(f"{op}: inputs must have at least one map (got none)")
     if len(spatial_scales) != len(inputs):
         raise ValueError(f"{op}: spatial_scales must be one for each of {len(inputs)} maps (got {spatial_scales})")
+    for input in inputs:
+        if not isinstance(input, Tensor):
+            raise TypeError(f"{op}: inputs must be Tensors (got {input!r})")
+    if not all(scale > 0 for scale in spatial_scales):
+        raise ValueError(f"{op}: spatial_scales must be positive (got {spatial_scales})")
     rows = _rows(op, inputs[0], boxes)
+    if rows.dim() != 2 or rows.shape[1] != 5:
+        raise RuntimeError(f"{op}: boxes must have shape [K, 5] (got {list(rows.shape)})")
     rest = output_size, sampling_ratio, aligned
     if len(inputs) == 1:
         return roi_align(inputs[0], rows, rest[0], spatial_scales[0], *rest[1:])
@@ -209,6 +216,8 @@ def multi_scale_roi_align(
 def box_levels(rows: Tensor, scales: Sequence[float], canonical_scale: float, canonical_level: int) -> Tensor:
     """The index in ``scales`` of the level that each of the boxes ``Tensor[K, 5]`` belongs to."""
     least, most = (round(-math.log2(scale)) for scale in (scales[0], scales[-1]))
+    if rows.element_size() == 2:  # in which areas overflow, and sizes round to the next level
+        rows = rows.float()
     size = ((rows[:, 3] - rows[:, 1]) * (rows[:, 4] - rows[:, 2])).sqrt()
     # Nearly a whole level counts as one: boxes of exactly the canonical size stay where they belong.
     level = torch.floor(canonical_level + torch.log2(size / canonical_scale) + 1e-6)
@@ -222,7 +231,7 @@ def _arguments(op: str, input: Tensor, spatial_scale: float, output_size: Ints) 
     if not isinstance(input, Tensor):
         raise TypeError(f"{op}: input must be a Tensor (got {input!r})")
     try:
-        if isinstance(spatial_scale, bool):
+        if isinstance(spatial_scale, (bool, str, bytes)):
             raise TypeError
         scale = float(spatial_scale)
     except (TypeError, ValueError):
@@ -289,7 +298,7 @@ def _check(
             )
         channels = channels // bins
     if all(isinstance(each, int) for each in (boxes.shape[0], *input)):
-        if boxes.shape[0] > 0 and 0 in (input[0], input[2], input[3]):
+        if boxes.shape[0] > 0 and min(input[0], input[2], input[3]) <= 0:
             raise RuntimeError(f"{op}: input must not be empty where there are boxes (got {list(input)})")
         if input[2] * input[3] > _MOST_POSITIONS:
             raise RuntimeError(f"{op}: input must have at most {_MOST_POSITIONS} positions a plane (got {list(input)})")
@@ -309,9 +318,7 @@ def _fake_forward(op: str) -> Any:
 
 
 def _fake_grad(op: str) -> Any:
-    def fake(
-        grad_output, boxes, input_size, channels_last, spatial_scale, output_size, sampling_ratio=0, aligned=False
-    ):
+    def fake(grad_output, boxes, input_size, channels_last, spatial_scale, output_size, sampling_ratio=0, _=False):
         size = _check(op, input_size, grad_output, boxes, spatial_scale, output_size, sampling_ratio)
         check_shape(op, "grad_output", grad_output, size)
         return grad_output.new_empty(input_size).contiguous(memory_format=_format(channels_last))

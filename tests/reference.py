@@ -1,13 +1,15 @@
-"""Convolution, deformable convolution, channel shuffle and pooling as slow and obvious as they can be, in float64: what
-every kernel is held against.
+"""Convolution, plain and deformable, channel shuffle, pooling and regions of interest as slow and obvious as they can be,
+in float64: what every kernel is held against.
 
 A convolution is a loop over the taps of the kernel; each tap is one slice of the padded input. Nothing here
 calls ``torch.nn.functional``. Shapes are those of 2-D convolutions; ``padding`` is (top, left, bottom,
 right).
 """
 
-from math import prod
+from collections.abc import Iterator
+from math import ceil, copysign, floor, prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -357,3 +359,129 @@ def stochastic_pool(input: Tensor, seed: int, **windows) -> tuple[Tensor, Tensor
                 indices[..., p, q] = torch.where(now, torch.tensor(h * W + w), indices[..., p, q])
                 found = found | now
     return values, indices
+
+
+def _boxes(input: Tensor, boxes: Tensor, scale: float) -> Iterator[tuple[int, tuple, tuple]]:
+    """Of each box its image, and where it begins and ends on the map along both axes: in the type that sums are
+    computed in, because what is rounded decides on how many samples there are."""
+    wide = np.float64 if input.dtype == torch.float64 else np.float32
+    for image, x1, y1, x2, y2 in boxes.double().numpy().astype(wide):
+        factor = wide(scale)
+        yield int(image), (y1 * factor, y2 * factor), (x1 * factor, x2 * factor)
+
+
+def _samples(ends, bins: int, sampling: int, aligned: bool, narrow: bool) -> list[list[float]]:
+    """Of each bin of an axis the coordinates of its samples."""
+    wide = type(ends[0])
+    shift = wide(0.5 if aligned else 0)
+    start = ends[0] - shift
+    extent = ends[1] - shift - start
+    if not narrow:
+        extent = max(extent, wide(1))
+    bin = extent / wide(bins)
+    count = sampling if sampling > 0 else ceil(bin)
+    return [
+        [float(start + wide(b) * bin + (wide(i) + wide(0.5)) * bin / wide(count)) for i in range(count)]
+        for b in range(bins)
+    ]
+
+
+def _bilinear(size, y: float, x: float) -> list[tuple[int, float]]:
+    """The pixels that a sample is made of, with their weights."""
+    if not (-1 <= y <= size[0] and -1 <= x <= size[1]):
+        return []
+    axes = []
+    for at, most in ((y, size[0] - 1), (x, size[1] - 1)):
+        low = min(int(max(at, 0)), most)
+        part = max(at, 0) - low if low < most else 0.0
+        axes.append([(low, 1 - part), (min(low + 1, most), part)])
+    return [(i * size[1] + j, a * b) for i, a in axes[0] for j, b in axes[1]]
+
+
+def _pixels(ends, bins: int, size: int, inclusive: bool) -> list[range]:
+    """Of each bin of an axis its whole pixels."""
+    first, last = (copysign(floor(abs(float(end)) + 0.5), end) for end in ends)
+    wide = type(ends[0])
+    bin = wide(max(last - first + inclusive, 1)) / wide(bins)
+    return [
+        range(*(min(max(int(first) + edge, 0), size) for edge in (floor(wide(b) * bin), ceil(wide(b + 1) * bin))))
+        for b in range(bins)
+    ]
+
+
+def roi_weights(op: str, input: Tensor, boxes: Tensor, output_size, scale=1.0, sampling=-1, aligned=False):
+    """Of each box its image, and what each pixel weighs in each of its bins, ``Tensor[K, P, Q, H * W]``: all there is
+    to roi_align, ps_roi_align and ps_roi_pool."""
+    (P, Q), (H, W) = output_size, input.shape[2:]
+    images, weights = [], np.zeros((boxes.shape[0], P, Q, H * W))
+    for k, (image, *axes) in enumerate(_boxes(input, boxes, scale)):
+        images.append(image)
+        if op == "ps_roi_pool":  # the last row and the last column are in no bin
+            rows, columns = (_pixels(*axis, False) for axis in zip(axes, (P, Q), (H - 1, W - 1), strict=True))
+        else:
+            kind = (True, True) if op == "ps_roi_align" else (aligned, aligned)
+            rows, columns = (_samples(*axis, sampling, *kind) for axis in zip(axes, (P, Q), strict=True))
+        for p, q in np.ndindex(P, Q):
+            count = len(rows[p]) * len(columns[q])
+            for y in rows[p]:
+                for x in columns[q]:
+                    inside = [(y * W + x, 1.0)] if op == "ps_roi_pool" else _bilinear((H, W), y, x)
+                    for at, weight in inside:
+                        weights[k, p, q, at] += weight / count
+    return images, torch.from_numpy(weights)
+
+
+def roi_means(op: str, input: Tensor, images: list[int], weights: Tensor) -> Tensor:
+    K, P, Q, _ = weights.shape
+    sensitive = op.startswith("ps_")
+    output = torch.zeros(K, input.shape[1] // (P * Q if sensitive else 1), P, Q, dtype=torch.float64)
+    flat = input.double().flatten(2)
+    for k in range(K):
+        if sensitive:
+            output[k] = torch.einsum("cpqx,pqx->cpq", flat[images[k]].unflatten(0, (-1, P, Q)), weights[k])
+        else:
+            output[k] = torch.einsum("cx,pqx->cpq", flat[images[k]], weights[k])
+    return output
+
+
+def roi_means_grad(op: str, grad: Tensor, images: list[int], weights: Tensor, size) -> Tensor:
+    """Each bin's gradient to the pixels that it is made of, by their weights."""
+    result = torch.zeros(*size[:2], size[2] * size[3], dtype=torch.float64)
+    for k in range(weights.shape[0]):
+        if op.startswith("ps_"):
+            each = grad[k].double().unsqueeze(-1) * weights[k]
+            result[images[k]] += each.reshape(size[1], -1)
+        else:
+            result[images[k]] += torch.einsum("cpq,pqx->cx", grad[k].double(), weights[k])
+    return result.reshape(size)
+
+
+def roi_pool(input: Tensor, boxes: Tensor, output_size, scale=1.0) -> tuple[Tensor, Tensor]:
+    """The largest pixel of each bin and where it is: the first of equal ones, the last NaN; 0 and -1 of empty bins."""
+    (P, Q), (H, W) = output_size, input.shape[2:]
+    values = torch.zeros(boxes.shape[0], input.shape[1], P, Q, dtype=torch.float64)
+    ids = torch.full(values.shape, -1, dtype=torch.int32)
+    flat = input.double().flatten(2)
+    for k, (image, rows, columns) in enumerate(_boxes(input, boxes, scale)):
+        rows, columns = _pixels(rows, P, H, True), _pixels(columns, Q, W, True)
+        for p, q in np.ndindex(P, Q):
+            inside = [y * W + x for y in rows[p] for x in columns[q]]
+            if not inside:
+                continue
+            pixels, number = flat[image][:, inside], torch.arange(len(inside))
+            last_nan = torch.where(pixels.isnan(), number, -1).amax(-1)
+            largest = torch.where(pixels.isnan(), -torch.inf, pixels).amax(-1, keepdim=True)
+            first = torch.where(pixels == largest, number, len(inside)).amin(-1)
+            winner = torch.where(last_nan >= 0, last_nan, first)
+            values[k, :, p, q] = pixels.gather(-1, winner.unsqueeze(-1)).squeeze(-1)
+            ids[k, :, p, q] = torch.tensor(inside, dtype=torch.int32)[winner]
+    return values, ids
+
+
+def roi_pool_grad(grad: Tensor, ids: Tensor, boxes: Tensor, size) -> Tensor:
+    """Each bin's gradient to its winner."""
+    result = torch.zeros(*size[:2], size[2] * size[3] + 1, dtype=torch.float64)  # one more, for empty bins
+    where = torch.where(ids < 0, size[2] * size[3], ids).long().flatten(2)
+    for k, image in enumerate(boxes[:, 0].int().tolist()):
+        result[image].scatter_add_(1, where[k], grad[k].double().flatten(1))
+    return result[..., :-1].reshape(size)

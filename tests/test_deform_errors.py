@@ -215,12 +215,10 @@ def test_devices(name: str) -> None:
     """The shape rules; PyTorch itself refuses a mixture of fake tensors before it comes to them."""
     given = arguments({})
     given[name] = given[name].to("meta")
-    rule = {"bias": fastconv.deform._fake, "grad_output": fastconv.deform._fake_grad}.get(name, fastconv.deform._check)
-    tensors = {
-        "bias": TENSORS,
-        "grad_output": ("grad_output", "input", "offset", "weight", "mask"),
-    }.get(name, ("input", "offset", "weight", "mask"))
-    wanted = (True,) * 4 if name == "grad_output" else ()
+    of_grad = name == "grad_output"
+    rule = fastconv.deform._fake_grad if of_grad else fastconv.deform._fake
+    tensors = ("grad_output", "input", "offset", "weight", "mask") if of_grad else TENSORS
+    wanted = (True,) * 4 if of_grad else ()
     message = refusal(lambda: rule(*(given[of] for of in (*tensors, *LISTS)), *wanted))
     assert message == f"deform_conv2d: {name} must be on the device of input, cpu (got meta)"
 

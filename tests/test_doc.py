@@ -10,8 +10,10 @@ import fastconv.conv
 import fastconv.conv_transpose
 import fastconv.lp_pool
 import fastconv.nn.pool
+import fastconv.nn.roi
 import fastconv.pool
 import fastconv.rearrange
+import fastconv.roi
 import fastconv.spatial_pyramid_pool
 import fastconv.stochastic_pool
 
@@ -21,8 +23,10 @@ MODULES = [
     fastconv.conv_transpose,
     fastconv.lp_pool,
     fastconv.nn.pool,
+    fastconv.nn.roi,
     fastconv.pool,
     fastconv.rearrange,
+    fastconv.roi,
     fastconv.spatial_pyramid_pool,
     fastconv.stochastic_pool,
 ]

@@ -136,8 +136,11 @@ struct AxisBins {
     return round_up(most * static_cast<int64_t>(sizeof(Entry<A>) + sizeof(int32_t)) + (axis.bins + 1) * 4, 16);
   }
 
-  // Neighbouring samples have a pixel in common or none, so a pixel that has occurred is among the last three.
-  AxisBins(const BoxAxis<A>& axis, char* memory) {
+  // `numbers`: of every pixel of the axis, -1, now and afterwards; meanwhile its line. (To look among the last lines
+  // alone would not do: where a box begins so far away that float32 rounds by several pixels, the next bin may begin
+  // before the last one ended.) The samples of one bin are in order, so an entry that they share is among the last
+  // three.
+  AxisBins(const BoxAxis<A>& axis, char* memory, int32_t* numbers) {
     const int64_t most = axis.bins * axis.most_entries();
     Entry<A>* entry = reinterpret_cast<Entry<A>*>(memory);
     int32_t* pixel = reinterpret_cast<int32_t*>(entry + most);
@@ -150,10 +153,11 @@ struct AxisBins {
     for (int64_t b = 0; b < axis.bins; ++b) {
       first[b] = count;
       axis.each(b, [&](int64_t at, A weight) {
-        int line = lines;
-        for (int known = lines - 1; known >= 0 && known >= lines - 3; --known)
-          if (pixel[known] == at) line = known;
-        if (line == lines) pixel[lines++] = static_cast<int32_t>(at);
+        int32_t& line = numbers[at];
+        if (line < 0) {
+          pixel[lines] = static_cast<int32_t>(at);
+          line = lines++;
+        }
         for (int32_t known = count - 1; known >= first[b] && known >= count - 3; --known)
           if (entry[known].line == line) {
             entry[known].weight += weight;
@@ -163,6 +167,7 @@ struct AxisBins {
       });
     }
     first[axis.bins] = count;
+    for (int i = 0; i < lines; ++i) numbers[pixel[i]] = -1;
   }
 };
 
@@ -173,9 +178,9 @@ struct BoxBins {
   static int64_t bytes(const RoiParams& p, const A* box) {
     return AxisBins<A>::bytes(BoxAxis<A>(p, box, 0)) + AxisBins<A>::bytes(BoxAxis<A>(p, box, 1));
   }
-  BoxBins(const RoiParams& p, const A* box, char* memory)
-      : rows(BoxAxis<A>(p, box, 0), memory),
-        columns(BoxAxis<A>(p, box, 1), memory + AxisBins<A>::bytes(BoxAxis<A>(p, box, 0))) {}
+  BoxBins(const RoiParams& p, const A* box, char* memory, int32_t* numbers)
+      : rows(BoxAxis<A>(p, box, 0), memory, numbers),
+        columns(BoxAxis<A>(p, box, 1), memory + AxisBins<A>::bytes(BoxAxis<A>(p, box, 0)), numbers) {}
 };
 
 // All boxes: those of each image in their order, and the bins of each, which are worked out once where they take little
@@ -192,6 +197,8 @@ struct Boxes {
   int64_t* offsets;   // [K + 1], in `memory`
   BoxBins<A>* known;  // [K]
   char* memory;       // of all bins, or of those of a box for each thread
+  int64_t longest;    // axis
+  int32_t* numbers;   // [threads, longest]: see AxisBins
 
   Boxes(const RoiParams& params, Memory& from) : p(params) {
     if (p.kind != Roi::kPool)
@@ -206,13 +213,15 @@ struct Boxes {
     offsets = from.take<int64_t>(p.K + 1);
     known = from.take<BoxBins<A>>(kept ? p.K : 0);
     memory = from.take<char>(kept ? all : p.threads * largest);
+    longest = p.kind == Roi::kPool ? 0 : max64(p.H, p.W);
+    numbers = from.take<int32_t>(p.threads * longest);
     if (!from.counts) prepare();
   }
 
   const A* box(int64_t k) const { return static_cast<const A*>(p.boxes) + 5 * k; }
   int64_t image(int64_t k) const { return static_cast<int64_t>(box(k)[0]); }
   BoxBins<A> bins(int64_t k, int thread) const {
-    return kept ? known[k] : BoxBins<A>(p, box(k), memory + thread * largest);
+    return kept ? known[k] : BoxBins<A>(p, box(k), memory + thread * largest, numbers + thread * longest);
   }
   // Calls body(k) for the boxes of an image.
   template <class Body>
@@ -228,13 +237,17 @@ struct Boxes {
     for (int64_t k = 0; k < p.K; ++k) order[first[image(k)]++] = static_cast<int32_t>(k);
     for (int64_t n = p.N; n > 0; --n) first[n] = first[n - 1];
     first[0] = 0;
-    if (p.kind == Roi::kPool || !kept) return;
+    if (p.kind == Roi::kPool) return;
+    for (int64_t i = 0; i < p.threads * longest; ++i) numbers[i] = -1;
+    if (!kept) return;
     offsets[0] = 0;
     for (int64_t k = 0; k < p.K; ++k) offsets[k + 1] = offsets[k] + BoxBins<A>::bytes(p, box(k));
     constexpr int64_t kEach = 32;  // boxes of an item of work
-    parallel_for(p.threads, ceil_div(p.K, kEach), [&](int64_t item, int) {
+    parallel_for(p.threads, ceil_div(p.K, kEach), [&](int64_t item, int thread) {
       const int64_t end = min64(p.K, (item + 1) * kEach);
-      for (int64_t k = item * kEach; k < end; ++k) known[k] = BoxBins<A>(p, box(k), memory + offsets[k]);
+      for (int64_t k = item * kEach; k < end; ++k) {
+        known[k] = BoxBins<A>(p, box(k), memory + offsets[k], numbers + thread * longest);
+      }
     });
   }
 };
