@@ -19,7 +19,8 @@ LEFT_OUT, WIDE = ("spread", "GFLOP/s", "GB/s"), 112
 #: Spread of the times from which on the reader is warned.
 BUSY = 0.3
 LEGEND = (
-    "Ratio: the faster of PyTorch's two layouts over fastconv; above 1 fastconv is faster. Means are geometric.\n"
+    "Ratio: the faster of PyTorch's two layouts over fastconv; above 1 fastconv is faster. Means are geometric. Where "
+    "PyTorch alone lacks the operator (deform, roi_...), PyTorch means torchvision.\n"
     "Spread: between the quartiles of fastconv's times. GFLOP/s: of fastconv, by the definition. "
     "GB/s: of what must be read and written, each once.\n"
     "Limit: what bounds the layer, and the share of it that fastconv reaches; of two shares, the second leaves out "
