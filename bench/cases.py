@@ -53,6 +53,8 @@ TARGETS = CONV_TARGETS | {
 }
 #: No single case may be slower than this.
 FLOOR = 0.95
+#: What deformable convolution should cost at most, in plain convolutions of the same shape.
+MOST_OF_PLAIN = 1.8
 #: Shortest and longest side of the boxes, in pixels of the image, that a level of a feature pyramid is given; without
 #: levels, those of all objects.
 SIDES = {"P2": (16.0, 112.0), "P3": (112.0, 224.0), "P4": (224.0, 448.0), "": (32.0, 512.0)}

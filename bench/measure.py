@@ -81,6 +81,18 @@ def runner(layer: Callable[..., Tensor], direction: str, data: Data, leaves: int
     return train
 
 
+def undeformed(case: Case, direction: str, data: dict[str, Data]) -> dict[str, Callable[[], Sequence[Tensor]]]:
+    """Of a deformable convolution PyTorch's plain one of the same shape, which says what deforming costs."""
+    if not isinstance(case, DeformCase):
+        return {}
+    layer = conv.operator(case, "PyTorch", 2)
+    assert layer is not None
+    return {
+        f"plain {layout}": runner(layer, direction, (input, weight, grad_output), 2)
+        for layout, (input, _, weight, _, grad_output) in data.items()
+    }
+
+
 def choose_batch(case: Case, dtype: str, direction: str) -> int:
     """That of shapes.csv for the forward pass. In training TRAIN_BATCH, or what the network is trained with where that
     is smaller, halved until a step of PyTorch's takes at most STEP."""
@@ -196,6 +208,7 @@ def run_case(
         except RuntimeError as refusal:
             return (yield from ended(*refused(refusal, kernel)))
 
+    timed = {**runs, **undeformed(case, direction, data)}
     torch.set_num_threads(max(threads))
     share = family.check_share(case, batch, direction)
     row["checked"] = share
@@ -215,7 +228,7 @@ def run_case(
             found["status"] = "timed"
             found["seconds"] = {
                 name: {**summarise(samples)._asdict(), "samples": [float(f"{each:.4g}") for each in samples]}
-                for name, samples in alternate(runs, limit=SAMPLES, least=3, budget=budget).items()
+                for name, samples in alternate(timed, limit=SAMPLES, least=3, budget=budget).items()
             }
         else:
             found["status"], found["reason"] = "wrong", f"differs from float64 by {worst:.1e}"
@@ -226,12 +239,13 @@ def refused(error: RuntimeError, kernel: str) -> tuple[str, str]:
     """Status and reason of an exception. That a forced kernel does not serve every layer is no failure, nor that
     torchvision does not implement every dtype."""
     reason = str(error).splitlines()[0]
-    serves_less = isinstance(error, NotImplementedError) or (kernel and "kernel must" in reason)
+    serves_less = "not implemented for '" in reason or (kernel and "kernel must" in reason)
     return ("skipped" if serves_less else "failed"), reason
 
 
 def judge(row: Row, bandwidth: Bandwidth, peak: Peak) -> Row:
-    """The row with what follows from its times, by layout of fastconv: "ratio", "gflops", "gbps" and "limit".
+    """The row with what follows from its times, by layout of fastconv: "ratio", "gflops", "gbps" and "limit"; of
+    deformable convolutions also "plain", how many times the plain one they take.
 
     "limit" is the share that was reached of what the machine allows: of the operations of the definition, and
     of those that are not products with padding.
@@ -244,8 +258,11 @@ def judge(row: Row, bandwidth: Bandwidth, peak: Peak) -> Row:
     speed = peak[row["dtype"]][row["threads"]], bandwidth_for(row["bytes"], bandwidth[row["threads"]])
     whole = limit(row["flops"], row["bytes"], *speed)
     live = limit(row["flops"] * row["live"], row["bytes"], *speed)
+    plain_ones = [seconds for name, seconds in medians.items() if name.startswith("plain ")]
+    deforming = {"plain": {layout: s / min(plain_ones) for layout, s in ours.items()}} if plain_ones else {}
     return {
         **row,
+        **deforming,
         "ratio": {layout: peer / seconds for layout, seconds in ours.items()},
         "gflops": {layout: row["flops"] / seconds / 1e9 for layout, seconds in ours.items()},
         "gbps": {layout: row["bytes"] / seconds / 1e9 for layout, seconds in ours.items()},

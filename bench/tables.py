@@ -9,7 +9,7 @@ from rich.table import Table
 
 from fastconv._console import coloured
 
-from .cases import FAMILIES, FLOOR, target
+from .cases import FAMILIES, FLOOR, MOST_OF_PLAIN, target
 from .data import LAYOUTS
 from .measure import Row, Run, by_run, means, smallest
 
@@ -137,6 +137,14 @@ def verdict(rows: Sequence[Row]) -> str:
             f"Below {FLOOR}: {below} of {len(all_ratios)}."
         )
     timed = [row for row in rows if row["status"] == "timed"]
+    deforming = [(times, row, layout) for row in timed for layout, times in row.get("plain", {}).items()]
+    if deforming:
+        times, row, layout = max(deforming, key=lambda each: each[0])
+        run = run_name((row["direction"], row["dtype"], row["threads"]))
+        lines.append(
+            f"Deformable convolution takes up to {times:.2f} times PyTorch's plain convolution of the same shape "
+            f"({row['id']} {escape(row['text'])}, {layout}; {run}); {MOST_OF_PLAIN} is aimed at."
+        )
     busy = sum(max(map(spread, row["seconds"].values())) > BUSY for row in timed)
     if busy:
         lines.append(

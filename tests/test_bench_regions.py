@@ -7,14 +7,15 @@ from types import ModuleType
 
 import pytest
 import torch
+from bench_rows import BANDWIDTH, PEAK, timed_row
 from click.testing import CliRunner
 
 import fastconv
 from fastconv import cli
-from fastconv.bench import data, measure, roofline
+from fastconv.bench import data, measure, roofline, tables
 from fastconv.bench.cases import TORCHVISION_FAMILIES, DeformCase, RoiCase, read_deform, read_roi, select, target
 from fastconv.bench.data import DIRECTIONS, LAYOUTS
-from fastconv.bench.measure import family_of, run_case
+from fastconv.bench.measure import family_of, judge, run_case
 
 DEFORM, ROI = read_deform(), read_roi()
 CASES: dict[str, DeformCase | RoiCase] = {**DEFORM, **ROI}
@@ -151,7 +152,8 @@ def test_boxes_lie_in_the_image(id: str) -> None:
 def test_rows(torchvision, case: DeformCase | RoiCase, direction: str) -> None:
     (row,) = run_case(case, direction, "float32", threads=[1], budget=0)
     assert row["status"] == "timed", row["reason"]
-    assert set(row["seconds"]) == {f"{library} {layout}" for library in ("PyTorch", "fastconv") for layout in LAYOUTS}
+    libraries = ("PyTorch", "fastconv", "plain") if case.family == "deform" else ("PyTorch", "fastconv")
+    assert set(row["seconds"]) == {f"{library} {layout}" for library in libraries for layout in LAYOUTS}
     assert all(error < 1e-5 for error in row["error"].values())
     assert row["bytes"] == case.bytes_moved(row["batch"], direction, 4)
     assert row["flops"] == case.flops(row["batch"]) * case.passes(direction)
@@ -207,6 +209,18 @@ def test_a_dtype_that_the_peer_lacks_is_skipped(torchvision, direction: str) -> 
 def test_one_image_is_trained_on_without_a_trial(torchvision) -> None:
     torchvision.roi_align = lambda *args, **kwargs: pytest.fail("ran")
     assert measure.choose_batch(ROI["R02"], "float32", "train") == 1
+
+
+def test_what_deforming_costs() -> None:
+    row = timed_row(id="G01", family="deform")
+    row["seconds"] |= {
+        f"plain {layout}": {**row["seconds"]["PyTorch contiguous"], "median": 0.25} for layout in LAYOUTS
+    }
+    judged = judge(row, BANDWIDTH, PEAK)
+    assert judged["plain"] == {"contiguous": 2.0, "channels_last": 16.0}
+    assert judged["ratio"] == judge(timed_row(), BANDWIDTH, PEAK)["ratio"]
+    assert "up to 16.00 times PyTorch's plain convolution of the same shape (G01" in tables.verdict([judged])
+    assert "plain" not in judge(timed_row(), BANDWIDTH, PEAK)
 
 
 # ---- torchvision -----------------------------------------------------------------------------------------------------
