@@ -2,25 +2,30 @@
 
 import csv
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 SHAPES = Path(__file__).with_name("shapes.csv")
 CONV_FAMILIES = ("dense", "grouped", "depthwise", "dilated", "transposed")
 POOL_FAMILIES = ("pool", "adaptive_pool", "max_unpool")
-FAMILIES = CONV_FAMILIES + POOL_FAMILIES
+DEFORM_FAMILIES = ("deform",)
+ROI_FAMILIES = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
+#: Those that PyTorch alone lacks: they are compared with torchvision's.
+TORCHVISION_FAMILIES = DEFORM_FAMILIES + ROI_FAMILIES
+FAMILIES = CONV_FAMILIES + POOL_FAMILIES + TORCHVISION_FAMILIES
 #: What runs unless more is asked for: a few minutes on two cores.
 QUICK = frozenset(
     ("D01", "D02", "D05", "D07", "D16", "G01", "G02", "G04", "G09", "G12")
     + ("W01", "W02", "W10", "W13", "W19", "L02", "L06", "L22", "T03", "T08")
-    + ("P01", "P07", "P11", "P21", "P26", "N02")
+    + ("P01", "P07", "P11", "P21", "P26", "N02", "F01", "R02", "R04")
 )
 
 #: The classes that a speed-up is sought for, and how large a one: of forward, and of forward and backward, float32.
 #: None where the only aim is to lose nowhere.
-TARGETS: dict[str, tuple[float, float] | None] = {
+CONV_TARGETS: dict[str, tuple[float, float] | None] = {
     "dense 3x3": (1.4, 1.3),
     "dense, other": (1.0, 1.1),
     "grouped, 4 a group": (3.0, 4.0),
@@ -34,19 +39,30 @@ TARGETS: dict[str, tuple[float, float] | None] = {
     "depthwise dilated": (1.5, 3.0),
     "dilated": (1.2, 1.4),
     "transposed": (1.2, 1.2),
+}
+TARGETS = CONV_TARGETS | {
     "max pooling": (1.5, 1.5),
     "max pooling, 5x5 and larger of stride 1": (20.0, 20.0),
     "average pooling": (1.5, 1.5),
     "adaptive and global pooling": (1.5, 1.5),
     "max unpooling": (1.5, 1.5),
+    "deformable": (8.0, 10.0),
+    "RoI align": (15.0, 20.0),
+    "RoI pool": (15.0, 20.0),
+    "position-sensitive RoI": (5.0, 5.0),
 }
 #: No single case may be slower than this.
 FLOOR = 0.95
+#: What deformable convolution should cost at most, in plain convolutions of the same shape.
+MOST_OF_PLAIN = 1.8
+#: Shortest and longest side of the boxes, in pixels of the image, that a level of a feature pyramid is given; without
+#: levels, those of all objects.
+SIDES = {"P2": (16.0, 112.0), "P3": (112.0, 224.0), "P4": (224.0, 448.0), "": (32.0, 512.0)}
 
 
 @dataclass(frozen=True)
-class ConvCase:
-    """One convolution layer, with the field's names; a pair is (height, width)."""
+class Layer:
+    """What the layers of all families have: where they come from, and what they look at."""
 
     id: str
     family: str
@@ -57,6 +73,35 @@ class ConvCase:
     C: int
     H: int
     W: int
+
+    one_dimensional = False
+    live = 1.0
+
+    def input_shape(self, batch: int) -> tuple[int, int, int, int]:
+        return batch, self.C, self.H, self.W
+
+    @property
+    def size(self) -> str:
+        return str(self.H) if self.H == self.W else f"{self.H}x{self.W}"
+
+    def results(self, direction: str) -> tuple[str, ...]:
+        """What the direction computes."""
+        return {"fwd": ("output",), "bwd": self.gradients, "train": ("output", *self.gradients)}[direction]
+
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        """What the backward pass computes: gradients of the first of what the layer is given."""
+        return ("grad_input",)
+
+    def passes(self, direction: str) -> int:
+        """How often the direction does as many operations as the forward pass."""
+        return len(self.results(direction))
+
+
+@dataclass(frozen=True)
+class ConvCase(Layer):
+    """One convolution layer, with the field's names; a pair is (height, width)."""
+
     K: int
     R: int
     S: int
@@ -73,7 +118,7 @@ class ConvCase:
         return self.family == "transposed"
 
     @property
-    def one_dimensional(self) -> bool:
+    def one_dimensional(self) -> bool:  # type: ignore[override]
         return self.H == self.R == 1
 
     @property
@@ -82,20 +127,16 @@ class ConvCase:
             return self.C, self.K // self.groups, self.R, self.S
         return self.K, self.C // self.groups, self.R, self.S
 
-    def input_shape(self, batch: int) -> tuple[int, int, int, int]:
-        return batch, self.C, self.H, self.W
-
     def output_shape(self, batch: int) -> tuple[int, int, int, int]:
         return batch, self.K, self.P, self.Q
 
-    def given_shapes(self, batch: int) -> list[tuple[int, int, int, int]]:
+    def given_shapes(self, batch: int) -> list[tuple[int, ...]]:
         """Of what the layer is given: input and weight."""
         return [self.input_shape(batch), self.weight_shape]
 
-    def results(self, direction: str) -> tuple[str, ...]:
-        """What the direction computes."""
-        gradients = ("grad_input", "grad_weight")
-        return {"fwd": ("output",), "bwd": gradients, "train": ("output", *gradients)}[direction]
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        return "grad_input", "grad_weight"
 
     def bytes_moved(self, batch: int, direction: str, size: int) -> int:
         """Of elements of ``size`` bytes: what the forward pass reads and writes, what the backward pass does."""
@@ -125,9 +166,8 @@ class ConvCase:
 
     def text(self, batch: int = 1) -> str:
         """The layer in a few characters: "3x3 128@56", and what is not 1 after it."""
-        size = str(self.H) if self.H == self.W else f"{self.H}x{self.W}"
         channels = str(self.C) if self.C == self.K else f"{self.C}->{self.K}"
-        parts = [f"{self.R}x{self.S} {channels}@{size}"]
+        parts = [f"{self.R}x{self.S} {channels}@{self.size}"]
         if self.stride != (1, 1):
             parts.append(f"s{max(self.stride)}")
         if self.dilation != (1, 1):
@@ -144,7 +184,7 @@ class ConvCase:
         return 2.0 * batch * self.K * pixels * (self.C // self.groups) * self.R * self.S
 
     @property
-    def live(self) -> float:
+    def live(self) -> float:  # type: ignore[override]
         """The share of those operations that is not a product with padding, or (transposed) cropped."""
         outer, inner = ((self.H, self.W), (self.P, self.Q)) if self.transposed else ((self.P, self.Q), (self.H, self.W))
         share = 1.0
@@ -159,18 +199,45 @@ class ConvCase:
 
 
 @dataclass(frozen=True)
-class PoolCase:
+class DeformCase(ConvCase):
+    """One deformable convolution, with a mask; offsets and mask belong to groups of channels of their own."""
+
+    offset_groups: int = 1
+
+    live = 1.0  # where samples fall, the offsets decide
+
+    def given_shapes(self, batch: int) -> list[tuple[int, ...]]:
+        """Of input, offset, weight and mask."""
+        taps = self.offset_groups * self.R * self.S
+        offset, mask = ((batch, count, self.P, self.Q) for count in (2 * taps, taps))
+        return [self.input_shape(batch), offset, self.weight_shape, mask]
+
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        return "grad_input", "grad_offset", "grad_weight", "grad_mask"
+
+    def passes(self, direction: str) -> int:
+        """The backward pass is two products, with weights and with samples, that also yield the other gradients."""
+        return {"fwd": 1, "bwd": 2, "train": 3}[direction]
+
+    @property
+    def target_class(self) -> str:
+        return "deformable"
+
+    def text(self, batch: int = 1) -> str:
+        plain, _, images = super().text(batch).partition(" n")
+        groups = f" dg{self.offset_groups}" if self.offset_groups > 1 else ""
+        return f"deform {plain}{groups}{f' n{images}' if images else ''}"
+
+    def flops(self, batch: int) -> float:
+        """Those of the convolution, and eight for each sample, which is between four pixels."""
+        return super().flops(batch) + 8.0 * batch * self.C * self.P * self.Q * self.R * self.S
+
+
+@dataclass(frozen=True)
+class PoolCase(Layer):
     """One pooling or unpooling layer over windows; a pair is (height, width)."""
 
-    id: str
-    family: str
-    network: str
-    layer: str
-    N_gpu: int
-    N_cpu: int
-    C: int
-    H: int
-    W: int
     P: int
     Q: int
     kind: str  # "max" or "avg"
@@ -181,8 +248,6 @@ class PoolCase:
     ceil_mode: bool = False
     indices: bool = False
 
-    one_dimensional = False
-
     @property
     def adaptive(self) -> bool:
         return self.family == "adaptive_pool"
@@ -191,17 +256,11 @@ class PoolCase:
     def unpool(self) -> bool:
         return self.family == "max_unpool"
 
-    def input_shape(self, batch: int) -> tuple[int, int, int, int]:
-        return batch, self.C, self.H, self.W
-
     def output_shape(self, batch: int) -> tuple[int, int, int, int]:
         return batch, self.C, self.P, self.Q
 
-    def given_shapes(self, batch: int) -> list[tuple[int, int, int, int]]:
+    def given_shapes(self, batch: int) -> list[tuple[int, ...]]:
         return [self.input_shape(batch)]
-
-    def results(self, direction: str) -> tuple[str, ...]:
-        return {"fwd": ("output",), "bwd": ("grad_input",), "train": ("output", "grad_input")}[direction]
 
     def bytes_moved(self, batch: int, direction: str, size: int) -> int:
         """Input and output, or their gradients; indices where they are made or taken. The least: a maximum must be
@@ -225,13 +284,12 @@ class PoolCase:
 
     def text(self, batch: int = 1) -> str:
         """The layer in a few characters, as those of convolution."""
-        size = str(self.H) if self.H == self.W else f"{self.H}x{self.W}"
         if self.adaptive:
-            parts = [f"{self.kind} {self.C}@{size}", f"to {self.P}"]
+            parts = [f"{self.kind} {self.C}@{self.size}", f"to {self.P}"]
         elif self.unpool:
-            parts = [f"unpool {self.C}@{size}", f"to {self.P}x{self.Q}"]
+            parts = [f"unpool {self.C}@{self.size}", f"to {self.P}x{self.Q}"]
         else:
-            parts = [f"{self.kind} {self.kernel[0]}x{self.kernel[1]} {self.C}@{size}", f"s{self.stride[0]}"]
+            parts = [f"{self.kind} {self.kernel[0]}x{self.kernel[1]} {self.C}@{self.size}", f"s{self.stride[0]}"]
         if self.ceil_mode:
             parts.append("ceil")
         if self.indices and not self.unpool:
@@ -247,12 +305,64 @@ class PoolCase:
         taps = self.H * self.W / (self.P * self.Q) if self.adaptive else self.kernel[0] * self.kernel[1]
         return batch * self.C * self.P * self.Q * taps
 
+
+@dataclass(frozen=True)
+class RoiCase(Layer):
+    """One layer that cuts boxes out of a map and brings each to P times Q bins."""
+
+    P: int
+    Q: int
+    #: Boxes of an image, and between what sides of theirs (in its pixels) they are drawn.
+    boxes: int
+    sides: tuple[float, float]
+    scale: float
+    #: Samples of a bin, squared; 0 for what looks at every pixel.
+    sampling: int
+
     @property
-    def live(self) -> float:
-        return 1.0
+    def position_sensitive(self) -> bool:
+        """Whether each bin has a channel of the input of its own."""
+        return self.family.startswith("ps_")
+
+    @property
+    def K(self) -> int:
+        return self.C // (self.P * self.Q) if self.position_sensitive else self.C
+
+    def output_shape(self, batch: int) -> tuple[int, int, int, int]:
+        return batch * self.boxes, self.K, self.P, self.Q
+
+    def given_shapes(self, batch: int) -> list[tuple[int, ...]]:
+        """Of input and boxes."""
+        return [self.input_shape(batch), (batch * self.boxes, 5)]
+
+    def bytes_moved(self, batch: int, direction: str, size: int) -> int:
+        """Input, boxes and output, or the gradients of the first and the last: each once, however boxes overlap. Which
+        pixel was a bin's maximum is not counted."""
+        each = size * (sum(map(math.prod, self.given_shapes(batch))) + math.prod(self.output_shape(batch)))
+        return each * self.passes(direction)
+
+    @property
+    def target_class(self) -> str:
+        """Its key in TARGETS."""
+        if self.position_sensitive:
+            return "position-sensitive RoI"
+        return "RoI align" if self.family == "roi_align" else "RoI pool"
+
+    def text(self, batch: int = 1) -> str:
+        """The layer in a few characters: "roi_align 7x7 of 1000, 256@200x272"."""
+        images = f" n{batch}" if batch != 1 else ""
+        return f"{self.family} {self.P}x{self.Q} of {batch * self.boxes}, {self.C}@{self.size}{images}"
+
+    def flops(self, batch: int) -> float:
+        """Eight for each sample, which is between four pixels. Where every pixel is looked at, one for each, in boxes
+        of the mean side."""
+        least, most = self.sides
+        side = (most - least) / math.log(most / least) * self.scale  # whose logarithm is uniform
+        each = 8.0 * self.sampling**2 if self.sampling else side * side / (self.P * self.Q)
+        return math.prod(self.output_shape(batch)) * each
 
 
-Case = ConvCase | PoolCase
+Case = ConvCase | PoolCase | RoiCase
 
 
 def pair(text: str) -> tuple[int, int]:
@@ -260,64 +370,90 @@ def pair(text: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
+def rows_of(families: Iterable[str]) -> Iterator[dict[str, str]]:
+    """The rows of these families, in the order of the file."""
+    with SHAPES.open(newline="") as file:
+        yield from (row for row in csv.DictReader(file) if row["family"] in families)
+
+
+def names(row: dict[str, str]) -> dict[str, Any]:
+    return {"id": row["id"], "family": row["family"], "network": row["net"], "layer": row["layer"]}
+
+
+def integers(row: dict[str, str], columns: Iterable[str]) -> dict[str, Any]:
+    return {name: int(row[name]) for name in columns}
+
+
+def settings(row: dict[str, str]) -> dict[str, str]:
+    """What stands in the column of output padding of families that have none: "sr=2 scale=1/4"."""
+    return dict(part.split("=") for part in row["outpad"].split())
+
+
+def conv_fields(row: dict[str, str]) -> dict[str, Any]:
+    """What a row says of any kind of convolution."""
+    geometry = {"stride": pair(row["stride"]), "padding": pair(row["pad"]), "dilation": pair(row["dil"])}
+    return names(row) | integers(row, ("N_gpu", "N_cpu", *"CHWKRSPQ", "groups")) | geometry
+
+
 def read_conv() -> dict[str, ConvCase]:
     """The convolution cases by id, in the order of the file."""
-    cases = {}
-    with SHAPES.open(newline="") as file:
-        for row in csv.DictReader(file):
-            if row["family"] not in CONV_FAMILIES:
-                continue
-            numbers = {name: int(row[name]) for name in ("N_gpu", "N_cpu", *"CHWKRSPQ", "groups")}
-            cases[row["id"]] = ConvCase(
-                id=row["id"],
-                family=row["family"],
-                network=row["net"],
-                layer=row["layer"],
-                **numbers,
-                stride=pair(row["stride"]),
-                padding=pair(row["pad"]),
-                dilation=pair(row["dil"]),
-                output_padding=(int(row["outpad"] or 0),) * 2,
-            )
-    return cases
+    return {
+        row["id"]: ConvCase(**conv_fields(row), output_padding=(int(row["outpad"] or 0),) * 2)
+        for row in rows_of(CONV_FAMILIES)
+    }
+
+
+def read_deform() -> dict[str, DeformCase]:
+    """The deformable convolutions by id, in the order of the file. Its DCNv3 and DCNv4, where each channel is a
+    convolution of its own with weights that the layer is given for every pixel, are another operator."""
+    return {
+        row["id"]: DeformCase(**conv_fields(row), offset_groups=int(settings(row)["dg"]))
+        for row in rows_of(DEFORM_FAMILIES)
+        if not row["net"].startswith(("DCNv3", "DCNv4"))
+    }
 
 
 def read_pool() -> dict[str, PoolCase]:
     """The pooling cases by id, in the order of the file."""
     cases = {}
-    with SHAPES.open(newline="") as file:
-        for row in csv.DictReader(file):
-            if row["family"] not in POOL_FAMILIES:
-                continue
-            layer, _, kind = row["layer"].partition("[")
-            windows: dict[str, Any] = {}
-            if row["family"] == "pool":
-                windows = {
-                    "kernel": (int(row["R"]), int(row["S"])),
-                    "stride": pair(row["stride"]),
-                    "padding": pair(row["pad"]),
-                    "ceil_mode": "ceil" in row["layer"],
-                    "indices": "+idx" in layer,
-                }
-            numbers: dict[str, Any] = {name: int(row[name]) for name in ("N_gpu", "N_cpu", *"CHWPQ")}
-            if row["family"] == "max_unpool":  # of windows that do not overlap, which the file leaves out
-                windows = {"kernel": (each := (numbers["P"] // numbers["H"], numbers["Q"] // numbers["W"]))}
-                windows |= {"stride": each, "indices": True}
-            cases[row["id"]] = PoolCase(
-                id=row["id"],
-                family=row["family"],
-                network=row["net"],
-                layer=row["layer"],
-                kind="avg" if "avg" in kind else "max",
-                **numbers,
-                **windows,
-            )
+    for row in rows_of(POOL_FAMILIES):
+        layer, _, kind = row["layer"].partition("[")
+        windows: dict[str, Any] = {}
+        if row["family"] == "pool":
+            windows = {
+                "kernel": (int(row["R"]), int(row["S"])),
+                "stride": pair(row["stride"]),
+                "padding": pair(row["pad"]),
+                "ceil_mode": "ceil" in row["layer"],
+                "indices": "+idx" in layer,
+            }
+        numbers = integers(row, ("N_gpu", "N_cpu", *"CHWPQ"))
+        if row["family"] == "max_unpool":  # of windows that do not overlap, which the file leaves out
+            windows = {"kernel": (each := (numbers["P"] // numbers["H"], numbers["Q"] // numbers["W"]))}
+            windows |= {"stride": each, "indices": True}
+        cases[row["id"]] = PoolCase(**names(row), **numbers, kind="avg" if "avg" in kind else "max", **windows)
+    return cases
+
+
+def read_roi() -> dict[str, RoiCase]:
+    """The cases of regions of interest by id, in the order of the file, whose K are the boxes of all N_cpu images."""
+    cases = {}
+    for row in rows_of(ROI_FAMILIES):
+        given, level = settings(row), row["layer"].split()[0]
+        cases[row["id"]] = RoiCase(
+            **names(row),
+            **integers(row, ("N_gpu", "N_cpu", *"CHWPQ")),
+            boxes=int(row["K"]) // int(row["N_cpu"]),
+            sides=SIDES[level if level in SIDES else ""],
+            scale=float(Fraction(given["scale"])),
+            sampling=int(given["sr"]),
+        )
     return cases
 
 
 def read_cases() -> dict[str, Case]:
     """All of them, families together."""
-    return {**read_conv(), **read_pool()}
+    return {**read_conv(), **read_pool(), **read_deform(), **read_roi()}
 
 
 def select(ids: Iterable[str] = (), families: Iterable[str] = FAMILIES, full: bool = False) -> list[Case]:
@@ -336,7 +472,7 @@ def target(name: str, direction: str, dtype: str) -> float | None:
     column = {"fwd": 0, "train": 1}.get(direction)
     if column is None or dtype == "float64":
         return None
-    if dtype == "float16" and "pooling" not in name:  # for CPUs on which PyTorch has no arithmetic for it
+    if dtype == "float16" and name in CONV_TARGETS:  # for CPUs on which PyTorch has no arithmetic for it
         return (50.0, 20.0)[column]
     if dtype == "bfloat16" and name.startswith("dense"):
         return 1.0

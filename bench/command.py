@@ -13,8 +13,8 @@ from fastconv._console import progress_bar, require_folder
 from fastconv._native import native
 
 from . import roofline
-from .cases import FAMILIES, Case, read_cases, select
-from .data import DIRECTIONS, LAYOUTS
+from .cases import FAMILIES, TORCHVISION_FAMILIES, Case, read_cases, select
+from .data import DIRECTIONS, LAYOUTS, torchvision_lacks
 from .machine import describe, headline
 from .measure import DTYPES, Row, by_run, judge, means, run_case
 from .tables import LEGEND, class_table, run_table, verdict
@@ -111,7 +111,7 @@ def bench(
     budget: float,
     json_file: Path | None,
 ) -> None:
-    """Time layers of published networks against PyTorch.
+    """Time layers of published networks against PyTorch, and torchvision where PyTorch alone lacks the operator.
 
     Options that take several values take them with commas in between.
     """
@@ -119,7 +119,7 @@ def bench(
         return
     if json_file is not None:
         require_folder("bench", "--json", json_file)
-    cases = select(ids, families, full)
+    cases = with_peers(select(ids, families, full))
     settings = {"batch": batch, "kernel": kernel, "budget": budget}
     if not (cases and directions and dtypes and layouts):
         raise click.ClickException("bench: the options must leave something to measure (got nothing)")
@@ -161,6 +161,27 @@ def bench(
     bad = [f"{row['id']} {row['direction']} {row['dtype']}" for row in rows if row["status"] in ("wrong", "failed")]
     if bad:
         raise click.ClickException(f"bench: some rows were wrong or failed: {', '.join(dict.fromkeys(bad))}")
+
+
+def with_peers(cases: list[Case]) -> list[Case]:
+    """The cases, but for those that only torchvision could be compared on where it is missing; says so. An error where
+    that leaves none."""
+    alone = [case for case in cases if case.family in TORCHVISION_FAMILIES]
+    if not alone or not (reason := torchvision_lacks()):
+        return cases
+    left_out = list(dict.fromkeys(case.family for case in alone))
+    if len(alone) == len(cases):
+        raise click.ClickException(f"bench: there is nothing to compare {listed(left_out)} with ({reason})")
+    click.echo(f"bench: {listed(left_out)} left out: {reason}", err=True)
+    return [case for case in cases if case.family not in TORCHVISION_FAMILIES]
+
+
+def listed(names: Sequence[str]) -> str:
+    """
+    >>> listed(["deform", "roi_align", "roi_pool"])
+    'deform, roi_align and roi_pool'
+    """
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def run_all(cases: Sequence[Case], directions: Sequence[str], dtypes: Sequence[str], **settings: Any) -> list[Row]:

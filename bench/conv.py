@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from .cases import ConvCase
-from .data import CHECK_ELEMENTS, CHECK_FLOPS, LAYOUTS, LIBRARIES, Data, Expected, Where
+from .data import LAYOUTS, Data, Expected, Where, channel_share, function, spread
+
+check_share = channel_share
 
 
 def tensors(case: ConvCase, batch: int, dtype: str) -> dict[str, Data]:
@@ -32,33 +34,17 @@ def tensors(case: ConvCase, batch: int, dtype: str) -> dict[str, Data]:
 
 def operator(case: ConvCase, library: str, dims: int) -> Callable[[Tensor, Tensor], Tensor] | None:
     """The layer as a function of input and weight; None where the library has no such function."""
-    function = getattr(LIBRARIES[library], operator_name(case, dims), None)
-    if function is None:
+    found = function(library, operator_name(case, dims))
+    if found is None:
         return None
     geometry = {"stride": case.stride, "padding": case.padding, "dilation": case.dilation}
     if case.transposed:
         geometry["output_padding"] = case.output_padding
-    return partial(function, groups=case.groups, **{name: value[-dims:] for name, value in geometry.items()})
+    return partial(found, groups=case.groups, **{name: value[-dims:] for name, value in geometry.items()})
 
 
 def operator_name(case: ConvCase, dims: int) -> str:
     return f"conv{'_transpose' if case.transposed else ''}{dims}d"
-
-
-def spread(count: int, share: float) -> Tensor:
-    """Indices of a share of ``count``, spread from the first to the last, which always are among them.
-
-    >>> spread(64, 0.06)
-    tensor([ 0, 21, 42, 63])
-    """
-    return torch.linspace(0, count - 1, min(count, max(2, math.ceil(share * count)))).round().long()
-
-
-def check_share(case: ConvCase, batch: int, direction: str) -> float:
-    """How much of the channels is compared with float64, so that it does not take longer than the timing."""
-    flops = case.flops(batch) * len(case.results(direction))
-    elements = math.prod(case.input_shape(batch)) + math.prod(case.output_shape(batch))
-    return min(1.0, CHECK_FLOPS / flops, CHECK_ELEMENTS / elements)
 
 
 def reference(case: ConvCase, direction: str, data: Data, share: float) -> Expected:

@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def describe() -> dict[str, Any]:
-    """The facts of `fastconv info`, and the commit, with "-dirty" where the tree differs from it."""
-    return {**facts(), "commit": commit()}
+    """The facts of `fastconv info`, torchvision's version, and the commit, with "-dirty" where the tree differs from
+    it."""
+    try:
+        torchvision = version("torchvision")
+    except PackageNotFoundError:
+        torchvision = None
+    return {**facts(), "torchvision": torchvision, "commit": commit()}
 
 
 def commit() -> str | None:

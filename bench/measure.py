@@ -1,7 +1,8 @@
 """Checks and times one layer: fastconv and PyTorch, each contiguous and in channels_last, on the same data.
 
 PyTorch runs in both of its memory formats and the ratio is taken against the faster one, whichever the user
-has: that is what a reader could otherwise run. Outputs are compared with float64 before anything is timed.
+has: that is what a reader could otherwise run. Of operators that it lacks, torchvision's are PyTorch's here. Outputs
+are compared with float64 before anything is timed.
 """
 
 import math
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from fastconv._timing import alternate, summarise
 
-from . import conv, pool
-from .cases import Case, PoolCase
+from . import conv, deform, pool, roi
+from .cases import Case, ConvCase, DeformCase, PoolCase, RoiCase
 from .data import LAYOUTS, Data, Expected
 from .roofline import Bandwidth, Peak, bandwidth_for, limit
 
@@ -37,7 +38,7 @@ SAMPLES = 200
 
 def family_of(case: Case) -> Any:
     """The module that makes the data of a case, knows its operators and what they should yield."""
-    return pool if isinstance(case, PoolCase) else conv
+    return {ConvCase: conv, DeformCase: deform, PoolCase: pool, RoiCase: roi}[type(case)]
 
 
 def footprint(case: Case, batch: int, dtype: str, direction: str) -> int:
@@ -56,8 +57,9 @@ def available_memory() -> int:
     return 1024 * int(facts["MemAvailable"].split()[0])
 
 
-def runner(layer: Callable[..., Tensor], direction: str, data: Data) -> Callable[[], Sequence[Tensor]]:
-    """A function that runs the layer once and returns what the direction computes, in newly made tensors."""
+def runner(layer: Callable[..., Tensor], direction: str, data: Data, leaves: int) -> Callable[[], Sequence[Tensor]]:
+    """A function that runs the layer once and returns what the direction computes, in newly made tensors. Gradients are
+    those of the first ``leaves`` of what the layer is given: others, as boxes, have none."""
     *given, grad_output = data
     if direction == "fwd":
 
@@ -66,17 +68,29 @@ def runner(layer: Callable[..., Tensor], direction: str, data: Data) -> Callable
                 return (layer(*given),)
 
         return forward
-    given = [each.detach().requires_grad_(each.is_floating_point()) for each in given]
-    leaves = tuple(each for each in given if each.requires_grad)
+    given = [each.detach().requires_grad_(place < leaves) for place, each in enumerate(given)]
+    inputs = given[:leaves]
     if direction == "bwd":
         output = layer(*given)
-        return lambda: torch.autograd.grad(output, leaves, grad_output, retain_graph=True)
+        return lambda: torch.autograd.grad(output, inputs, grad_output, retain_graph=True)
 
     def train() -> Sequence[Tensor]:
         output = layer(*given)
-        return output, *torch.autograd.grad(output, leaves, grad_output)
+        return output, *torch.autograd.grad(output, inputs, grad_output)
 
     return train
+
+
+def undeformed(case: Case, direction: str, data: dict[str, Data]) -> dict[str, Callable[[], Sequence[Tensor]]]:
+    """Of a deformable convolution PyTorch's plain one of the same shape, which says what deforming costs."""
+    if not isinstance(case, DeformCase):
+        return {}
+    layer = conv.operator(case, "PyTorch", 2)
+    assert layer is not None
+    return {
+        f"plain {layout}": runner(layer, direction, (input, weight, grad_output), 2)
+        for layout, (input, _, weight, _, grad_output) in data.items()
+    }
 
 
 def choose_batch(case: Case, dtype: str, direction: str) -> int:
@@ -84,18 +98,21 @@ def choose_batch(case: Case, dtype: str, direction: str) -> int:
     is smaller, halved until a step of PyTorch's takes at most STEP."""
     if direction == "fwd":
         return case.N_cpu
+    largest = min(TRAIN_BATCH, case.N_gpu)
+    if largest == 1:
+        return largest  # what torchvision takes seconds for need not run to learn that
     family = family_of(case)
     data = family.tensors(case, 1, dtype)
     slowest = 0.0
     for layout in LAYOUTS:
         layer = family.operator(case, "PyTorch", data[layout][0].dim() - 2)
         assert layer is not None
-        run = runner(layer, direction, data[layout])
+        run = runner(layer, direction, data[layout], len(case.gradients))
         run()
         start = time.perf_counter()
         run()
         slowest = max(slowest, time.perf_counter() - start)
-    return fitting_batch(min(TRAIN_BATCH, case.N_gpu), slowest)
+    return fitting_batch(largest, slowest)
 
 
 def fitting_batch(largest: int, seconds: float) -> int:
@@ -162,14 +179,17 @@ def run_case(
     if needed > free / 3:
         return (yield from ended("skipped", f"needs {needed / 1e9:.1f} GB, over a third of {free / 1e9:.1f} GB"))
     torch.set_num_threads(min(threads))
-    batch = batch or choose_batch(case, dtype, direction)
+    try:
+        batch = batch or choose_batch(case, dtype, direction)
+    except RuntimeError as refusal:
+        return (yield from ended(*refused(refusal, kernel)))
     while batch > least and footprint(case, batch, dtype, direction) > free / 3:
         batch //= 2
     names = case.results(direction)
     row |= {
         "text": case.text(batch),
         "batch": batch,
-        "flops": case.flops(batch) * len(names),
+        "flops": case.flops(batch) * case.passes(direction),
         "live": case.live,
         "bytes": case.bytes_moved(batch, direction, torch.empty((), dtype=getattr(torch, dtype)).element_size()),
     }
@@ -184,10 +204,11 @@ def run_case(
         if layer is None:
             return (yield from ended("skipped", f"{library} has no {family.operator_name(case, dims[layout])}"))
         try:
-            runs[f"{library} {layout}"] = runner(layer, direction, data[layout])
+            runs[f"{library} {layout}"] = runner(layer, direction, data[layout], len(case.gradients))
         except RuntimeError as refusal:
             return (yield from ended(*refused(refusal, kernel)))
 
+    timed = {**runs, **undeformed(case, direction, data)}
     torch.set_num_threads(max(threads))
     share = family.check_share(case, batch, direction)
     row["checked"] = share
@@ -207,7 +228,7 @@ def run_case(
             found["status"] = "timed"
             found["seconds"] = {
                 name: {**summarise(samples)._asdict(), "samples": [float(f"{each:.4g}") for each in samples]}
-                for name, samples in alternate(runs, limit=SAMPLES, least=3, budget=budget).items()
+                for name, samples in alternate(timed, limit=SAMPLES, least=3, budget=budget).items()
             }
         else:
             found["status"], found["reason"] = "wrong", f"differs from float64 by {worst:.1e}"
@@ -215,13 +236,16 @@ def run_case(
 
 
 def refused(error: RuntimeError, kernel: str) -> tuple[str, str]:
-    """Status and reason of an exception. That a forced kernel does not serve every layer is no failure."""
+    """Status and reason of an exception. That a forced kernel does not serve every layer is no failure, nor that
+    torchvision does not implement every dtype."""
     reason = str(error).splitlines()[0]
-    return ("skipped" if kernel and "kernel must" in reason else "failed"), reason
+    serves_less = "not implemented for '" in reason or (kernel and "kernel must" in reason)
+    return ("skipped" if serves_less else "failed"), reason
 
 
 def judge(row: Row, bandwidth: Bandwidth, peak: Peak) -> Row:
-    """The row with what follows from its times, by layout of fastconv: "ratio", "gflops", "gbps" and "limit".
+    """The row with what follows from its times, by layout of fastconv: "ratio", "gflops", "gbps" and "limit"; of
+    deformable convolutions also "plain", how many times the plain one they take.
 
     "limit" is the share that was reached of what the machine allows: of the operations of the definition, and
     of those that are not products with padding.
@@ -234,8 +258,11 @@ def judge(row: Row, bandwidth: Bandwidth, peak: Peak) -> Row:
     speed = peak[row["dtype"]][row["threads"]], bandwidth_for(row["bytes"], bandwidth[row["threads"]])
     whole = limit(row["flops"], row["bytes"], *speed)
     live = limit(row["flops"] * row["live"], row["bytes"], *speed)
+    plain_ones = [seconds for name, seconds in medians.items() if name.startswith("plain ")]
+    deforming = {"plain": {layout: s / min(plain_ones) for layout, s in ours.items()}} if plain_ones else {}
     return {
         **row,
+        **deforming,
         "ratio": {layout: peer / seconds for layout, seconds in ours.items()},
         "gflops": {layout: row["flops"] / seconds / 1e9 for layout, seconds in ours.items()},
         "gbps": {layout: row["bytes"] / seconds / 1e9 for layout, seconds in ours.items()},

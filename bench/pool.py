@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cases import PoolCase
-from .data import LAYOUTS, LIBRARIES, Data, Expected
+from .data import Data, Expected, function, in_layouts
 
 
 def tensors(case: PoolCase, batch: int, dtype: str) -> dict[str, Data]:
@@ -21,27 +21,24 @@ def tensors(case: PoolCase, batch: int, dtype: str) -> dict[str, Data]:
     ]
     if case.unpool:
         made.insert(1, F.max_pool2d(made[-1].float(), case.kernel, case.stride, return_indices=True)[1])
-    return {
-        layout: tuple(each.contiguous(memory_format=memory_format) for each in made)
-        for layout, memory_format in LAYOUTS.items()
-    }
+    return in_layouts(made)
 
 
 def operator(case: PoolCase, library: str, dims: int) -> Callable[..., Tensor] | None:
     """The layer as a function of what it is given; indices are computed where they belong to it. None where the library
     has no such function."""
-    function = getattr(LIBRARIES[library], operator_name(case, dims), None)
-    if function is None:
+    found = function(library, operator_name(case, dims))
+    if found is None:
         return None
     if case.adaptive:
-        return lambda input: function(input, (case.P, case.Q))
+        return lambda input: found(input, (case.P, case.Q))
     if case.unpool:
         size = case.P, case.Q
-        return lambda input, indices: function(input, indices, case.kernel, case.stride, output_size=size)
+        return lambda input, indices: found(input, indices, case.kernel, case.stride, output_size=size)
     windows: dict[str, Any] = {"stride": case.stride, "padding": case.padding, "ceil_mode": case.ceil_mode}
     if case.indices:
-        return lambda input: function(input, case.kernel, **windows, return_indices=True)[0]
-    return lambda input: function(input, case.kernel, **windows)
+        return lambda input: found(input, case.kernel, **windows, return_indices=True)[0]
+    return lambda input: found(input, case.kernel, **windows)
 
 
 def operator_name(case: PoolCase, dims: int) -> str:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from fastconv._console import coloured
 
-from .cases import FAMILIES, FLOOR, target
+from .cases import FAMILIES, FLOOR, MOST_OF_PLAIN, target
 from .data import LAYOUTS
 from .measure import Row, Run, by_run, means, smallest
 
@@ -19,7 +19,8 @@ LEFT_OUT, WIDE = ("spread", "GFLOP/s", "GB/s"), 112
 #: Spread of the times from which on the reader is warned.
 BUSY = 0.3
 LEGEND = (
-    "Ratio: the faster of PyTorch's two layouts over fastconv; above 1 fastconv is faster. Means are geometric.\n"
+    "Ratio: the faster of PyTorch's two layouts over fastconv; above 1 fastconv is faster. Means are geometric. Where "
+    "PyTorch alone lacks the operator (deform, roi_...), PyTorch means torchvision.\n"
     "Spread: between the quartiles of fastconv's times. GFLOP/s: of fastconv, by the definition. "
     "GB/s: of what must be read and written, each once.\n"
     "Limit: what bounds the layer, and the share of it that fastconv reaches; of two shares, the second leaves out "
@@ -136,6 +137,14 @@ def verdict(rows: Sequence[Row]) -> str:
             f"Below {FLOOR}: {below} of {len(all_ratios)}."
         )
     timed = [row for row in rows if row["status"] == "timed"]
+    deforming = [(times, row, layout) for row in timed for layout, times in row.get("plain", {}).items()]
+    if deforming:
+        times, row, layout = max(deforming, key=lambda each: each[0])
+        run = run_name((row["direction"], row["dtype"], row["threads"]))
+        lines.append(
+            f"Deformable convolution takes up to {times:.2f} times PyTorch's plain convolution of the same shape "
+            f"({row['id']} {escape(row['text'])}, {layout}; {run}); {MOST_OF_PLAIN} is aimed at."
+        )
     busy = sum(max(map(spread, row["seconds"].values())) > BUSY for row in timed)
     if busy:
         lines.append(

@@ -1,5 +1,5 @@
-"""Convolution, plain and deformable, channel shuffle, pooling and regions of interest as slow and obvious as they can be,
-in float64: what every kernel is held against.
+"""Convolution, plain and deformable, channel shuffle, pooling and regions of interest as slow and obvious as they can
+be, in float64: what every kernel is held against.
 
 A convolution is a loop over the taps of the kernel; each tap is one slice of the padded input. Nothing here
 calls ``torch.nn.functional``. Shapes are those of 2-D convolutions; ``padding`` is (top, left, bottom,

@@ -106,7 +106,7 @@ def test_an_interrupt_keeps_what_was_measured(bench, monkeypatch):
     [
         (["--case", "Z99"], "bench: --case must name ids of shapes.csv, as W03 (got 'Z99')"),
         (["--case", "S01"], "bench: --case must name ids of shapes.csv, as W03 (got 'S01')"),
-        (["--family", "dense,roi_align"], f"bench: --family must be of {', '.join(FAMILIES)} (got 'roi_align')"),
+        (["--family", "dense,sparse"], f"bench: --family must be of {', '.join(FAMILIES)} (got 'sparse')"),
         (["--direction", "sideways"], "bench: --direction must be of fwd, bwd, train (got 'sideways')"),
         (["--dtype", "int8"], "bench: --dtype must be of float32, bfloat16, float16, float64 (got 'int8')"),
         (["--layout", "NHWC"], "bench: --layout must be of contiguous, channels_last (got 'NHWC')"),

@@ -9,7 +9,7 @@ import torch
 from bench_rows import CASES
 
 from fastconv.bench import conv
-from fastconv.bench.cases import QUICK, SHAPES, TARGETS, read_pool, select, target
+from fastconv.bench.cases import QUICK, SHAPES, TARGETS, read_cases, select, target
 
 with SHAPES.open(newline="") as file:
     TABLE = {row["id"]: row for row in csv.DictReader(file) if row["id"] in CASES}
@@ -46,7 +46,7 @@ def test_what_is_cropped_is_not_live():
 
 
 def test_classes():
-    assert {case.target_class for case in (*CASES.values(), *read_pool().values())} == set(TARGETS)
+    assert {case.target_class for case in read_cases().values()} == set(TARGETS)
     expected = {
         "dense 3x3": "D02 D05 D16",
         "dense, other": "D01 D03 D07 D12 D23",
@@ -90,7 +90,7 @@ def test_select():
     assert {case.id for case in select()} == QUICK
     assert [case.id for case in select(families=["dilated"])] == ["L02", "L06", "L22"]
     assert {case.family for case in select(families=["dilated"], full=True)} == {"dilated"}
-    assert len(select(full=True)) == len(CASES) + len(read_pool()) == 23 + 17 + 29 + 19 + 12 + 20 + 2
+    assert len(select(full=True)) == len(read_cases()) == 23 + 17 + 29 + 19 + 12 + 20 + 2 + 6 + 10
 
 
 def test_text():

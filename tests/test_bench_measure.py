@@ -40,7 +40,7 @@ def test_reference(case, share, direction):
     assert set(expected) == set(names)
     for layout, tensors in data.items():
         layer = conv.operator(case, "PyTorch", tensors[0].dim() - 2)
-        made = dict(zip(names, measure.runner(layer, direction, tensors)(), strict=True))
+        made = dict(zip(names, measure.runner(layer, direction, tensors, 2)(), strict=True))
         assert measure.error(made, expected) < 1e-14, layout
         for name in names:
             wrong = made[name].detach().clone()

@@ -88,7 +88,7 @@ def test_a_single_wrong_value_shows(case: PoolCase, direction: str) -> None:
     expected = pool.reference(case, direction, data["contiguous"], 1.0)
     layer = pool.operator(case, "fastconv", 2)
     assert layer is not None
-    made = dict(zip(case.results(direction), measure.runner(layer, direction, data["channels_last"])(), strict=True))
+    made = dict(zip(case.results(direction), measure.runner(layer, direction, data["channels_last"], 1)(), strict=True))
     assert measure.error(made, expected) < 1e-14
     for name, tensor in made.items():
         wrong = tensor.clone()
