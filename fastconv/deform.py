@@ -320,8 +320,8 @@ def _second(
     grads: Sequence[Tensor],
 ) -> list[Tensor | None]:
     """The gradients of ``saved``, which are grad_output and the tensors of ``function``, given those of the ``wanted``
-    first gradients. They can be differentiated again. (``torch.func`` takes each argument for itself, also where one was
-    computed from another, and works below its own transforms.)"""
+    first gradients. They can be differentiated again. (``torch.func`` takes each argument for itself, also where one
+    was computed from another, and works below its own transforms.)"""
     there = [i for i, tensor in enumerate(saved) if tensor is not None]  # a mask that there is not is the last
 
     def first(grad_output: Tensor, *leaves: Tensor) -> tuple:
