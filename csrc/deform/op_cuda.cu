@@ -25,7 +25,9 @@ using Operators = DeformOperators<Cuda>;
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CUDA, m) {
   m.impl("deform_conv2d", TORCH_BOX(&Operators::deform_conv2d));
+  m.impl("_deform_conv2d_grad", TORCH_BOX(&Operators::deform_conv2d_grad));
   m.impl("deform_sample2d", TORCH_BOX(&Operators::deform_sample2d));
+  m.impl("_deform_sample2d_grad", TORCH_BOX(&Operators::deform_sample2d_grad));
 }
 
 }  // namespace fastconv
