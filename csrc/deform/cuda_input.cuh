@@ -189,6 +189,7 @@ struct DeformTarget {
 
   __device__ __forceinline__ void run() const {
     constexpr int kPositions = Shared::kRows * Shared::kColumns;
+#pragma unroll 4
     for (int e = static_cast<int>(threadIdx.x); e < kPositions * kDeformTile; e += kDeformThreads)
       shared.sums[0][e] = 0;
     sync_block();
@@ -196,6 +197,7 @@ struct DeformTarget {
     const int64_t group = deform_divide(channel, p.C / p.offset_groups);
     for (int64_t r = 0; r < p.R; ++r)
       for (int64_t s = 0; s < p.S; ++s) add_tap({group, r * p.S + s, r, s});
+#pragma unroll 4
     for (int e = static_cast<int>(threadIdx.x); e < kPositions * kDeformTile; e += kDeformThreads) {
       const auto at = DeformPlace<kPositions, kDeformTile>::of(e, p.channels_last);
       const int64_t y = top + at.row / Shared::kColumns, x = left + at.row % Shared::kColumns;

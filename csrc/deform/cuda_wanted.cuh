@@ -29,6 +29,7 @@ __device__ __forceinline__ void deform_want(const DeformArgs& args, int64_t n, i
   const DeformParams& p = args.p;
   const int thread = static_cast<int>(threadIdx.x);
   if (!p.weight) {
+#pragma unroll 4
     for (int e = thread; e < kDeformTile * kDeformTile; e += kDeformThreads) {
       const auto at = DeformPlace<kDeformTile, kDeformTile>::of(e, p.channels_last);
       const int64_t pixel = pixel_of(at.row);
