@@ -330,6 +330,82 @@ def roi_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> list[R
     return rows
 
 
+def deform_of(case: dict[str, str], library: Any, weight: Tensor) -> Function:
+    """With weights, or samples alone (DCNv3 and DCNv4, which no peer has)."""
+    stride, padding = (tuple(map(int, case[column].split("x"))) for column in ("stride", "pad"))
+    if samples_alone(case):
+        kernel = int(case["R"]), int(case["S"])
+        return lambda given: library.deform_sample2d(*given, kernel, stride, padding)
+    return lambda given: library.deform_conv2d(*given[:2], weight, None, stride, padding, mask=given[2])
+
+
+def samples_alone(case: dict[str, str]) -> bool:
+    return case["net"].startswith(("DCNv3", "DCNv4"))
+
+
+def deform_trained(function: Function, grad: Tensor, weights: list[Tensor]) -> Function:
+    """Forward and backward: the gradients of all tensors."""
+
+    def step(given: Given) -> tuple[Tensor, ...]:
+        output = function(given)
+        return output, *torch.autograd.grad(output, [*given, *weights], grad)
+
+    return step
+
+
+def deform_close(wanted: Any, got: Any) -> bool:
+    """As near as sums can be whose terms take each other's place: measured by how large those of a tensor are."""
+    if not isinstance(wanted, Tensor):
+        return all(deform_close(w, g) for w, g in zip(wanted, got, strict=True))
+    tolerance = {torch.float32: 1e-4, torch.float64: 1e-11}.get(got.dtype, 2e-2)
+    wanted, got = wanted.detach(), got.detach().to(wanted.dtype)
+    return torch.allclose(wanted, got, tolerance, tolerance * float(wanted.square().mean().sqrt()))
+
+
+def deform_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> list[Row]:
+    """Forward; then forward and backward, with the gradients of input, offset, mask and weight. The peer is
+    torchvision, where there is one and where there are weights; outputs are compared with the CPU's in float64.
+    Offsets are multiples of 1/64, so that all types see the same samples. What has to be moved: all tensors, and in
+    training their gradients."""
+    shape = tuple(int(case[k]) for k in ("N_gpu", "C", "H", "W"))
+    alone, taps = samples_alone(case), int(case["R"]) * int(case["S"])
+    windows = int(case["P"]), int(case["Q"])
+    channels = int(case["outpad"].removeprefix("dg=")) * taps
+    output_shape = (shape[0], int(case["K"]), *windows)
+    offset = (torch.randn(shape[0], 2 * channels, *windows, device="cuda").clamp(-2, 2) * 64).round().div(64).to(dtype)
+    mask = torch.rand(shape[0], channels, *windows, device="cuda").to(dtype)
+    weight_shape = (output_shape[1], shape[1], int(case["R"]), int(case["S"]))
+    weight = torch.randn(weight_shape, device="cuda").div(math.sqrt(shape[1] * taps)).to(dtype)
+    elements = math.prod(shape) + math.prod(output_shape) + offset.numel() + mask.numel()
+    both = (elements + (0 if alone else weight.numel())) * dtype.itemsize
+    libraries = {"fastconv": fastconv} | ({"torchvision": torchvision.ops} if torchvision and not alone else {})
+    rows = []
+    for direction, moved in (("forward", both), ("train", 2 * both)):
+        training = direction == "train"
+        with torch.inference_mode(not training), torch.set_grad_enabled(training):
+            inputs: dict[str, list[Given]] = {}
+            for layout, copies in input_copies(shape, dtype, moved).items():
+                made = [(x, *(t.clone(memory_format=LAYOUTS[layout]) for t in (offset, mask))) for x in copies]
+                inputs[layout] = [tuple(t.requires_grad_(training) for t in given) for given in made]
+            own = weight.clone().requires_grad_(training)
+            grad = torch.randn(output_shape, device="cuda").to(dtype)
+            functions: dict[str, tuple[Function, str]] = {}
+            for layout, memory in LAYOUTS.items():
+                for name, library in libraries.items():
+                    deform, given = deform_of(case, library, own), grad.contiguous(memory_format=memory)
+                    step = deform_trained(deform, given, [] if alone else [own]) if training else deform
+                    functions[f"{name}, {layout}"] = (step, layout)
+            exact = [t.detach().cpu().double().requires_grad_(training) for t in (*inputs["contiguous"][0], weight)]
+            wanted = deform_of(case, fastconv, exact[3])
+            if training:
+                wanted = deform_trained(wanted, grad.cpu().double(), [] if alone else [exact[3]])
+            result = wanted(tuple(exact[:3]))
+            result = tuple(t.cuda() for t in result) if training else result.cuda()
+            rows += contest(case, inputs, functions, partial(deform_close, result), moved, direction)
+        torch.cuda.empty_cache()
+    return rows
+
+
 FAMILIES: dict[str, Callable[[dict[str, str], torch.dtype, bool], list[Row]]] = {
     "channel_shuffle": channel_shuffle_rows,
     "pool": pool_rows,
@@ -337,6 +413,7 @@ FAMILIES: dict[str, Callable[[dict[str, str], torch.dtype, bool], list[Row]]] = 
     "max_unpool": pool_rows,
     "roi_align": roi_rows,
     "roi_pool": roi_rows,
+    "deform": deform_rows,
 }
 
 

@@ -54,6 +54,34 @@ __device__ __forceinline__ void store_wide(T* to, const Accumulate<T> (&from)[V]
   copy_wide<V * sizeof(T)>(to, elements);
 }
 
+// V channels: side by side in 16 bytes (`Wide`), or a step apart, of which those from the n-th on are not there.
+template <class T, int V, bool Wide>
+struct Channels {
+  using A = Accumulate<T>;
+  int n;
+
+  __device__ __forceinline__ void load(const T* from, int64_t step, A (&to)[V]) const {
+    if constexpr (Wide) {
+      load_wide<V>(from, to);
+    } else {
+#pragma unroll
+      for (int v = 0; v < V; ++v) to[v] = v < n ? widen(from[v * step]) : A{0};
+    }
+  }
+  __device__ __forceinline__ void store(T* to, int64_t step, const A (&from)[V]) const {
+    if constexpr (Wide) {
+      store_wide<V>(to, from);
+    } else {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        T element;
+        narrow(from[v], element);
+        if (v < n) to[v * step] = element;
+      }
+    }
+  }
+};
+
 // ---- launchers ----
 
 inline bool aligned(const void* pointer, int64_t bytes) {

@@ -16,32 +16,9 @@ struct RoiSteps {
   int64_t box, channel, pixel;  // box: or image; pixel: or bin
 };
 
-// V channels: side by side in 16 bytes (`Wide`), or a step apart, of which the last may not be there.
+// V channels, of which the last may not be there; and of their ids.
 template <class T, int V, bool Wide>
-struct RoiChannels {
-  using A = Accumulate<T>;
-  int n;
-
-  __device__ __forceinline__ void load(const T* from, int64_t step, A (&to)[V]) const {
-    if constexpr (Wide) {
-      load_wide<V>(from, to);
-    } else {
-#pragma unroll
-      for (int v = 0; v < V; ++v) to[v] = v < n ? widen(from[v * step]) : A{0};
-    }
-  }
-  __device__ __forceinline__ void store(T* to, int64_t step, const A (&from)[V]) const {
-    if constexpr (Wide) {
-      store_wide<V>(to, from);
-    } else {
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        T element;
-        fastconv::narrow(from[v], element);
-        if (v < n) to[v * step] = element;
-      }
-    }
-  }
+struct RoiChannels : Channels<T, V, Wide> {
   __device__ __forceinline__ void store_ids(int32_t* to, int64_t step, const int32_t (&from)[V]) const {
     if constexpr (Wide) {
       alignas(16) int32_t ids[V];
@@ -51,7 +28,7 @@ struct RoiChannels {
     } else {
 #pragma unroll
       for (int v = 0; v < V; ++v)
-        if (v < n) to[v * step] = from[v];
+        if (v < this->n) to[v * step] = from[v];
     }
   }
 };

@@ -1,6 +1,7 @@
 // The library's CUDA kernels as the emulator runs them: one entry per operator, called by the tests of its family.
 #include <cstring>
 
+#include "deform/cuda.cuh"
 #include "entry.h"
 #include "pool/cuda.cuh"
 #include "rearrange/cuda.cuh"
@@ -141,4 +142,65 @@ extern "C" const char* emulated_roi(const char* name, int64_t kind, int64_t dtyp
     if (std::strcmp(name, "backward") == 0) return roi_backward(p, stream, at);
     roi_picked(p, stream, at);
   });
+}
+
+namespace {
+
+// `sizes`: N, C, H, W, K, R, S, P, Q, stride, padding, dilation, groups, offset_groups; `memory`: input, offset, mask,
+// weight, bias, output, and the gradients of input, offset, mask, weight.
+fastconv::DeformParams deform_params(int64_t dtype, int64_t channels_last, int64_t offsets_last, const int64_t* sizes,
+                                     void* const* memory) {
+  fastconv::DeformParams p = {};
+  p.dtype = static_cast<fastconv::Dtype>(dtype);
+  p.channels_last = channels_last != 0;
+  int64_t* const fields[] = {&p.N,
+                             &p.C,
+                             &p.H,
+                             &p.W,
+                             &p.K,
+                             &p.R,
+                             &p.S,
+                             &p.P,
+                             &p.Q,
+                             &p.stride[0],
+                             &p.stride[1],
+                             &p.padding[0],
+                             &p.padding[1],
+                             &p.dilation[0],
+                             &p.dilation[1],
+                             &p.groups,
+                             &p.offset_groups};
+  for (int64_t* field : fields) *field = *sizes++;
+  const int64_t channels = p.offset_groups * p.R * p.S, pixels = p.P * p.Q;
+  p.input = memory[0];
+  p.offset = fastconv::deform_map(memory[1], offsets_last, 2 * channels, pixels);
+  p.mask = fastconv::deform_map(memory[2], offsets_last, channels, pixels);
+  p.weight = memory[3];
+  p.bias = memory[4];
+  p.output = memory[5];
+  p.grad_input = memory[6];
+  p.grad_offset = memory[7];
+  p.grad_mask = memory[8];
+  p.grad_weight = memory[9];
+  return p;
+}
+
+}  // namespace
+
+// Deformable convolution, where there is a weight, or sampling. `limits`: those of DeformLimits.
+extern "C" const char* emulated_deform(int64_t backward, int64_t dtype, int64_t channels_last, int64_t offsets_last,
+                                       const int64_t* sizes, void* const* memory, void* scratch,
+                                       const int64_t* limits) {
+  return error_of([&] {
+    const auto p = deform_params(dtype, channels_last, offsets_last, sizes, memory);
+    const fastconv::DeformLimits at = {limits[0], limits[1], limits[2]};
+    if (backward) return fastconv::deform_backward(p, scratch, {"deform_conv2d", 0, nullptr}, at);
+    fastconv::deform_forward(p, scratch, {"deform_conv2d", 0, nullptr}, at);
+  });
+}
+
+extern "C" int64_t emulated_deform_scratch(int64_t dtype, int64_t channels_last, int64_t offsets_last,
+                                           const int64_t* sizes, void* const* memory, const int64_t* limits) {
+  return fastconv::deform_scratch(deform_params(dtype, channels_last, offsets_last, sizes, memory),
+                                  {limits[0], limits[1], limits[2]});
 }
