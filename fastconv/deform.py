@@ -364,7 +364,7 @@ def _composed_samples(input, offset, mask, kernel, stride, padding, dilation) ->
 
     y = places(0, R, P).view(R, 1, P, 1).expand(R, S, P, Q).reshape(R * S, P * Q) + offsets[:, :, :, 0]
     x = places(1, S, Q).view(1, S, 1, Q).expand(R, S, P, Q).reshape(R * S, P * Q) + offsets[:, :, :, 1]
-    counts = (y > -1) & (x > -1) & (y < H) & (x < W)
+    counts = (y >= -1) & (x >= -1) & (y < H) & (x < W)
     y, x = torch.where(counts, y, 0), torch.where(counts, x, 0)
     top, left = y.detach().floor(), x.detach().floor()
     planes = input.reshape(N, G, C // G, H * W)

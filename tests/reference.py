@@ -101,7 +101,7 @@ def deform_conv(input, offset, weight, bias, mask, stride, padding, dilation, *,
         r, s = tap // S, tap % S
         y = offsets[:, :, tap, 0] + (torch.arange(P) * stride[0] - padding[0] + r * dilation[0])[:, None]
         x = offsets[:, :, tap, 1] + (torch.arange(Q) * stride[1] - padding[1] + s * dilation[1])
-        counts = (y > -1) & (y < H) & (x > -1) & (x < W)
+        counts = (y >= -1) & (y < H) & (x >= -1) & (x < W)
         y, x = torch.where(counts, y, 0), torch.where(counts, x, 0)
         top, left = y.detach().floor(), x.detach().floor()
         samples = torch.zeros(N, G, C // G, P, Q, dtype=torch.float64)

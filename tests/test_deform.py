@@ -326,7 +326,7 @@ def test_what_looks_at_a_nan(layout: str, value: float) -> None:
         places[:, 1] = torch.arange(9) - 1 + (torch.arange(9) % 3).view(9, 1, 1)
         y, x = (places + offset[0].view(9, 2, 8, 9)).unbind(1)
         reads = ((y.floor() == h) | (y.floor() == h - 1)) & ((x.floor() == w) | (x.floor() == w - 1))
-        reads = reads & (y > -1) & (x > -1) & (y < 8) & (x < 9)
+        reads = reads & (y >= -1) & (x >= -1) & (y < 8) & (x < 9)
         touched = torch.zeros(2, 8, 9, dtype=torch.bool)
         touched[0] = reads.any(0)
         assert touched.any()

@@ -111,7 +111,7 @@ __device__ __forceinline__ DeformSample<Accumulate<T>> deform_look(const DeformP
   const A x = static_cast<A>(at.q * p.stride[1] - p.padding[1]) + static_cast<A>(tap.s * p.dilation[1]) + dx;
   DeformSample<A> sample = {};
   // Of NaN no comparison holds.
-  if (!(y > -1 && y < static_cast<A>(p.H) && x > -1 && x < static_cast<A>(p.W))) return sample;
+  if (!(y >= -1 && y < static_cast<A>(p.H) && x >= -1 && x < static_cast<A>(p.W))) return sample;
   const A row = std::floor(y), column = std::floor(x);
   sample.row = static_cast<int>(row);
   sample.column = static_cast<int>(column);

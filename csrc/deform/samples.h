@@ -120,7 +120,7 @@ struct Plan {
 
   void look_at(Vec<A> y, Vec<A> x, Vec<A> mask, const Samples<A>& to, int64_t i) const {
     const A H = static_cast<A>(p.H), W = static_cast<A>(p.W);
-    const Vec<Int> counts = bits_as<Vec<Int>>(y > -1) & bits_as<Vec<Int>>(y < H) & bits_as<Vec<Int>>(x > -1) &
+    const Vec<Int> counts = bits_as<Vec<Int>>(y >= -1) & bits_as<Vec<Int>>(y < H) & bits_as<Vec<Int>>(x >= -1) &
                             bits_as<Vec<Int>>(x < W);  // of NaN no comparison holds
     y = where(counts, y);
     x = where(counts, x);
