@@ -197,9 +197,13 @@ def test_offsets_in_the_other_layout(emulator: Emulator, channels_last: bool) ->
 def test_accesses_are_wide_where_they_are_aligned(emulator: Emulator, dtype: torch.dtype) -> None:
     for case in USUAL.values():
         given = case.tensors(dtype)
-        for wide, arguments in ((True, {}), (False, {"shift": 1})):
-            Gpu(emulator, case, dtype, True, **arguments).forward(given)
-            assert (", true" in emulator.launched()[-1]) == wide
+        for shift in (0, 1):
+            gpu = Gpu(emulator, case, dtype, True, shift=shift)
+            gpu.forward(given)
+            assert (", true" in emulator.launched()[-1]) == (shift == 0)
+            for name in ("offset", "weight") if case.out else ("offset",):
+                gpu.backward(given, [name])
+                assert (", true" in emulator.launched()[-1]) == (shift == 0)
 
 
 @pytest.mark.parametrize("case", USUAL)
