@@ -154,15 +154,15 @@ CASES = {
     "groups": Case(size=(1, 12, 7, 5), out=9, groups=3, offset_groups=2),
     "depthwise": Case(size=(1, 5, 6, 7), out=10, groups=5, offset_groups=5, mask=False),
     "strides": Case(size=(1, 4, 20, 37), out=3, kernel=(2, 4), stride=(2, 3), padding=(3, 1), dilation=(3, 2)),
-    "far": Case(size=(1, 4, 20, 37), out=17, kernel=(2, 2), far=12),
-    "many squares": Case(size=(1, 1, 1, 4112), out=1, kernel=(1, 1), padding=(0, 0), bias=False),
+    "far": Case(size=(1, 4, 20, 37), out=17, kernel=(1, 2), padding=(0, 0), far=12),
+    "many squares": Case(size=(1, 1, 1, 4112), out=0, kernel=(1, 1), padding=(0, 0), mask=False),
     "a pixel": Case(size=(2, 3, 1, 1), out=2, far=0.7),
     "samples": Case(out=0),
     "samples in groups": Case(size=(1, 24, 9, 11), out=0, offset_groups=3),
     "samples, many channels": Case(size=(1, 72, 5, 6), out=0, kernel=(1, 2), mask=False),
     "samples, tiles": Case(size=(1, 3, 20, 37), out=0, kernel=(2, 2), stride=(1, 2), far=4),
 }
-USUAL = {"products": Case(size=(2, 16, 6, 7), out=20, groups=2, offset_groups=2, kernel=(2, 2)),
+USUAL = {"products": Case(size=(2, 16, 5, 7), out=20, groups=2, offset_groups=2, kernel=(2, 2)),
          "samples": Case(size=(2, 16, 6, 7), out=0, offset_groups=2, kernel=(2, 2))}  # fmt: skip
 
 
@@ -197,9 +197,13 @@ def test_offsets_in_the_other_layout(emulator: Emulator, channels_last: bool) ->
 def test_accesses_are_wide_where_they_are_aligned(emulator: Emulator, dtype: torch.dtype) -> None:
     for case in USUAL.values():
         given = case.tensors(dtype)
-        for wide, arguments in ((True, {}), (False, {"shift": 1})):
-            Gpu(emulator, case, dtype, True, **arguments).forward(given)
-            assert (", true" in emulator.launched()[-1]) == wide
+        for shift in (0, 1):
+            gpu = Gpu(emulator, case, dtype, True, shift=shift)
+            gpu.forward(given)
+            assert (", true" in emulator.launched()[-1]) == (shift == 0)
+            for name in ("offset", "weight") if case.out else ("offset",):
+                gpu.backward(given, [name])
+                assert (", true" in emulator.launched()[-1]) == (shift == 0)
 
 
 @pytest.mark.parametrize("case", USUAL)
@@ -239,7 +243,7 @@ def test_samples_that_are_nowhere(emulator: Emulator, channels_last: bool, case:
 def test_a_nan_is_seen_by_samples_that_look_at_it(emulator: Emulator, channels_last: bool, case: str) -> None:
     gpu = Gpu(emulator, replace(USUAL[case], far=1), torch.float32, channels_last)
     given = gpu.case.tensors(torch.float32)
-    given["input"][0, ::3, 0, 0] = given["input"][1, 1::4, 5, 3] = float("nan")
+    given["input"][0, ::3, 0, 0] = given["input"][1, 1::4, 4, 3] = float("nan")
     wanted = gpu.case.native(given)
     assert 0 < wanted.isnan().sum() < wanted.numel() / 2
     close(gpu.forward(given), wanted)

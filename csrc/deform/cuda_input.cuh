@@ -5,8 +5,8 @@
 // deform_reaches notes for each tap of a square of 16 by 16 pixels which part of the input its samples touch, so that a
 // block looks into a few squares only. The samples that do touch its tile are gathered 64 at a time, and for these it
 // works out what they should have been more (cuda_wanted.cuh). Along the edges of tiles that is done by two blocks or
-// four: a fifth more products where offsets are smooth. What it costs beyond is to look through the squares: three or
-// four times as many samples as touch the tile where offsets are small, all samples of the image where they point
+// four: a fifth more products where offsets are smooth. Beyond that it costs a look at the samples of those squares:
+// some five times as many as touch the tile where offsets are small, all samples of the image where they point
 // anywhere. Then it is slow, but right.
 //
 // The four corners of a sample have a row and a column of each parity. So four threads share a channel, each with the

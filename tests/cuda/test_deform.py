@@ -17,7 +17,6 @@ TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-11, torch.bfloat16: 3e-2, to
 BACKWARD = ["deform_reaches", "deform_input_grads", "deform_offset_grads"]
 PRODUCTS = pytest.mark.kernels("deform_pack", "deform_products", "deform_weight_grads", "deform_add_parts", *BACKWARD)
 SAMPLES = pytest.mark.kernels("deform_sample", *BACKWARD)
-NAMES = ["input", "offset", "mask", "weight", "bias"]
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,10 @@ class Case:
         return {name: t.to(dtype) for name, t in made.items()}
 
     def __call__(self, tensors: dict[str, Tensor]) -> Tensor:
-        if not self.out:
-            return fastconv.deform_sample2d(*tensors.values(), self.kernel, self.stride, 1)
-        input, offset, mask, weight, bias = tensors.values()
+        input, offset, mask, *others = tensors.values()
+        if not others:
+            return fastconv.deform_sample2d(input, offset, mask, self.kernel, self.stride, 1)
+        weight, bias = others
         return fastconv.deform_conv2d(input, offset, weight, bias, self.stride, 1, mask=mask)
 
     def grad(self, dtype: torch.dtype) -> Tensor:
