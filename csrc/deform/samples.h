@@ -1,6 +1,5 @@
-// Where the taps look: a plan for a few neighbouring pixels of the output, made once and used for all channels. Plans
-// are made a vector of pixels at a time. (One by one, 64 channels at 180x320 with 8 offset groups took PLANA ms and
-// take PLANB.)
+// Where the taps look: a plan for a few neighbouring pixels of the output, made once and used for all channels. Plans are
+// made a vector of pixels at a time: with few channels to an offset group they would otherwise take as long as the rest.
 #pragma once
 #include <type_traits>
 
