@@ -1,5 +1,6 @@
-// Where the taps look: a plan for a few neighbouring pixels of the output, made once and used for all channels. Plans are
-// made a vector of pixels at a time: with few channels to an offset group they would otherwise take as long as the rest.
+// Where the taps look: a plan for a few neighbouring pixels of the output, made once and used for all channels. Plans
+// are made a vector of pixels at a time: with few channels to an offset group they would otherwise take as long as the
+// rest.
 #pragma once
 #include <type_traits>
 
