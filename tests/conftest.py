@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fastconv  # noqa: F401  registers the operators
-from fastconv._native import native
+from fastconv._native import ISAS, native
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +23,10 @@ def fresh_process_state() -> Iterator[None]:
     assert native.isa_select(isa)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=ISAS[: ISAS.index(native.isa_supported()) + 1])
+def isa(request: pytest.FixtureRequest) -> str:
+    """Every instruction set that this machine has, in use while the test runs."""
+    assert native.isa_select(request.param)
+    return request.param

@@ -19,18 +19,9 @@ from layouts import LAYOUTS, assert_close_to_reference
 from torch import Tensor
 
 import fastconv
-from fastconv._native import native
 
 ops = torch.ops.fastconv
 NAMES = ("input", "offset", "weight", "bias", "mask")
-
-
-@pytest.fixture(params=SUPPORTED)
-def isa(request) -> Any:
-    before = native.isa()
-    assert native.isa_select(request.param)
-    yield request.param
-    native.isa_select(before)
 
 
 @pytest.fixture(autouse=True)

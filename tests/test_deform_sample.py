@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import reference
 import torch
-from kernels import DTYPES, SUPPORTED
+from kernels import DTYPES
 from layouts import LAYOUTS, assert_close_to_reference
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastconv
-from fastconv._native import native
 
 ops = torch.ops.fastconv
 BIG = 2**31 - 1
@@ -56,14 +55,6 @@ def expected_of(name: str, given: list[Tensor | None], grad: Tensor, magnitudes:
     output = reference.deform_conv(leaves[0], leaves[1], one, None, leaves[2], *rest, magnitudes=magnitudes)
     asked = [leaf for leaf in leaves if leaf is not None]
     return [output.detach(), *torch.autograd.grad(output, asked, grad)]
-
-
-@pytest.fixture(params=SUPPORTED)
-def isa(request) -> Any:
-    before = native.isa()
-    assert native.isa_select(request.param)
-    yield request.param
-    native.isa_select(before)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -3,19 +3,16 @@
 import inspect
 import math
 import random
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from kernels import SUPPORTED
 from layouts import LAYOUTS
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastconv
 from fastconv import lp_pool2d
-from fastconv._native import native
 
 ops = torch.ops.fastconv
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -35,12 +32,6 @@ CASES: dict[str, tuple] = {
     "no image": ((0, 3, 4, 5), 2, None, False),
 }
 NORMS = [1, 2, 3, 1.5, -2, 0.5, math.inf, -math.inf]
-
-
-@pytest.fixture(params=SUPPORTED)
-def isa(request) -> Any:
-    assert native.isa_select(request.param)
-    return request.param
 
 
 def values(size, norm: float) -> Tensor:

@@ -13,12 +13,10 @@ from typing import Any, NamedTuple
 import pytest
 import reference
 import torch
-from kernels import SUPPORTED
 from layouts import LAYOUTS
 from torch import Tensor
 
 import fastconv
-from fastconv._native import native
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 #: One rounding of a result, and those of a sum of a few hundred elements.
@@ -127,14 +125,6 @@ def draw(size, values: str, seed: str) -> Tensor:
         x[chance > 0.6] = -torch.inf
         x[(chance > 0.5) & (chance < 0.52)] = torch.inf
     return x
-
-
-@pytest.fixture(params=SUPPORTED)
-def isa(request) -> Any:
-    before = native.isa()
-    assert native.isa_select(request.param)
-    yield request.param
-    native.isa_select(before)
 
 
 #: Kernels are chosen by whether channels come first in memory: every case runs in a layout of either kind.

@@ -10,18 +10,16 @@ import functools
 import random
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import reference
 import torch
-from kernels import SUPPORTED
 from layouts import LAYOUTS, assert_close_to_reference
 from torch import Tensor
 
 import fastconv
-from fastconv._native import native
 
 ops = torch.ops.fastconv
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -29,14 +27,6 @@ OPERATORS = ["roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"]
 MEANS = [op for op in OPERATORS if op != "roi_pool"]
 LAST = ("channels_last", "sliced_channels_last")
 INF, NAN = float("inf"), float("nan")
-
-
-@pytest.fixture(params=SUPPORTED)
-def isa(request) -> Any:
-    before = native.isa()
-    assert native.isa_select(request.param)
-    yield request.param
-    native.isa_select(before)
 
 
 def boxes_of(*rows: tuple[float, ...]) -> Tensor:

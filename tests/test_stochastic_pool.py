@@ -47,12 +47,6 @@ def seeded(seed: int = 7) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture(params=SUPPORTED)
-def isa(request) -> Any:
-    assert native.isa_select(request.param)
-    return request.param
-
-
 # ---- what is drawn -----------------------------------------------------------------------------------------
 
 

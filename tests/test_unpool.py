@@ -14,25 +14,15 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from kernels import SUPPORTED
 from layouts import LAYOUTS
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastconv
-from fastconv._native import native
 
 ops = torch.ops.fastconv
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 2**-8, torch.float16: 2**-10}
-
-
-@pytest.fixture(params=SUPPORTED)
-def isa(request) -> Any:
-    before = native.isa()
-    assert native.isa_select(request.param)
-    yield request.param
-    native.isa_select(before)
 
 
 def randn(*size: int, dtype: torch.dtype = torch.float32, grad: bool = False) -> Tensor:

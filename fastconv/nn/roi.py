@@ -11,7 +11,19 @@ from fastconv.roi import Boxes, multi_scale_roi_align, ps_roi_align, ps_roi_pool
 __all__ = ["MultiScaleRoIAlign", "PSRoIAlign", "PSRoIPool", "RoIAlign", "RoIPool"]
 
 
-class RoIAlign(torch.nn.Module):
+class _Regions(torch.nn.Module):
+    """What the modules of one map have in common."""
+
+    def __init__(self, output_size: Ints, spatial_scale: float) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"
+
+
+class RoIAlign(_Regions):
     """The mean of bilinear samples in each bin of each box: :func:`fastconv.roi_align`.
 
     Shape:
@@ -22,9 +34,7 @@ class RoIAlign(torch.nn.Module):
     """
 
     def __init__(self, output_size: Ints, spatial_scale: float, sampling_ratio: int, aligned: bool = False) -> None:
-        super().__init__()
-        self.output_size = output_size
-        self.spatial_scale = spatial_scale
+        super().__init__(output_size, spatial_scale)
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
 
@@ -32,13 +42,10 @@ class RoIAlign(torch.nn.Module):
         return roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
 
     def extra_repr(self) -> str:
-        return (
-            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
-            f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
-        )
+        return f"{super().extra_repr()}, sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
 
 
-class RoIPool(torch.nn.Module):
+class RoIPool(_Regions):
     """The largest pixel in each bin of each box: :func:`fastconv.roi_pool`.
 
     Shape:
@@ -48,19 +55,11 @@ class RoIPool(torch.nn.Module):
     torch.Size([1, 3, 2, 2])
     """
 
-    def __init__(self, output_size: Ints, spatial_scale: float) -> None:
-        super().__init__()
-        self.output_size = output_size
-        self.spatial_scale = spatial_scale
-
     def forward(self, input: Tensor, rois: Boxes) -> Tensor:
         return roi_pool(input, rois, self.output_size, self.spatial_scale)
 
-    def extra_repr(self) -> str:
-        return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"
 
-
-class PSRoIAlign(torch.nn.Module):
+class PSRoIAlign(_Regions):
     """Position-sensitive :class:`RoIAlign`: :func:`fastconv.ps_roi_align`.
 
     Shape:
@@ -71,21 +70,17 @@ class PSRoIAlign(torch.nn.Module):
     """
 
     def __init__(self, output_size: Ints, spatial_scale: float, sampling_ratio: int) -> None:
-        super().__init__()
-        self.output_size = output_size
-        self.spatial_scale = spatial_scale
+        super().__init__(output_size, spatial_scale)
         self.sampling_ratio = sampling_ratio
 
     def forward(self, input: Tensor, rois: Boxes) -> Tensor:
         return ps_roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio)
 
     def extra_repr(self) -> str:
-        return (
-            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, sampling_ratio={self.sampling_ratio}"
-        )
+        return f"{super().extra_repr()}, sampling_ratio={self.sampling_ratio}"
 
 
-class PSRoIPool(torch.nn.Module):
+class PSRoIPool(_Regions):
     """Position-sensitive means of whole pixels: :func:`fastconv.ps_roi_pool`.
 
     Shape:
@@ -95,16 +90,8 @@ class PSRoIPool(torch.nn.Module):
     torch.Size([1, 3, 2, 2])
     """
 
-    def __init__(self, output_size: Ints, spatial_scale: float) -> None:
-        super().__init__()
-        self.output_size = output_size
-        self.spatial_scale = spatial_scale
-
     def forward(self, input: Tensor, rois: Boxes) -> Tensor:
         return ps_roi_pool(input, rois, self.output_size, self.spatial_scale)
-
-    def extra_repr(self) -> str:
-        return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"
 
 
 class MultiScaleRoIAlign(torch.nn.Module):
