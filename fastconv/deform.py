@@ -237,23 +237,25 @@ def _check_grad(op: str, size: list, grad_output: Tensor, input: Tensor, mask: T
         raise RuntimeError(f"{op}: mask must be there for its gradient (got none)")
 
 
+def _empty_grads(tensors: Sequence[Any], wanted: Sequence[bool]) -> list[Tensor]:
+    """The first of the tensors says what those are that are not wanted."""
+    return [
+        _empty(list(of.shape), of) if wants else tensors[0].new_empty(0)
+        for of, wants in zip(tensors, wanted, strict=True)
+    ]
+
+
 def _fake_grad(grad_output, input, offset, weight, mask, stride, padding, dilation, *wanted):
     op, size = _check(input, offset, weight, [], mask, stride, padding, dilation)
     _check_grad(op, size, grad_output, input, mask, wanted[3])
-    grads = [
-        _empty(list(of.shape), of) if wants else input.new_empty(0)
-        for of, wants in zip((input, offset, weight, mask), wanted, strict=True)
-    ]
+    grads = _empty_grads((input, offset, weight, mask), wanted)
     return *grads[:2], grads[2].contiguous(), grads[3]
 
 
 def _fake_sample_grad(grad_output, input, offset, mask, kernel, stride, padding, dilation, *wanted):
     op, size = _check(input, offset, None, kernel, mask, stride, padding, dilation)
     _check_grad(op, size, grad_output, input, mask, wanted[2])
-    return tuple(
-        _empty(list(of.shape), of) if wants else input.new_empty(0)
-        for of, wants in zip((input, offset, mask), wanted, strict=True)
-    )
+    return tuple(_empty_grads((input, offset, mask), wanted))
 
 
 # ---- gradients -------------------------------------------------------------------------------------------------------

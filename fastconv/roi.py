@@ -368,7 +368,7 @@ def _fake_pool_pick(input, ids, boxes):
 # that of what comes in says nothing about it.
 
 
-def _linear(name: str, op: str) -> tuple[Any, Any]:
+def _linear(name: str) -> tuple[Any, Any]:
     """The operators of a mean and of its gradient, each the other's backward."""
 
     def setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -388,8 +388,8 @@ def _linear(name: str, op: str) -> tuple[Any, Any]:
         (boxes,) = ctx.saved_tensors
         return forward(grad, boxes, *ctx.rest), *(None,) * (3 + len(ctx.rest))
 
-    forward = operator(name, fake=_fake_forward(op), setup_context=setup, backward=backward)
-    grad_of = operator(f"_{name}_grad", fake=_fake_grad(op), setup_context=grad_setup, backward=grad_backward)
+    forward = operator(name, fake=_fake_forward(name), setup_context=setup, backward=backward)
+    grad_of = operator(f"_{name}_grad", fake=_fake_grad(name), setup_context=grad_setup, backward=grad_backward)
     return forward, grad_of
 
 
@@ -436,9 +436,9 @@ def _pool_pick_backward(ctx: Any, grad: Tensor) -> tuple:
     return _pool_grad(grad, ids, boxes, ctx.size, ctx.channels_last), None, None
 
 
-_align, _align_grad = _linear("roi_align", "roi_align")
-_ps_align, _ps_align_grad = _linear("ps_roi_align", "ps_roi_align")
-_ps_pool, _ps_pool_grad = _linear("ps_roi_pool", "ps_roi_pool")
+_align, _align_grad = _linear("roi_align")
+_ps_align, _ps_align_grad = _linear("ps_roi_align")
+_ps_pool, _ps_pool_grad = _linear("ps_roi_pool")
 _pool = operator("roi_pool", fake=_fake_forward("roi_pool"), setup_context=_pool_setup, backward=_pool_backward)
 _pool_ids = operator("_roi_pool_ids", fake=_fake_pool_ids, setup_context=_pool_ids_setup, backward=_pool_ids_backward)
 _pool_grad = operator(

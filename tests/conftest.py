@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from kernels import SUPPORTED
 
 import fastconv  # noqa: F401  registers the operators
-from fastconv._native import ISAS, native
+from fastconv._native import native
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def fresh_process_state() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(params=ISAS[: ISAS.index(native.isa_supported()) + 1])
+@pytest.fixture(params=SUPPORTED)
 def isa(request: pytest.FixtureRequest) -> str:
     """Every instruction set that this machine has, in use while the test runs."""
     assert native.isa_select(request.param)

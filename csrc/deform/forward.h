@@ -90,8 +90,8 @@ struct DeformForward {
   int64_t plan_bytes() const { return round_up(Plan<T>::bytes(p, Plan<T>::round(tile)), 64); }
 
  private:
-  // weights: [group][block][column of tiles][step][kTileColumns], zeros beyond K. Rows of output
-  // channels are read as they lie, and turned over in registers.
+  // weights: [group][block][column of tiles][step][kTileColumns], zeros beyond K. Rows of output channels are read as
+  // they lie, and turned over in registers.
   void pack() const {
     constexpr int L = kLanes<A>;
     const int64_t columns = padded / kTileColumns<A>, parts = blocked.parts();

@@ -29,7 +29,6 @@ struct Samples {
 
   static int64_t bytes(int64_t stride) { return stride * static_cast<int64_t>(5 * sizeof(int32_t) + 7 * sizeof(A)); }
 
-  bool counts(int64_t i) const { return numbers[4 * stride + i] != 0; }
   Sample<A> get(int64_t i) const {
     Sample<A> s;
 #pragma GCC unroll 4
