@@ -136,6 +136,32 @@ constexpr int64_t kPixelBytes = 128;  // of a block of channels
 constexpr int kBlock = static_cast<int>(kPixelBytes / kVecBytes);
 constexpr int64_t kMostBlockBytes = 8 << 20;  // of a map, beyond it blocks have a vector
 
+// Planes, `plane` elements from one to the next, to [count, stride], a few lines of each at a time, of which the next
+// are fetched meanwhile: so many planes at once are more than processors see coming.
+template <class To, class From>
+inline void to_pixels(To* to, int64_t stride, const From* from, int64_t plane, int64_t count, int channels) {
+  constexpr int64_t kEach = 64, kLine = 64 / static_cast<int64_t>(sizeof(From));
+  for (int64_t i = 0; i < count; i += kEach) {
+    const int64_t some = min64(kEach, count - i), next = min64(i + 2 * kEach, count);
+    for (int c = 0; c < channels; ++c)
+      for (int64_t j = i + kEach; j < next; j += kLine) __builtin_prefetch(from + c * plane + j);
+    transpose_block(to + i * stride, stride, 1, from + i, plane, 1, channels, some);
+  }
+}
+// And back. What is left after whole squares is turned as one of those as well, over what has been turned already: a
+// square that is cut takes several times as long, and 49 bins leave one.
+template <class To, class From>
+inline void from_pixels(To* to, int64_t plane, const From* from, int64_t stride, int64_t count, int channels) {
+  constexpr int64_t L = kLanes<Accumulate<From>>;
+  const int64_t whole = count < L ? count : count / L * L, rest = whole < count ? count - L : count;
+  transpose_block(to, plane, 1, from, stride, 1, whole, channels);
+  transpose_block(to + rest, plane, 1, from + rest * stride, stride, 1, count - rest, channels);
+}
+
+// Reads of the map and its size: below this many of the first for one of the second it stays as it is.
+constexpr double kReadsToTurn = 0.5;
+constexpr double kReadsOfBin = 9;
+
 template <int V>
 using Constant = std::integral_constant<int, V>;
 

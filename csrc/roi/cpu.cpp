@@ -15,7 +15,8 @@ void forward(const RoiParams& p, Memory& memory) {
   using A = Accumulate<T>;
   const Boxes<A> boxes(p, memory);
   if (p.kind == Roi::kPsAlign || p.kind == Roi::kPsPool) {
-    if (!memory.counts) PositionSensitive<T>{p, boxes, nullptr}.forward();
+    const PositionSensitive<T> means(p, boxes, false, memory);
+    if (!memory.counts) means.forward();
     return;
   }
   const int vectors = p.channels_last ? kBlock : block_vectors<A>(p);
@@ -38,20 +39,20 @@ void backward(const RoiParams& p, Memory& memory) {
   using A = Accumulate<T>;
   const Boxes<A> boxes(p, memory);
   if (p.kind == Roi::kPsAlign || p.kind == Roi::kPsPool) {
-    A* sums = memory.take<A>(std::is_same<T, A>::value ? 0 : p.threads * p.H * p.W);
-    if (!memory.counts) PositionSensitive<T>{p, boxes, sums}.backward();
+    const PositionSensitive<T> means(p, boxes, true, memory);
+    if (!memory.counts) means.backward();
     return;
   }
-  // Gradients of maxima go where ids say, one by one: nothing is gained by turning planes over.
-  const int vectors = p.kind == Roi::kPool && !p.channels_last ? kOne : block_vectors<A>(p);
-  const auto run = [&](const auto& kernel) {
-    using Pass = BackwardPass<T, std::decay_t<decltype(kernel)>>;
-    const OwnOf<A> own(p, vectors, Pass::needs_map(p, vectors), false, memory);
-    if (!memory.counts) Pass{p, boxes, kernel, own, vectors}.run();
-  };
-  if (p.kind == Roi::kPool) return run(LargestOf<A>{boxes});
+  if (p.kind == Roi::kPool) {
+    const LargestGrad<T> grad(p, boxes, memory);
+    if (!memory.counts) grad.run();
+    return;
+  }
+  const int vectors = block_vectors<A>(p);
+  using Pass = BackwardPass<T>;
+  const OwnOf<A> own(p, vectors, Pass::needs_map(p, vectors), false, memory);
   A* lines = memory.take<A>(p.threads * p.W * kPixelBytes / static_cast<int64_t>(sizeof(A)));
-  run(Mean<A>{boxes, lines});
+  if (!memory.counts) Pass{p, boxes, Mean<A>{boxes, lines}, own, vectors}.run();
 }
 
 template <class T>

@@ -11,27 +11,6 @@
 namespace fastconv {
 namespace {
 
-// [channels, count] to [count, stride], a few lines of each plane at a time, of which the next are fetched meanwhile:
-// so many planes at once are more than processors see coming.
-template <class To, class From>
-inline void to_pixels(To* to, int64_t stride, const From* from, int64_t count, int channels) {
-  constexpr int64_t kEach = 64, kLine = 64 / static_cast<int64_t>(sizeof(From));
-  for (int64_t i = 0; i < count; i += kEach) {
-    const int64_t some = min64(kEach, count - i), next = min64(i + 2 * kEach, count);
-    for (int c = 0; c < channels; ++c)
-      for (int64_t j = i + kEach; j < next; j += kLine) __builtin_prefetch(from + c * count + j);
-    transpose_block(to + i * stride, stride, 1, from + i, count, 1, channels, some);
-  }
-}
-template <class To, class From>
-inline void from_pixels(To* to, const From* from, int64_t stride, int64_t count, int channels) {
-  transpose_block(to, count, 1, from, stride, 1, count, channels);
-}
-
-// Reads of the map and its size: below this many of the first for one of the second it stays as it is.
-constexpr double kReadsToTurn = 0.5;
-constexpr double kReadsOfBin = 9;
-
 template <class A>
 inline int block_vectors(const RoiParams& p) {
   const int64_t positions = p.H * p.W, width = kPixelBytes / static_cast<int64_t>(sizeof(A));
@@ -118,15 +97,15 @@ struct ForwardPass {
           constexpr int V = v() == kPart ? 1 : v(), kWidth = Channels<A, V>::kCount;
           const Own<A> mine = own.of(thread);
           if (channels < kWidth) zero(mine.map, positions * kWidth);
-          to_pixels(mine.map, kWidth, planes, positions, channels);
+          to_pixels(mine.map, kWidth, planes, positions, positions, channels);
           boxes.each(n, [&](int64_t k) {
             const int64_t to = (k * p.C + c) * bins();
             kernel.template run<V>(BoxCall<const A, A>{p, k, mine.map, kWidth, mine.values, p.ids ? mine.ids : nullptr,
                                                        kWidth, kWidth, thread});
-            from_pixels(output() + to, mine.values, kWidth, bins(), channels);
+            from_pixels(output() + to, bins(), mine.values, kWidth, bins(), channels);
             if (p.ids)  // moved as if they were numbers
-              from_pixels(reinterpret_cast<float*>(p.ids + to), reinterpret_cast<const float*>(mine.ids), kWidth,
-                          bins(), channels);
+              from_pixels(reinterpret_cast<float*>(p.ids + to), bins(), reinterpret_cast<const float*>(mine.ids),
+                          kWidth, bins(), channels);
           });
         }
       });
@@ -134,12 +113,12 @@ struct ForwardPass {
   }
 };
 
-template <class T, class Kernel>
+template <class T>
 struct BackwardPass {
   using A = Accumulate<T>;
   const RoiParams& p;
   const Boxes<A>& boxes;
-  const Kernel& kernel;
+  const Mean<A>& kernel;
   const OwnOf<A>& own;
   int vectors;
 
@@ -149,7 +128,7 @@ struct BackwardPass {
 
   void run() const {
     const Blocks<A> blocks = {p.C, vectors};
-    parallel_for<ModeOf<Kernel>>(p.threads, p.N * blocks.count(), [&](int64_t item, int thread) {
+    compute_for(p.threads, p.N * blocks.count(), [&](int64_t item, int thread) {
       const int64_t n = item / blocks.count();
       blocks.with(item % blocks.count(), [&](auto v, int64_t c, int channels) {
         if (p.channels_last)
@@ -175,8 +154,8 @@ struct BackwardPass {
     const int64_t pixel = kDirect ? p.C : width;
     boxes.each(n, [&](int64_t k) {
       const int64_t from = k * bins() * p.C + c;
-      kernel.template spread<V>(BoxCall<A, const T>{p, k, sums, pixel, static_cast<const T*>(p.output) + from,
-                                                    p.ids ? p.ids + from : nullptr, p.C, channels, thread});
+      kernel.template spread<V>(BoxCall<A, const T>{p, k, sums, pixel, static_cast<const T*>(p.output) + from, nullptr,
+                                                    p.C, channels, thread});
     });
     if constexpr (!kDirect)
       for (int64_t i = 0; i < positions; ++i) copy_row(map + i * p.C, sums + i * width, channels);
@@ -197,8 +176,7 @@ struct BackwardPass {
       zero(sums, positions);
       boxes.each(n, [&](int64_t k) {
         const int64_t from = (k * p.C + c) * bins();
-        kernel.template spread<kOne>(
-            BoxCall<A, const T>{p, k, sums, 1, grads + from, p.ids ? p.ids + from : nullptr, 1, 1, thread});
+        kernel.template spread<kOne>(BoxCall<A, const T>{p, k, sums, 1, grads + from, nullptr, 1, 1, thread});
       });
       if constexpr (!kDirect) copy_row(map, sums, positions);
     } else {
@@ -206,11 +184,11 @@ struct BackwardPass {
       zero(mine.map, positions * kWidth);
       if (channels < kWidth) zero(mine.values, bins() * kWidth);
       boxes.each(n, [&](int64_t k) {
-        to_pixels(mine.values, kWidth, grads + (k * p.C + c) * bins(), bins(), channels);
+        to_pixels(mine.values, kWidth, grads + (k * p.C + c) * bins(), bins(), bins(), channels);
         kernel.template spread<kVectors>(
             BoxCall<A, const A>{p, k, mine.map, kWidth, mine.values, nullptr, kWidth, kWidth, thread});
       });
-      from_pixels(map, mine.map, kWidth, positions, channels);
+      from_pixels(map, positions, mine.map, kWidth, positions, channels);
     }
   }
 };
