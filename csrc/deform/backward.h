@@ -50,7 +50,8 @@ struct DeformBackward {
   const int64_t K = p.weight ? p.K / p.groups : width;
   const int64_t row = round_up(taps * width, kTileColumns<A>);
   const int64_t grad_row = round_up(K, 16) + 16;
-  const int64_t tile = min64(pixels, max64(1, min64(kGradPixels, kPlanBytes / (taps * Samples<A>::bytes(1)))));
+  const int64_t tile =
+      min64(pixels, max64(1, min64(kGradPixels, kPlanBytes / (taps * static_cast<int64_t>(sizeof(Sample<A>))))));
   const bool samples_wanted = p.grad_input || p.grad_offset || p.grad_mask;
   const int64_t blocks = count_blocks();
   const int64_t batch = max64(1, min64(p.N, kPartBytes / (blocks * part_size() * int64_t{sizeof(A)})));  // images
@@ -147,11 +148,11 @@ struct DeformBackward {
       if (p.weight && samples_wanted)
         multiply<A>({grad, grad_row, 1, weights + block * K * row, row, wanted, row, K, false}, count, row);
       for (int64_t t = 0; t < taps; ++t) {
-        const Samples<A> tap = plan.tap(t);
+        const Sample<A>* tap = plan.tap(t);
         A* to = p.grad_offset || p.grad_mask ? part(i, block, t) + from : nullptr;
         for (int64_t o = 0; o < count; ++o) {
           const int64_t at = o * row + t * width;
-          look(tap.get(o), channels, map, grad_map, p.weight ? wanted + at : grad + o * grad_row,
+          look(tap[o], channels, map, grad_map, p.weight ? wanted + at : grad + o * grad_row,
                p.grad_weight ? here + at : nullptr, to ? to + o : nullptr);
         }
       }

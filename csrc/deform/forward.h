@@ -67,7 +67,7 @@ struct DeformForward {
   }
 
   int64_t tile_pixels() const {
-    const int64_t plan = kPlanBytes / (p.R * p.S * p.offset_groups * Samples<A>::bytes(1));
+    const int64_t plan = kPlanBytes / (p.R * p.S * p.offset_groups * static_cast<int64_t>(sizeof(Sample<A>)));
     const int64_t share = ceil_div(p.P * p.Q, p.threads), most = max64(1, min64(plan, kMostPixels));
     return min64(round_up(ceil_div(share, ceil_div(share, most)), kTileRows), p.P * p.Q);
   }
@@ -165,18 +165,18 @@ struct DeformForward {
   template <class E>
   void take_block(char* memory, const E* image, int64_t from, const Block& b, int64_t count, A* block) const {
     const int64_t of_group = p.C / p.offset_groups;
-    for (int64_t t = 0; t < b.taps; ++t)
-      for (int64_t c = 0; c < b.channels;) {
-        const int64_t channel = from + b.channel + c, g = channel / of_group;
-        const int64_t some = min64(b.channels - c, (g + 1) * of_group - channel);
-        const Samples<A> samples = plan_of(memory, g).tap(b.tap + t);
-        for (int64_t i = 0; i < count; ++i) {
-          const Sample<A> sample = samples.get(i);
+    for (int64_t c = 0; c < b.channels;) {  // taps of the same channels look at the same lines of memory
+      const int64_t channel = from + b.channel + c, g = channel / of_group;
+      const int64_t some = min64(b.channels - c, (g + 1) * of_group - channel);
+      for (int64_t t = 0; t < b.taps; ++t) {
+        const Sample<A>* samples = plan_of(memory, g).tap(b.tap + t);
+        for (int64_t i = 0; i < count; ++i)
           see_channels(
-              1, [&](int64_t) { return sample; }, image + channel, p.C, some, block + i * row + t * b.channels + c);
-        }
-        c += some;
+              1, [&](int64_t) -> const Sample<A>& { return samples[i]; }, image + channel, p.C, some,
+              block + i * row + t * b.channels + c);
       }
+      c += some;
+    }
   }
 
   void begin_sums(A* sum, int64_t g, int64_t count) const {

@@ -50,7 +50,8 @@ struct DeformSampling {
       plan.fill(n, g, first, count);
       for (int64_t i = 0; i < count; ++i)
         see_channels(
-            taps, [&](int64_t t) { return plan.tap(t).get(i); }, image + g * channels, p.C, channels, sum + i * row);
+            taps, [&](int64_t t) -> const Sample<A>& { return plan.tap(t)[i]; }, image + g * channels, p.C, channels,
+            sum + i * row);
       if (p.channels_last)
         for (int64_t i = 0; i < count; ++i)
           copy_row(output + (first + i) * p.C + g * channels, sum + i * row, channels);
