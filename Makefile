@@ -4,6 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 ARGS ?=
+WORKERS ?= auto
 
 BIN := $(VENV)/bin
 # setup.py and CMake look for their tools on the path.
@@ -18,7 +19,7 @@ CPP := $(shell find csrc $(wildcard tests/emulator) -name '*.h' -o -name '*.cpp'
 
 help:
 	@echo 'make demo       a photograph through whole networks, PyTorch against fastconv, with pictures'
-	@echo 'make test       the test suite'
+	@echo 'make test       the test suite, in WORKERS processes (one for each core, at most 8)'
 	@echo 'make bench      layers of published networks against PyTorch (ARGS="--full --json out.json")'
 	@echo 'make lint       ruff, mypy and clang-format; make format applies what they can'
 	@echo 'make wheel      source archive and wheel in dist/'
@@ -29,8 +30,9 @@ help:
 demo: $(VENV)/.with-demo
 	$(BIN)/fastconv demo $(ARGS)
 
+# Threads that wait for others sleep, because there are more than cores.
 test: $(VENV)/.with-test $(VENV)/.with-demo $(VENV)/.with-bench
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 $(ARGS)
 
 bench: $(VENV)/.with-bench
 	$(BIN)/fastconv bench $(ARGS)

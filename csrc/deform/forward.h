@@ -56,10 +56,12 @@ struct DeformForward {
   const int64_t row = round_up(min64(kBlockSteps, taps* C), 16) + 16;  // of a block of samples
   const Blocked blocked = {taps, C};
   A *weights, *map, *blocks, *sums;
+  int64_t* places;  // [threads, taps], of packed weights
   char* plans;
 
   DeformForward(const DeformParams& params, Memory& memory) : p(params) {
     weights = memory.take<A>(p.groups * taps * C * padded);
+    places = memory.take<int64_t>(p.threads * taps);
     map = memory.take<A>(p.channels_last ? 0 : p.H * p.W * p.C);
     blocks = memory.take<A>(p.threads * tile * row);
     sums = memory.take<A>(p.threads * tile * padded);
@@ -95,10 +97,16 @@ struct DeformForward {
   void pack() const {
     constexpr int L = kLanes<A>;
     const int64_t columns = padded / kTileColumns<A>, parts = blocked.parts();
-    parallel_for(p.threads, p.groups * parts * columns, [&](int64_t item, int) {
+    parallel_for(p.threads, p.groups * parts * columns, [&](int64_t item, int thread) {
       const int64_t column = item % columns, part = item / columns % parts, g = item / columns / parts;
       const Block b = blocked.at(part);
       A* group = weights + g * taps * C * padded;
+      int64_t* place = places + thread * taps;
+      for (int64_t t = 0; t < taps; ++t) {
+        const int64_t block = t / blocked.per_block() * parts + part, steps = blocked.at(block).steps();
+        const int64_t of_column = blocked.first_step(block) * padded + column * steps * kTileColumns<A>;
+        place[t] = of_column + t % blocked.per_block() * b.channels * kTileColumns<A>;
+      }
       for (int64_t k = column * kTileColumns<A>; k < (column + 1) * kTileColumns<A>; k += L) {
         const int rows = static_cast<int>(between(K - k, L));
         const T* from = static_cast<const T*>(p.weight) + ((g * K + k) * C + b.channel) * taps;
@@ -112,9 +120,7 @@ struct DeformForward {
                                 : load_partial(from + i * C * taps + e, count);
           transpose<A>(v);
           for (int i = 0; i < count; ++i) {
-            const int64_t block = t / blocked.per_block() * parts + part, steps = blocked.at(block).steps();
-            A* to = group + blocked.first_step(block) * padded + column * steps * kTileColumns<A>;
-            store(to + (t % blocked.per_block() * b.channels + c) * kTileColumns<A> + k % kTileColumns<A>, v[i]);
+            store(group + place[t] + c * kTileColumns<A> + k % kTileColumns<A>, v[i]);
             if (++t == taps) {
               t = 0;
               ++c;
