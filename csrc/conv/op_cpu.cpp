@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "conv/choice.h"
+#include "conv/cuda_choice.h"
 #include "conv/operators.h"
 #include "conv/pack.h"
 
@@ -377,6 +378,18 @@ View4 readable_view(const Sizes& sizes, const Sizes& strides, bool channels_last
   return view;
 }
 
+ConvRun cuda_run(ConvParams p) {
+  join_rows(p);
+  ConvRun found = {};
+  for (const ConvCudaRule& rule : kConvCudaForward) {
+    found.kernel = rule.name;
+    found.packed = rule.packs(p);
+    if (rule.applies(p)) break;
+    found.passed_by.emplace_back(rule.name, "cannot serve these arguments, or does not pay");
+  }
+  return found;
+}
+
 }  // namespace
 
 ConvAnswer conv_explain(const ConvQuery& q) {
@@ -388,19 +401,30 @@ ConvAnswer conv_explain(const ConvQuery& q) {
   ConvAnswer answer = {};
   p.weight = view_of(nullptr, q.weight_strides);
   p.weight_g = p.K * p.weight.n;
-  p.threads = worth_threads(p) ? q.threads : 1;
+  p.threads = worth_threads(p) && !q.cuda ? q.threads : 1;
   answer.threads = p.threads;
   Noting runs{answer.runs};
   if (q.transposed) {
+    const bool product_of_one = conv_from_one_pixel(p) && !q.cuda;
     p.output = readable_view(a.output, q.input_strides, last, answer.copies_input);
-    p.input = dense_view(a.input, conv_from_one_pixel(p) ? is_channels_last(q.weight, q.weight_strides) : last);
+    p.input = dense_view(a.input, product_of_one ? is_channels_last(q.weight, q.weight_strides) : last);
     const std::vector<double> bias(static_cast<size_t>(q.bias ? a.input[1] : 0));  // of any dtype
     p.bias = q.bias ? bias.data() : nullptr;
-    if (product(a.input) > 0) answer.way = turn_round(p, runs);
+    if (product(a.input) == 0) return answer;
+    if (q.cuda) {
+      answer.way = p.stride_h == 1 && p.stride_w == 1 ? "backwards" : "spread";
+      answer.runs.push_back(cuda_run(spread_params(p)));
+    } else {
+      answer.way = turn_round(p, runs);
+    }
   } else {
     p.input = readable_view(a.input, q.input_strides, last, answer.copies_input);
     p.output = dense_view(a.output, last);
-    if (product(a.output) > 0) runs.run(p);
+    if (product(a.output) == 0) return answer;
+    if (q.cuda)
+      answer.runs.push_back(cuda_run(p));
+    else
+      runs.run(p);
   }
   return answer;
 }
