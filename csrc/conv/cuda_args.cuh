@@ -63,12 +63,14 @@ struct ConvArgs {
   ConvAxis h, w;
   bool channels_last;  // outputs of one pixel are neighbours, so threads of one are
   bool input_last;     // and those of the input
-  bool wide_output;    // four channels of a pixel are stored at once
+  bool wide_output;    // several channels of a pixel are accessed at once
+  bool wide_input;     // likewise
   bool by_channel;     // weights of one output channel are neighbours, not those of an input channel
   ConvPlaneTile tile;
-  int64_t lanes;  // channels that a block has side by side
-  int64_t parts;  // into which pixels are split
-  void* sums;     // [parts, the weight's elements], in the type that is added up in; or null: there is one part
+  int64_t packed_k;  // output channels of a group in the packed weights, those that are not there included
+  int64_t lanes;     // channels that a block has side by side
+  int64_t parts;     // into which pixels are split
+  void* sums;        // [parts, the weight's elements], in the type that is added up in; or null: there is one part
   void* packed;
   int64_t items;
 };
@@ -107,7 +109,8 @@ __device__ __forceinline__ void conv_store(const ConvParams& p, Accumulate<T> su
   static_cast<T*>(p.output.data)[offset] = element;
 }
 
-// The weights as [groups, taps, input channels, output channels], or, depthwise, as [taps, groups].
+// The weights as [groups, taps, input channels, output channels], zeros behind the last, or, depthwise, as [taps,
+// groups].
 template <class T>
 __global__ void __launch_bounds__(kConvThreads) conv_pack(const ConvArgs args) {
   const ConvParams& p = args.p;
@@ -116,8 +119,9 @@ __global__ void __launch_bounds__(kConvThreads) conv_pack(const ConvArgs args) {
        i += int64_t{gridDim.x} * kConvThreads) {
     int64_t g = i;
     const int64_t group = depthwise ? conv_take(g, p.G) : 0;
-    const int64_t k = conv_take(g, p.K), c = conv_take(g, p.C), s = conv_take(g, p.S), r = conv_take(g, p.R);
-    const T weight = conv_at<T>(p.weight, k, c, r, s)[(depthwise ? group : g) * p.weight_g];
+    const int64_t k = conv_take(g, args.packed_k), c = conv_take(g, p.C), s = conv_take(g, p.S), r = conv_take(g, p.R);
+    T weight = {};
+    if (k < p.K) weight = conv_at<T>(p.weight, k, c, r, s)[(depthwise ? group : g) * p.weight_g];
     static_cast<T*>(args.packed)[i] = weight;
   }
 }
@@ -167,11 +171,12 @@ struct ConvLauncher {
   // The weights in the order of conv_pack, from there on.
   template <class T>
   void pack(ConvArgs& args) const {
-    args.items = conv_weight_elements(p);
-    run(conv_pack<T>, args, ceil_divide(args.items, kConvThreads));
     const bool depthwise = conv_depthwise(p);
-    const int64_t pairs = depthwise ? p.G : p.K * p.C;
-    args.p.weight = {scratch, 1, depthwise ? 1 : p.K, p.S * pairs, pairs};
+    args.packed_k = depthwise ? 1 : conv_packed_channels(p);
+    args.items = p.G * p.R * p.S * p.C * args.packed_k;
+    run(conv_pack<T>, args, ceil_divide(args.items, kConvThreads));
+    const int64_t pairs = depthwise ? p.G : args.packed_k * p.C;
+    args.p.weight = {scratch, 1, args.packed_k, p.S * pairs, pairs};
     args.p.weight_g = depthwise ? 1 : p.R * p.S * pairs;
   }
   void run(void (*kernel)(ConvArgs), const ConvArgs& args, int64_t blocks, int64_t shared = 0) const {

@@ -85,9 +85,15 @@ inline bool conv_always_applies(const ConvParams&) { return true; }
 inline int64_t conv_weight_elements(const ConvParams& p) { return p.G * p.K * p.C * p.R * p.S; }
 inline int64_t conv_packs_all(const ConvParams& p) { return conv_weight_elements(p) * p.element_size(); }
 inline int64_t conv_packs_none(const ConvParams&) { return 0; }
-// Weights of one tap are read as they lie.
+// Tensor cores are given output channels by eights.
+inline int64_t conv_packed_channels(const ConvParams& p) { return p.element_size() == 2 ? (p.K + 7) / 8 * 8 : p.K; }
+// Weights of one tap are read as they lie where they can be.
 inline int64_t conv_packs_taps(const ConvParams& p) {
-  return p.R * p.S > 1 || (p.weight.n != 1 && p.weight.c != 1 && p.C > 1) ? conv_packs_all(p) : 0;
+  const View4& w = p.weight;
+  const bool eights =
+      p.K % 8 == 0 && w.c % 8 == 0 && p.weight_g % 8 == 0 && reinterpret_cast<uintptr_t>(w.data) % 16 == 0;
+  const bool lies_well = p.element_size() == 2 ? w.n == 1 && eights : w.n == 1 || w.c == 1 || p.C == 1;
+  return p.R * p.S == 1 && lies_well ? 0 : p.G * p.R * p.S * p.C * conv_packed_channels(p) * p.element_size();
 }
 
 struct ConvCudaRule {

@@ -1,102 +1,30 @@
-// Convolution as a product of matrices that is never written down. A block has a tile of 128 pixels (of any images; of
-// one residue, where the input is spread out) by 64 or 32 output channels of a group. It sums up over (tap, channel)
-// in steps of 8 or 16: what the tile's pixels read, and the weights, go through registers into shared memory while the
-// step before is multiplied; a thread has a tile of 8 or 4 pixels by 4 channels in float32, or float64 for that. Taps
-// that none of the tile's pixels reads anything but padding through are left out.
+// Convolution of float32 and float64 as a product of matrices that is never written down. A block has a tile of 128
+// pixels (of any images; of one residue, where the input is spread out) by 64 or 32 output channels of a group. It sums
+// up over (tap, channel) in steps of 8: what the tile's pixels read, and the weights, go through registers into shared
+// memory while the step before is multiplied; a thread has a tile of 8 or 4 pixels by 4 channels in float32, or float64
+// for that. Taps that none of the tile's pixels reads anything but padding through are left out.
 //
 // Where the input lies in contiguous memory neighbouring threads load neighbouring pixels, in channels_last memory
 // neighbouring channels, 16 bytes at once where they can. Weights of more than one tap are brought into the order in
 // which they are read first.
 #pragma once
-#include "conv/cuda_args.cuh"
+#include "conv/cuda_general.cuh"
+#include "conv/cuda_tensor.cuh"
 
 namespace fastconv {
 namespace {
 
-constexpr int kConvPixels = 128;  // of a tile
-constexpr int kConvPad = 4;       // behind a row in shared memory, so that columns are not all in one bank
+constexpr int kConvPad = 4;  // behind a row in shared memory, so that columns are not all in one bank
 
 // What a block shares.
 template <class T, int Columns>
-struct ConvTiles {
+struct ConvTiles : ConvPixels {
   using A = Accumulate<T>;
-  static constexpr int kStep = sizeof(T) == 2 ? 16 : 8;
+  static constexpr int kStep = 8;
 
   alignas(16) A pixels[2][kStep][kConvPixels + kConvPad];
   alignas(16) A weights[2][kStep][Columns + kConvPad];
-  int64_t from[kConvPixels];  // the element that a pixel would read through a tap at 0, 0
-  int64_t to[kConvPixels];    // where its output is, without the channel; negative: there is none
-  int row[kConvPixels], column[kConvPixels];
 };
-
-// Where in the sum a step is: tap (r, s) of those that are alive, channel c.
-struct ConvCursor {
-  int c, s, r;
-
-  __device__ __forceinline__ ConvCursor ahead(int by, int channels, int columns) const {
-    ConvCursor next = {c + by, s, r};
-    while (next.c >= channels) {
-      next.c -= channels;
-      if (++next.s == columns) {
-        next.s = 0;
-        ++next.r;
-      }
-    }
-    return next;
-  }
-};
-
-// A block's tile of the output, and what it sums up.
-struct ConvTile {
-  int64_t n, g, k;      // group, first output channel
-  int64_t first, last;  // pixels of the residue
-  int64_t residue_h, residue_w, rows, columns;
-  ConvReach h, w;  // `at` is relative to a pixel's row and column
-};
-
-__device__ __forceinline__ ConvReach conv_reach_of(const ConvAxis& axis, int64_t residue, int64_t first, int64_t last) {
-  ConvReach reach = axis.reach(residue + first * axis.up, residue + last * axis.up);
-  reach.at -= first * axis.stride;
-  return reach;
-}
-
-__device__ __forceinline__ ConvTile conv_tile(const ConvArgs& args, int64_t item, int columns) {
-  const ConvParams& p = args.p;
-  ConvTile t;
-  t.k = conv_take(item, (p.K + columns - 1) / columns) * columns;
-  t.g = conv_take(item, p.G);
-  t.residue_w = conv_take(item, p.up_w);
-  t.residue_h = conv_take(item, p.up_h);
-  t.rows = (p.P + p.up_h - 1) / p.up_h;
-  t.columns = (p.Q + p.up_w - 1) / p.up_w;
-  t.first = item * kConvPixels;
-  const int64_t pixels = p.N * t.rows * t.columns;
-  t.last = t.first + kConvPixels < pixels ? t.first + kConvPixels - 1 : pixels - 1;
-  int64_t n0 = t.first, n1 = t.last;
-  int64_t q0 = conv_take(n0, t.columns), q1 = conv_take(n1, t.columns);
-  int64_t p0 = conv_take(n0, t.rows), p1 = conv_take(n1, t.rows);
-  if (n0 != n1) p0 = 0, p1 = t.rows - 1;
-  if (p0 != p1) q0 = 0, q1 = t.columns - 1;
-  t.h = conv_reach_of(args.h, t.residue_h, p0, p1);
-  t.w = conv_reach_of(args.w, t.residue_w, q0, q1);
-  return t;
-}
-
-template <class T, int Columns>
-__device__ __forceinline__ void conv_place_pixels(const ConvArgs& args, const ConvTile& tile,
-                                                  ConvTiles<T, Columns>& shared) {
-  const ConvParams& p = args.p;
-  for (int e = static_cast<int>(threadIdx.x); e < kConvPixels; e += kConvThreads) {
-    int64_t n = tile.first + e;
-    const bool there = n <= tile.last;
-    const int64_t j = conv_take(n, tile.columns), i = conv_take(n, tile.rows);
-    const int64_t row = tile.residue_h + i * p.up_h, column = tile.residue_w + j * p.up_w;
-    shared.to[e] = there && row < p.P && column < p.Q ? n * p.output.n + row * p.output.h + column * p.output.w : -1;
-    shared.row[e] = there ? static_cast<int>(i * p.stride_h) : -(1 << 30);
-    shared.column[e] = static_cast<int>(j * p.stride_w);
-    shared.from[e] = n * p.input.n + tile.g * p.C * p.input.c + i * p.stride_h * p.input.h + j * p.stride_w * p.input.w;
-  }
-}
 
 // What a thread loads of one step, and where to: elements of the pixels' tile, then of the weights'.
 template <class T, int Columns, bool Wide>
@@ -131,20 +59,10 @@ struct ConvLoader {
     return cursor.ahead(by, static_cast<int>(args.p.C), static_cast<int>(tile.w.count));
   }
 
-  // What a pixel reads there; null where that is padding, or the sum has come to its end.
-  __device__ __forceinline__ const T* source(const ConvCursor& cursor, int pixel) const {
-    const ConvParams& p = args.p;
-    const int64_t h = tile.h.at + cursor.r * args.h.step, w = tile.w.at + cursor.s * args.w.step;
-    const int64_t row = shared.row[pixel] + h, column = shared.column[pixel] + w;
-    if (cursor.r >= tile.h.count || row < 0 || row >= p.H || column < 0 || column >= p.W) return nullptr;
-    return static_cast<const T*>(p.input.data) + shared.from[pixel] + h * p.input.h + w * p.input.w +
-           cursor.c * p.input.c;
-  }
-
   __device__ __forceinline__ void load(const ConvCursor& cursor, int thread) {
     const ConvParams& p = args.p;
     if constexpr (Wide) {
-      const T* from = source(ahead(cursor, pixel_step(0, thread)), pixel(0, thread));
+      const T* from = conv_source<T>(args, tile, shared, ahead(cursor, pixel_step(0, thread)), pixel(0, thread));
       if (from) {
         load_wide<kPixelItems>(from, pixels);
       } else {
@@ -154,7 +72,7 @@ struct ConvLoader {
     } else {
 #pragma unroll
       for (int i = 0; i < kPixelItems; ++i) {
-        const T* from = source(ahead(cursor, pixel_step(i, thread)), pixel(i, thread));
+        const T* from = conv_source<T>(args, tile, shared, ahead(cursor, pixel_step(i, thread)), pixel(i, thread));
         pixels[i] = from ? widen(*from) : A{0};
       }
     }
@@ -269,26 +187,32 @@ __global__ void __launch_bounds__(kConvThreads) conv_products(const ConvArgs arg
 template <class T, int Columns>
 void conv_products_of(const ConvLauncher& call, ConvArgs args) {
   const ConvParams& p = call.p;
-  const int64_t pixels = p.N * ceil_divide(p.P, p.up_h) * ceil_divide(p.Q, p.up_w);
-  args.items = ceil_divide(pixels, kConvPixels) * p.up_h * p.up_w * p.G * ceil_divide(p.K, Columns);
+  args.items = conv_pixel_tiles(p) * p.G * ceil_divide(p.K, Columns);
   constexpr int64_t kShared = sizeof(ConvTiles<T, Columns>);
-  if constexpr (sizeof(T) < 8)
+  if constexpr (sizeof(T) == 4)
     if (conv_wide(p.input, p.C, kWide<T>, sizeof(T)))
       return call.run(conv_products<T, Columns, true>, args, args.items, kShared);
   call.run(conv_products<T, Columns, false>, args, args.items, kShared);
 }
 
+// 16-bit types on chips whose tensor cores know only some of them, or which have none, are the general kernel's.
 inline void conv_products_forward(const ConvLauncher& call) {
   const ConvParams& p = call.p;
+  const DeviceLimits device = device_limits(call.stream);
+  if (p.element_size() == 2 && device.capability < 80) return conv_general_forward(call);
   with_element(p.dtype, [&](auto element) {
     using T = decltype(element);
     ConvArgs args = call.args();
     if (conv_packs_taps(p) > 0) call.pack<T>(args);
-    args.by_channel = args.p.weight.n != 1 && p.K > 1;
-    args.wide_output = conv_wide(p.output, p.K, 4, sizeof(T));
-    if constexpr (sizeof(T) < 8)
-      if (p.K > 32) return conv_products_of<T, 64>(call, args);
-    conv_products_of<T, 32>(call, args);
+    if constexpr (sizeof(T) == 2) {
+      conv_tensor_forward<T>(call, args, device);
+    } else {
+      args.by_channel = args.p.weight.n != 1 && p.K > 1;
+      args.wide_output = conv_wide(p.output, p.K, 4, sizeof(T));
+      if constexpr (sizeof(T) == 4)
+        if (p.K > 32) return conv_products_of<T, 64>(call, args);
+      conv_products_of<T, 32>(call, args);
+    }
   });
 }
 

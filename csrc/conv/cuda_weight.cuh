@@ -6,7 +6,7 @@
 // pixels at the end, and takes everything.
 //
 // conv_weight_products: a product of matrices, summed up over pixels. A block has a tile of 64 output channels by 64
-// (tap, input channel), and a thread 4 by 4 of them.
+// (tap, input channel); a thread has 4 by 4 of them or, of 16-bit types on tensor cores, a warp 16 by 32.
 //
 // Few tiles would leave most of the GPU idle. Then the pixels are split into parts, which depend on the sizes alone,
 // and conv_add_parts adds them up in their order: no atomics, and each call gives the same bits again.
@@ -115,18 +115,20 @@ __global__ void __launch_bounds__(kConvThreads) conv_weight_pairs(const ConvArgs
 }
 
 // What a block of products shares. Columns are pairs of a tap and an input channel.
-template <class A>
+template <class T>
 struct ConvWeightTiles {
-  alignas(16) A grads[kConvStage][kConvSide + 4];   // [pixel][output channel]
-  alignas(16) A inputs[kConvStage][kConvSide + 4];  // [pixel][column]
-  int64_t grad[kConvStage], input[kConvStage];      // where a pixel is in both, without channel and tap; none: grad < 0
-  int64_t column[kConvSide];                        // how much further a column reads; and at which row and column
+  static constexpr int kLine = kConvSide + 16 / static_cast<int>(sizeof(T));
+
+  alignas(16) T grads[kConvStage][kLine];       // [pixel][output channel]
+  alignas(16) T inputs[kConvStage][kLine];      // [pixel][column]
+  int64_t grad[kConvStage], input[kConvStage];  // where a pixel is in both, without channel and tap; none: grad < 0
+  int64_t column[kConvSide];                    // how much further a column reads; and at which row and column
   int row[kConvStage], left[kConvStage], down[kConvSide], right[kConvSide];
 };
 
-template <class A>
+template <class T>
 __device__ __forceinline__ void conv_place_columns(const ConvArgs& args, int64_t g, int64_t first,
-                                                   ConvWeightTiles<A>& shared) {
+                                                   ConvWeightTiles<T>& shared) {
   const ConvParams& p = args.p;
   for (int e = static_cast<int>(threadIdx.x); e < kConvSide; e += kConvThreads) {
     int64_t r = first + e;
@@ -138,9 +140,9 @@ __device__ __forceinline__ void conv_place_columns(const ConvArgs& args, int64_t
   }
 }
 
-template <class A>
+template <class T>
 __device__ __forceinline__ void conv_place_stage(const ConvArgs& args, int64_t first, int64_t end,
-                                                 ConvWeightTiles<A>& shared) {
+                                                 ConvWeightTiles<T>& shared) {
   const ConvParams& p = args.p;
   for (int e = static_cast<int>(threadIdx.x); e < kConvStage; e += kConvThreads) {
     int64_t n = first + e;
@@ -153,81 +155,134 @@ __device__ __forceinline__ void conv_place_stage(const ConvArgs& args, int64_t f
   }
 }
 
-// Of a tile of pixels by channels, neighbouring threads have neighbouring channels or neighbouring pixels, as memory
-// has.
-struct ConvPlace {
-  int pixel, channel;
-
-  static __device__ __forceinline__ ConvPlace of(int item, bool channels_first) {
-    if (channels_first) return {item / kConvSide, item % kConvSide};
-    return {item % kConvStage, item / kConvStage};
-  }
-};
-
-template <class T>
-__device__ __forceinline__ void conv_load_stage(const ConvArgs& args, int64_t g, int64_t k, int thread,
-                                                ConvWeightTiles<Accumulate<T>>& shared) {
-  using A = Accumulate<T>;
-  const ConvParams& p = args.p;
-#pragma unroll 4
-  for (int e = thread; e < kConvStage * kConvSide; e += kConvThreads) {
-    const auto at = ConvPlace::of(e, args.channels_last);
-    A grad = 0;
-    if (shared.grad[at.pixel] >= 0 && k + at.channel < p.K)
-      grad =
-          widen(static_cast<const T*>(p.output.data)[shared.grad[at.pixel] + (g * p.K + k + at.channel) * p.output.c]);
-    shared.grads[at.pixel][at.channel] = grad;
+// A tile of pixels by channels: `source(pixel, channel)` is where an element is, or null for a zero. Neighbouring
+// threads have neighbouring channels, 16 bytes of them where they are as stored and `wide`, or neighbouring pixels.
+template <class T, class Source>
+__device__ __forceinline__ void conv_load_tile(T (&tile)[kConvStage][ConvWeightTiles<T>::kLine], bool channels_first,
+                                               bool wide, const Source& source) {
+  constexpr int V = kWide<T>;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (wide) {
+#pragma unroll
+    for (int e = thread; e < kConvStage * kConvSide / V; e += kConvThreads) {
+      const int pixel = e / (kConvSide / V), channel = e % (kConvSide / V) * V;
+      alignas(16) T elements[V] = {};
+      if (const T* from = source(pixel, channel)) copy_wide<16>(elements, from);
+      copy_wide<16>(&tile[pixel][channel], elements);
+    }
+    return;
   }
 #pragma unroll 4
   for (int e = thread; e < kConvStage * kConvSide; e += kConvThreads) {
-    const auto at = ConvPlace::of(e, args.input_last);
-    const int h = shared.row[at.pixel] + shared.down[at.channel], w = shared.left[at.pixel] + shared.right[at.channel];
-    A input = 0;
-    if (h >= 0 && h < p.H && w >= 0 && w < p.W)
-      input = widen(static_cast<const T*>(p.input.data)[shared.input[at.pixel] + shared.column[at.channel]]);
-    shared.inputs[at.pixel][at.channel] = input;
+    const int pixel = channels_first ? e / kConvSide : e % kConvStage;
+    const int channel = channels_first ? e % kConvSide : e / kConvStage;
+    const T* from = source(pixel, channel);
+    T element = {};
+    if (from) element = *from;
+    tile[pixel][channel] = element;
   }
 }
 
 template <class T>
-__global__ void __launch_bounds__(kConvThreads) conv_weight_products(const ConvArgs args) {
-  using A = Accumulate<T>;
-  ConvWeightTiles<A>& shared = *dynamic_shared<ConvWeightTiles<A>>();
+__device__ __forceinline__ void conv_load_stage(const ConvArgs& args, int64_t g, int64_t k,
+                                                ConvWeightTiles<T>& shared) {
   const ConvParams& p = args.p;
-  const int thread = static_cast<int>(threadIdx.x), down = thread / 16 * 4, across = thread % 16 * 4;
-  const int64_t columns = p.C * p.R * p.S, pixels = p.N * p.P * p.Q, stages = (pixels + kConvStage - 1) / kConvStage;
-  for (int64_t item = blockIdx.x; item < args.items; item += gridDim.x) {
-    int64_t part = item;
-    const int64_t first = conv_take(part, (columns + kConvSide - 1) / kConvSide) * kConvSide;
-    const int64_t k = conv_take(part, (p.K + kConvSide - 1) / kConvSide) * kConvSide, g = conv_take(part, p.G);
-    conv_place_columns(args, g, first, shared);
-    A sum[4][4] = {};
-    for (int64_t stage = stages * part / args.parts; stage < stages * (part + 1) / args.parts; ++stage) {
-      conv_place_stage(args, stage * kConvStage, pixels, shared);
-      sync_block();
-      conv_load_stage<T>(args, g, k, thread, shared);
-      sync_block();
+  const T* grads = static_cast<const T*>(p.output.data) + (g * p.K + k) * p.output.c;
+  const T* inputs = static_cast<const T*>(p.input.data);
+  conv_load_tile(shared.grads, args.channels_last, args.wide_output, [&](int pixel, int channel) -> const T* {
+    if (shared.grad[pixel] < 0 || k + channel >= p.K) return nullptr;
+    return grads + shared.grad[pixel] + channel * p.output.c;
+  });
+  conv_load_tile(shared.inputs, args.input_last, args.wide_input, [&](int pixel, int column) -> const T* {
+    const int h = shared.row[pixel] + shared.down[column], w = shared.left[pixel] + shared.right[column];
+    if (h < 0 || h >= p.H || w < 0 || w >= p.W) return nullptr;
+    return inputs + shared.input[pixel] + shared.column[column];
+  });
+}
+
+// The sums of a thread, and where in the tile they are: 4 by 4; of 16-bit types, what it has of a warp's four products.
+template <class T, bool Tensor = sizeof(T) == 2>
+struct ConvWeightSums {
+  using A = T;
+  A sum[4][4];
+  int down, across;
+
+  static __device__ __forceinline__ ConvWeightSums of(int thread) { return {{}, thread / 16 * 4, thread % 16 * 4}; }
+  __device__ __forceinline__ void add(const ConvWeightTiles<T>& shared) {
 #pragma unroll 8
-      for (int i = 0; i < kConvStage; ++i) {
-        alignas(16) A a[4], b[4];
-        copy_wide<sizeof a>(a, shared.grads[i] + down);
-        copy_wide<sizeof b>(b, shared.inputs[i] + across);
+    for (int i = 0; i < kConvStage; ++i) {
+      alignas(16) A a[4], b[4];
+      copy_wide<sizeof a>(a, shared.grads[i] + down);
+      copy_wide<sizeof b>(b, shared.inputs[i] + across);
 #pragma unroll
-        for (int y = 0; y < 4; ++y)
+      for (int y = 0; y < 4; ++y)
 #pragma unroll
-          for (int x = 0; x < 4; ++x) sum[y][x] += a[y] * b[x];
+        for (int x = 0; x < 4; ++x) sum[y][x] += a[y] * b[x];
+    }
+  }
+  __device__ __forceinline__ int row(int y, int) const { return down + y; }
+  __device__ __forceinline__ int column(int, int x) const { return across + x; }
+};
+
+template <class T>
+struct ConvWeightSums<T, true> {
+  float sum[4][4];  // of a product of 16 by 8 each
+  int down, across, lane;
+
+  static __device__ __forceinline__ ConvWeightSums of(int thread) {
+    return {{}, thread / kWarpSize % 4 * 16, thread / kWarpSize / 4 * 32, thread % kWarpSize};
+  }
+  __device__ __forceinline__ void add(const ConvWeightTiles<T>& shared) {
+#pragma unroll
+    for (int i = 0; i < kConvStage; i += 16) {
+      uint32_t a[4];  // rows and columns change places on the way: pixels are the rows of both tiles
+      load_matrices<true>(a, &shared.grads[i + lane / 16 * 8 + lane % 8][down + lane / 8 % 2 * 8]);
+#pragma unroll
+      for (int x = 0; x < 4; x += 2) {
+        uint32_t both[4];
+        load_matrices<true>(both, &shared.inputs[i + lane % 16][across + 8 * x + lane / 16 * 8]);
+        const uint32_t b[2][2] = {{both[0], both[1]}, {both[2], both[3]}};
+        mma_m16n8k16(sum[x], a, b[0], T{});
+        mma_m16n8k16(sum[x + 1], a, b[1], T{});
       }
     }
-#pragma unroll
-    for (int y = 0; y < 4; ++y)
-#pragma unroll
-      for (int x = 0; x < 4; ++x) {
-        if (k + down + y >= p.K || first + across + x >= columns) continue;
-        int64_t tap = first + across + x;
-        const int64_t c = conv_take(tap, p.C);
-        conv_put<T>(args, part, ((g * p.K + k + down + y) * p.C + c) * (p.R * p.S) + tap, sum[y][x]);
+  }
+  __device__ __forceinline__ int row(int, int x) const { return down + lane / 4 + x / 2 * 8; }
+  __device__ __forceinline__ int column(int y, int x) const { return across + 8 * y + lane % 4 * 2 + x % 2; }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kConvThreads) conv_weight_products(const ConvArgs args) {
+  if constexpr (sizeof(T) > 2 || kTensorCores16) {
+    using Sums = ConvWeightSums<T>;
+    auto& shared = *dynamic_shared<ConvWeightTiles<T>>();
+    const ConvParams& p = args.p;
+    const int64_t columns = p.C * p.R * p.S, pixels = p.N * p.P * p.Q, stages = (pixels + kConvStage - 1) / kConvStage;
+    for (int64_t item = blockIdx.x; item < args.items; item += gridDim.x) {
+      int64_t part = item;
+      const int64_t first = conv_take(part, (columns + kConvSide - 1) / kConvSide) * kConvSide;
+      const int64_t k = conv_take(part, (p.K + kConvSide - 1) / kConvSide) * kConvSide, g = conv_take(part, p.G);
+      conv_place_columns(args, g, first, shared);
+      Sums own = Sums::of(static_cast<int>(threadIdx.x));
+      for (int64_t stage = stages * part / args.parts; stage < stages * (part + 1) / args.parts; ++stage) {
+        conv_place_stage(args, stage * kConvStage, pixels, shared);
+        sync_block();
+        conv_load_stage<T>(args, g, k, shared);
+        sync_block();
+        own.add(shared);
       }
-    sync_block();
+#pragma unroll
+      for (int y = 0; y < 4; ++y)
+#pragma unroll
+        for (int x = 0; x < 4; ++x) {
+          const int64_t row = k + own.row(y, x), column = first + own.column(y, x);
+          if (row >= p.K || column >= columns) continue;
+          int64_t tap = column;
+          const int64_t c = conv_take(tap, p.C);
+          conv_put<T>(args, part, ((g * p.K + row) * p.C + c) * (p.R * p.S) + tap, own.sum[y][x]);
+        }
+      sync_block();
+    }
   }
 }
 
@@ -307,14 +362,20 @@ inline void conv_pairs_grad_weight(const ConvLauncher& call) {
   });
 }
 
+// Enough for conv_weight_pairs too, whose 16-bit types are where there are no tensor cores for them.
 inline int64_t conv_weight_products_scratch(const ConvParams& p, const ConvLimits& limits) {
-  return conv_sums_bytes(p, conv_weight_tiles(p), limits);
+  const int64_t products = conv_sums_bytes(p, conv_weight_tiles(p), limits);
+  return p.element_size() == 2 ? std::max(products, conv_pairs_scratch(p, limits)) : products;
 }
 inline void conv_products_grad_weight(const ConvLauncher& call) {
-  with_element(call.p.dtype, [&](auto element) {
+  const ConvParams& p = call.p;
+  if (p.element_size() == 2 && device_limits(call.stream).capability < 80) return conv_pairs_grad_weight(call);
+  with_element(p.dtype, [&](auto element) {
     using T = decltype(element);
-    conv_in_parts<T>(call, conv_weight_products<T>, call.args(), conv_weight_tiles(call.p),
-                     sizeof(ConvWeightTiles<Accumulate<T>>));
+    ConvArgs args = call.args();
+    args.wide_input = conv_wide(p.input, p.C, kWide<T>, sizeof(T));
+    args.wide_output = conv_wide(p.output, p.K, kWide<T>, sizeof(T));
+    conv_in_parts<T>(call, conv_weight_products<T>, args, conv_weight_tiles(p), sizeof(ConvWeightTiles<T>));
   });
 }
 
