@@ -17,7 +17,7 @@ __all__ = ["emulator"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # in the order of Dtype
 ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: str(t).removeprefix("torch."))
 ACTIVATIONS = ["", "relu", "relu6", "silu", "hardswish"]  # in the order of Activation
-FORWARD = ["depthwise_planes", "depthwise_pixels", "implicit_gemm", "general"]
+FORWARD = ["depthwise_planes", "depthwise_pixels", "implicit_gemm", "grouped", "general"]
 GRAD_WEIGHT = ["depthwise", "implicit_gemm", "general"]
 PART, SUMS = 512, 8 << 20  # of ConvLimits
 FORWARDS, TURNED, WEIGHTS = 0, 1, 2  # directions
@@ -179,7 +179,8 @@ BY_NAME |= {case.name: case for case in OWN}
 #: Small ones, for everything else, by the kernel that is chosen for them.
 USUAL = {
     "implicit_gemm": _case("gemm", 2, 32, (5, 7), 40, 3, padding=1, stride=(1, 2), groups=2),
-    "general": _case("general", 2, 6, (5, 7), 12, 3, padding=1, groups=3),
+    "grouped": _case("grouped", 2, 16, (5, 7), 24, 3, padding=1, stride=(2, 1), groups=4),
+    "odd groups": _case("odd groups", 2, 6, (5, 7), 9, 3, padding=1, groups=3),
     "depthwise": _case("depthwise", 2, 16, (6, 7), 16, 3, padding=1, groups=16),
 }
 
@@ -219,7 +220,7 @@ def test_every_kernel_by_its_name(emulator: Emulator, channels_last: bool, kerne
     depthwise = ["depthwise"] * 2 + ["depthwise_odd"] * 2
     if kernel == "implicit_gemm":
         assert served[:2] == ["gemm"] * 2
-    elif kernel == "general":
+    elif kernel in ("grouped", "general"):
         assert len(served) == 2 * len(cases)
     else:
         assert served == (depthwise if channels_last == (kernel == "depthwise_pixels") else [])
@@ -267,7 +268,10 @@ def test_accesses_are_wide_where_they_are_aligned(emulator: Emulator, dtype: tor
             gpu = Gpu(emulator, case, dtype, True, shift=shift)
             gpu.check_forward()
             wide = "true>" in emulator.launched()[-1]
-            assert wide == (shift == 0 and (name == "depthwise" or (name == "implicit_gemm" and dtype.itemsize < 8)))
+            assert wide == (
+                shift == 0
+                and (name == "depthwise" or name == "grouped" or (name == "implicit_gemm" and dtype.itemsize < 8))
+            )
             if name != "implicit_gemm":
                 gpu.check_grad_weight()
                 assert ("true>" in emulator.launched()[-1]) == (shift == 0 and name == "depthwise")
@@ -304,9 +308,9 @@ def test_padding_is_not_read_through(emulator: Emulator, channels_last: bool, ca
 @BOTH_LAYOUTS
 def test_sums_of_nothing(emulator: Emulator, channels_last: bool) -> None:
     """Without input channels an output is its bias."""
-    case = replace(USUAL["general"], name="nothing", C=0, groups=1)
+    case = replace(USUAL["odd groups"], name="nothing", C=0, groups=1)
     gpu = Gpu(emulator, case, torch.float32, channels_last)
-    bias = torch.arange(12.0)
-    got = gpu.run(FORWARDS, {"input": torch.zeros(2, 0, 5, 7), "weight": torch.zeros(12, 0, 3, 3), "bias": bias},
+    bias = torch.arange(9.0)
+    got = gpu.run(FORWARDS, {"input": torch.zeros(2, 0, 5, 7), "weight": torch.zeros(9, 0, 3, 3), "bias": bias},
                   "output", gpu.sizes[1])  # fmt: skip
     assert torch.equal(got, bias.view(1, -1, 1, 1).expand_as(got))

@@ -109,12 +109,12 @@ __device__ __forceinline__ void conv_store(const ConvParams& p, Accumulate<T> su
   static_cast<T*>(p.output.data)[offset] = element;
 }
 
-// The weights as [groups, taps, input channels, output channels], zeros behind the last, or, depthwise, as [taps,
-// groups].
+// The weights as [groups, taps, input channels, packed_k], zeros behind the last output channel; with room for a single
+// one, where all is depthwise, as [taps, groups].
 template <class T>
 __global__ void __launch_bounds__(kConvThreads) conv_pack(const ConvArgs args) {
   const ConvParams& p = args.p;
-  const bool depthwise = p.C == 1 && p.K == 1;
+  const bool depthwise = args.packed_k == 1;
   for (int64_t i = int64_t{blockIdx.x} * kConvThreads + threadIdx.x; i < args.items;
        i += int64_t{gridDim.x} * kConvThreads) {
     int64_t g = i;
@@ -168,11 +168,11 @@ struct ConvLauncher {
     args.packed = scratch;
     return args;
   }
-  // The weights in the order of conv_pack, from there on.
+  // The weights in the order of conv_pack, from there on, with room for so many output channels a group.
   template <class T>
-  void pack(ConvArgs& args) const {
-    const bool depthwise = conv_depthwise(p);
-    args.packed_k = depthwise ? 1 : conv_packed_channels(p);
+  void pack(ConvArgs& args, int64_t channels) const {
+    const bool depthwise = channels == 1;
+    args.packed_k = channels;
     args.items = p.G * p.R * p.S * p.C * args.packed_k;
     run(conv_pack<T>, args, ceil_divide(args.items, kConvThreads));
     const int64_t pairs = depthwise ? p.G : args.packed_k * p.C;

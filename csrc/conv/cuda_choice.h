@@ -15,6 +15,8 @@ constexpr int64_t kConvStrip = 4;
 constexpr int64_t kConvShared = 48 << 10;
 // Below so many output channels of a group a tile of products is mostly empty.
 constexpr int64_t kConvFewChannels = 12;
+// Output channels of a thread where they are few.
+constexpr int64_t kConvFour = 4;
 
 // A block's part of contiguous planes, depthwise: outputs of neighbouring planes, and what of the input they read.
 struct ConvPlaneTile {
@@ -80,20 +82,28 @@ inline bool conv_small_sizes(const ConvParams& p) {
 inline bool conv_products_apply(const ConvParams& p) {
   return p.K >= kConvFewChannels && p.C * p.R * p.S >= 8 && conv_small_sizes(p);
 }
+inline bool conv_grouped_applies(const ConvParams& p) {
+  return p.C * p.R * p.S > 0 && (conv_both_last(p) || conv_both_planes(p));
+}
 inline bool conv_always_applies(const ConvParams&) { return true; }
 
 inline int64_t conv_weight_elements(const ConvParams& p) { return p.G * p.K * p.C * p.R * p.S; }
 inline int64_t conv_packs_all(const ConvParams& p) { return conv_weight_elements(p) * p.element_size(); }
 inline int64_t conv_packs_none(const ConvParams&) { return 0; }
-// Tensor cores are given output channels by eights.
-inline int64_t conv_packed_channels(const ConvParams& p) { return p.element_size() == 2 ? (p.K + 7) / 8 * 8 : p.K; }
+// Output channels of a group in packed weights, with zeros behind the last: tensor cores are given eight at once.
+inline int64_t conv_by_fours(const ConvParams& p) { return (p.K + kConvFour - 1) / kConvFour * kConvFour; }
+inline int64_t conv_by_eights(const ConvParams& p) { return p.element_size() == 2 ? (p.K + 7) / 8 * 8 : p.K; }
+inline int64_t conv_packs(const ConvParams& p, int64_t channels) {
+  return p.G * p.R * p.S * p.C * channels * p.element_size();
+}
+inline int64_t conv_packs_fours(const ConvParams& p) { return conv_packs(p, conv_by_fours(p)); }
 // Weights of one tap are read as they lie where they can be.
 inline int64_t conv_packs_taps(const ConvParams& p) {
   const View4& w = p.weight;
   const bool eights =
       p.K % 8 == 0 && w.c % 8 == 0 && p.weight_g % 8 == 0 && reinterpret_cast<uintptr_t>(w.data) % 16 == 0;
   const bool lies_well = p.element_size() == 2 ? w.n == 1 && eights : w.n == 1 || w.c == 1 || p.C == 1;
-  return p.R * p.S == 1 && lies_well ? 0 : p.G * p.R * p.S * p.C * conv_packed_channels(p) * p.element_size();
+  return p.R * p.S == 1 && lies_well ? 0 : conv_packs(p, conv_by_eights(p));
 }
 
 struct ConvCudaRule {
@@ -106,6 +116,7 @@ struct ConvCudaRule {
 constexpr ConvCudaRule kConvCudaForward[] = {{"depthwise_planes", conv_planes_apply, conv_packs_none},
                                              {"depthwise_pixels", conv_pixels_apply, conv_packs_all},
                                              {"implicit_gemm", conv_products_apply, conv_packs_taps},
+                                             {"grouped", conv_grouped_applies, conv_packs_fours},
                                              {"general", conv_always_applies, conv_packs_none}};
 constexpr ConvCudaRule kConvCudaGradWeight[] = {{"depthwise", conv_depthwise, conv_packs_none},
                                                 {"implicit_gemm", conv_products_apply, conv_packs_none},

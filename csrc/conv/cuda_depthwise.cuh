@@ -222,7 +222,7 @@ inline void conv_pixels_forward(const ConvLauncher& call) {
     using T = decltype(element);
     constexpr int V = kWide<T>;
     ConvArgs args = call.args();
-    call.pack<T>(args);
+    call.pack<T>(args, 1);
     const bool wide = conv_wide(p.input, p.G, V, sizeof(T)) && conv_wide(p.output, p.G, V, sizeof(T));
     args.items = p.N * p.P * ceil_divide(p.Q, kStrip * p.up_w) * p.up_w * ceil_divide(p.G, wide ? V : 1);
     call.run(wide ? conv_depthwise_pixels<T, V, true> : conv_depthwise_pixels<T, 1, false>, args,

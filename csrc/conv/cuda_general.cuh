@@ -1,6 +1,6 @@
 // The convolution that takes everything: any size, stride, dilation and layout, in 64-bit positions. A thread has a
 // pixel and a few output channels, goes through the taps that are not padding in their order, and shares each element
-// of the input among its channels. It serves groups of few channels, and what the others cannot.
+// of the input among its channels. It serves what the others cannot.
 #pragma once
 #include "conv/cuda_args.cuh"
 

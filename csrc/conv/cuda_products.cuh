@@ -203,7 +203,7 @@ inline void conv_products_forward(const ConvLauncher& call) {
   with_element(p.dtype, [&](auto element) {
     using T = decltype(element);
     ConvArgs args = call.args();
-    if (conv_packs_taps(p) > 0) call.pack<T>(args);
+    if (conv_packs_taps(p) > 0) call.pack<T>(args, conv_by_eights(p));
     if constexpr (sizeof(T) == 2) {
       conv_tensor_forward<T>(call, args, device);
     } else {

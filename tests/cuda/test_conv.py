@@ -17,7 +17,9 @@ DEVICE = "cuda"
 TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-11, torch.bfloat16: 3e-2, torch.float16: 6e-3}
 WEIGHTS = ["conv_weight_pairs", "conv_weight_products", "conv_add_parts"]
 DEPTHWISE = pytest.mark.kernels("conv_depthwise_planes", "conv_depthwise_pixels", "conv_pack", *WEIGHTS)
-PRODUCTS = pytest.mark.kernels("conv_products", "conv_tensor_products", "conv_general", "conv_pack", *WEIGHTS)
+PRODUCTS = pytest.mark.kernels(
+    "conv_products", "conv_tensor_products", "conv_grouped", "conv_general", "conv_pack", *WEIGHTS
+)
 
 
 @dataclass(frozen=True)
