@@ -163,7 +163,7 @@ inline ConvParams conv_params(const ConvArguments& a, Dtype dtype) {
   p.residual = nullptr;
   p.activation = Activation::kNone;
   p.prepacked = false;
-  p.halved = isa_halves_vectors();
+  p.halved = false;
   p.threads = 1;
   return p;
 }

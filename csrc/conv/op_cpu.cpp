@@ -22,9 +22,12 @@ bool worth_threads(const ConvParams& p) {
   return static_cast<double>(p.N) * p.G * p.K * p.C * p.R * p.S * p.P * p.Q >= kSmallMacs;
 }
 
-int threads_for(const ConvParams& p) {
-  return worth_threads(p) ? static_cast<int>(torch::stable::get_num_threads()) : 1;
+// What of the params is this machine's.
+void settle_machine(ConvParams& p, int threads) {
+  p.threads = worth_threads(p) ? threads : 1;
+  p.halved = isa_halves_vectors();
 }
+void settle_machine(ConvParams& p) { settle_machine(p, static_cast<int>(torch::stable::get_num_threads())); }
 
 bool named(const char* name, const char* other) { return std::strcmp(name, other) == 0; }
 
@@ -232,16 +235,16 @@ struct Cpu {
 
   Cpu(const char* op, const Tensor&) : op(op) {}
   void forward(ConvParams p) const {
-    p.threads = threads_for(p);
+    settle_machine(p);
     fastconv::forward(op, p);
   }
   void turned(ConvParams p, Tensor& output) const {
-    p.threads = threads_for(p);
+    settle_machine(p);
     Running runs{op, output};
     turn_round(p, runs);
   }
   void grad_weight(ConvParams p) const {
-    p.threads = threads_for(p);
+    settle_machine(p);
     fastconv::grad_weight(op, p);
   }
 
@@ -254,7 +257,7 @@ Tensor conv_pack(Tensor input, Tensor weight, Sizes stride, Sizes padding, Sizes
   int64_t bytes = 0;
   if (f.output.numel() == 0) return torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
   ConvParams p = f.p;
-  p.threads = threads_for(p);
+  settle_machine(p);
   join_rows(p);
   p.prepacked = true;
   ConvPlan plan;
@@ -272,7 +275,7 @@ Tensor conv_packed(Tensor input, Tensor weight, std::optional<Tensor> bias, Tens
   const ConvForward<Cpu> f(input, weight, bias, stride, padding, dilation, groups, residual, activation);
   if (f.output.numel() == 0) return f.output;
   ConvParams p = f.p;
-  p.threads = threads_for(p);
+  settle_machine(p);
   join_rows(p);
   p.prepacked = true;
   const Pack& pack = check_pack(f.a.op, packed, p);
@@ -401,7 +404,7 @@ ConvAnswer conv_explain(const ConvQuery& q) {
   ConvAnswer answer = {};
   p.weight = view_of(nullptr, q.weight_strides);
   p.weight_g = p.K * p.weight.n;
-  p.threads = worth_threads(p) && !q.cuda ? q.threads : 1;
+  if (!q.cuda) settle_machine(p, q.threads);
   answer.threads = p.threads;
   Noting runs{answer.runs};
   if (q.transposed) {
