@@ -40,6 +40,7 @@ Function = Callable[[Given], Any]  # a contestant; what comes out is kept, and l
 SHAPES = Path(__file__).resolve().parent / "shapes.csv"
 ROUNDS = 7  # of which the median counts
 COPY_BYTES = 1 << 30
+CONVOLUTIONS = ("dense", "grouped", "depthwise", "dilated", "transposed")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -406,6 +407,64 @@ def deform_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> lis
     return rows
 
 
+def conv_of(case: dict[str, str], library: Any, weight: Tensor) -> Function:
+    """The case's function, of fastconv or of torch.nn.functional: they have the same names and arguments."""
+    names = {"stride": "stride", "padding": "pad", "dilation": "dil"}
+    options: dict[str, Any] = {name: tuple(map(int, case[column].split("x"))) for name, column in names.items()}
+    options["groups"] = int(case["groups"])
+    if case["family"] != "transposed":
+        return lambda x: library.conv2d(x, weight, None, **options)
+    options["output_padding"] = int(case["outpad"] or 0)
+    return lambda x: library.conv_transpose2d(x, weight, None, **options)
+
+
+def conv_trained(function: Function, grad: Tensor, weight: Tensor) -> Function:
+    """Forward and backward: the gradients of input and weight."""
+
+    def step(x: Tensor) -> tuple[Tensor, ...]:
+        output = function(x)
+        return output, *torch.autograd.grad(output, [x, weight], grad)
+
+    return step
+
+
+def conv_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> list[Row]:
+    """Forward; then forward and backward. The peer is PyTorch, with cuDNN's choice by measurement and without TF32, as
+    fastconv has none; outputs are compared with PyTorch's in float64. What has to be moved: all tensors; in training
+    their gradients too, and input, weight and the output's gradient once more."""
+    shape = tuple(int(case[k]) for k in ("N_gpu", "C", "H", "W"))
+    output_shape = (shape[0], int(case["K"]), int(case["P"]), int(case["Q"]))
+    groups, kernel = int(case["groups"]), (int(case["R"]), int(case["S"]))
+    turned = case["family"] == "transposed"
+    pair = (shape[1], output_shape[1]) if turned else (output_shape[1], shape[1])
+    weight = torch.randn(pair[0], pair[1] // groups, *kernel, device="cuda")
+    weight = weight.div(math.sqrt(shape[1] // groups * math.prod(kernel))).to(dtype)
+    both = (math.prod(shape) + math.prod(output_shape) + weight.numel()) * dtype.itemsize
+    libraries = {"fastconv": fastconv, "eager": F}
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = False
+    rows = []
+    for direction, moved in (("forward", both), ("train", 3 * both)):
+        training = direction == "train"
+        with torch.inference_mode(not training), torch.set_grad_enabled(training):
+            inputs: dict[str, list[Given]] = dict(input_copies(shape, dtype, moved))
+            for x in (x for copies in inputs.values() for x in copies):
+                x.requires_grad_(training)
+            grad = torch.randn(output_shape, device="cuda").to(dtype)
+            functions: dict[str, tuple[Function, str]] = {}
+            for layout, memory in LAYOUTS.items():
+                for name, library in libraries.items():
+                    own = weight.clone(memory_format=memory).requires_grad_(training)
+                    conv, given = conv_of(case, library, own), grad.contiguous(memory_format=memory)
+                    functions[f"{name}, {layout}"] = (conv_trained(conv, given, own) if training else conv, layout)
+            exact = [t.detach().double().requires_grad_(training) for t in (inputs["contiguous"][0], weight)]
+            wanted = conv_of(case, F, exact[1])
+            result = (conv_trained(wanted, grad.double(), exact[1]) if training else wanted)(exact[0])
+            rows += contest(case, inputs, functions, partial(deform_close, result), moved, direction)
+        torch.cuda.empty_cache()
+    return rows
+
+
 FAMILIES: dict[str, Callable[[dict[str, str], torch.dtype, bool], list[Row]]] = {
     "channel_shuffle": channel_shuffle_rows,
     "pool": pool_rows,
@@ -414,6 +473,7 @@ FAMILIES: dict[str, Callable[[dict[str, str], torch.dtype, bool], list[Row]]] = 
     "roi_align": roi_rows,
     "roi_pool": roi_rows,
     "deform": deform_rows,
+    **dict.fromkeys(CONVOLUTIONS, conv_rows),
 }
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import isnan, nan, prod
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +42,7 @@ class Explanation:
     op: str
     dtype: torch.dtype
     memory_format: torch.memory_format
+    #: the instruction set; "cuda" for CUDA tensors
     isa: str
     #: sizes of the tensors that are read and of the output
     operands: dict[str, tuple[int, ...]]
@@ -55,7 +56,8 @@ class Explanation:
     flops: int
     #: of everything that is read once and written once
     bytes: int
-    #: FLOP/s and bytes/s of this machine with the threads that are used
+    #: FLOP/s and bytes/s of this machine with the threads that are used; NaN for CUDA tensors, of whose GPU nothing is
+    #: measured
     peak: float
     bandwidth: float
 
@@ -88,15 +90,18 @@ class Explanation:
         layout = str(self.memory_format).removeprefix("torch.").removesuffix("_format")
         dtype = str(self.dtype).removeprefix("torch.")
         operands = ", ".join(f"{name} {list(size)}" for name, size in self.operands.items())
-        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        threads = "" if self.isa == "cuda" else f", {self.threads} thread{'s' if self.threads > 1 else ''}"
         lines = [
-            f"{self.op}: {operands} to {list(self.output)}, {dtype}, {layout}, {self.isa}, {threads}",
+            f"{self.op}: {operands} to {list(self.output)}, {dtype}, {layout}, {self.isa}{threads}",
             *([f"  way      {_WAYS[self.way]}"] if self.way else []),
             *(line for runs in _alike(self.runs) for line in _describe(runs)),
             f"  work     {_unit(self.flops, 'FLOP')}, {_unit(self.bytes, 'B')}, {self.intensity:.3g} FLOP/B",
-            f"  at best  {_unit(self.seconds, 's')}, bound by {self.bound} "
-            f"({_unit(self.peak, 'FLOP/s')}, {_unit(self.bandwidth, 'B/s')})",
         ]
+        if not isnan(self.peak):
+            lines.append(
+                f"  at best  {_unit(self.seconds, 's')}, bound by {self.bound} "
+                f"({_unit(self.peak, 'FLOP/s')}, {_unit(self.bandwidth, 'B/s')})"
+            )
         return "\n".join(lines)
 
 
@@ -141,9 +146,10 @@ def explain(
     dtype: torch.dtype | None = None,
     memory_format: torch.memory_format = torch.contiguous_format,
     threads: int | None = None,
+    device: str | None = None,
     **kwargs: Any,
 ) -> Explanation:
-    """Which kernel a call would run on the CPU, why, and how long it must take at least. Computes nothing.
+    """Which kernel a call would run, why, and how long it must take at least. Computes nothing.
 
     Args:
         op: a function of fastconv, or its name: ``conv1d``, ``conv2d``, ``conv_transpose1d``, ``conv_transpose2d``.
@@ -151,6 +157,8 @@ def explain(
         dtype: of tensors that are given by their shape; by default that of the given tensors, else float32.
         memory_format: of the input, where it is given by its shape.
         threads: how many may be used; by default PyTorch's number.
+        device: ``"cpu"`` or ``"cuda"``; by default that of the given tensors, else the CPU. What CUDA tensors would run
+            can be asked on any machine; how long it must take cannot.
         kwargs: the other arguments of the function; a residual as a tensor or a shape.
 
     Returns:
@@ -158,7 +166,7 @@ def explain(
         threads, which takes about 0.2 seconds.
 
     Raises:
-        ValueError: a function that cannot be explained, a number of threads below one.
+        ValueError: a function that cannot be explained, a number of threads below one, another device.
         RuntimeError, TypeError: what the function would raise.
 
     >>> found = explain("conv2d", (1, 64, 56, 56), (64, 64, 3, 3), padding=1)
@@ -185,35 +193,50 @@ def explain(
     given |= {key: kwargs.pop(key) for key in ("bias", "residual") if kwargs.get(key) is not None}
     if dtype is None:
         dtype = next((t.dtype for t in given.values() if isinstance(t, Tensor)), torch.float32)
-    operands = {key: _without_data(key, value, dtype, memory_format) for key, value in given.items()}
+    device = _device(given, device)
+    operands = {
+        key: _without_data(value, dtype, memory_format if key == "input" else None) for key, value in given.items()
+    }
     with torch.no_grad():
         output = family.function(**operands, **kwargs)  # refuses what a call would refuse
     flops, query = family.query(operands["input"], operands["weight"], output, **kwargs)
-    runs, way = _ask(operands, output, threads, query)
+    runs, way = _ask(operands, output, threads, {**query, "cuda": device == "cuda"})
     used = max((run.threads for run in runs), default=1)
     return Explanation(
         op=family.function.__name__,
         dtype=output.dtype,
         memory_format=format_of(operands["input"]),
-        isa=native.isa(),
+        isa="cuda" if device == "cuda" else native.isa(),
         operands={key: tuple(t.shape) for key, t in operands.items()},
         output=tuple(output.shape),
         runs=runs,
         way=way,
         flops=flops,
         bytes=sum(t.numel() * t.itemsize for t in (*operands.values(), output)),
-        peak=_roofline.peak(output.dtype, used),
-        bandwidth=_roofline.bandwidth(used),
+        peak=nan if device == "cuda" else _roofline.peak(output.dtype, used),
+        bandwidth=nan if device == "cuda" else _roofline.bandwidth(used),
     )
 
 
-def _without_data(name: str, given: Any, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
+def _device(given: dict[str, Any], device: str | None) -> str:
+    """The one that is asked for; refuses tensors of another."""
+    if device not in (None, "cpu", "cuda"):
+        raise ValueError(f"explain: device must be 'cpu' or 'cuda' (got {device!r})")
+    for name, value in given.items():
+        own = value.device.type if isinstance(value, Tensor) else "meta"
+        if own == "meta":
+            continue
+        if own not in ((device,) if device else ("cpu", "cuda")):
+            raise ValueError(f"explain: {name} must be on {device or 'the CPU or CUDA'} (got {value.device})")
+        device = own
+    return device or "cpu"
+
+
+def _without_data(given: Any, dtype: torch.dtype, memory_format: torch.memory_format | None) -> Tensor:
     """The tensor, or one of this shape, on the device "meta"."""
     if isinstance(given, Tensor):
-        if given.device.type not in ("cpu", "meta"):
-            raise ValueError(f"explain: {name} must be on the CPU (got {given.device})")
         return torch.empty_strided(given.shape, given.stride(), dtype=given.dtype, device="meta")
-    format = memory_format if name == "input" and len(given) == 4 else torch.contiguous_format
+    format = memory_format if memory_format and len(given) == 4 else torch.contiguous_format
     return torch.empty(tuple(given), dtype=dtype, device="meta", memory_format=format)
 
 

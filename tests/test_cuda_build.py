@@ -30,6 +30,15 @@ def test_needs_pytorch_and_nothing_of_cuda() -> None:
 
 
 @built
+def test_needs_nothing_of_the_other_library() -> None:
+    """What host operators of CUDA call has to stand in headers: `_C` hides its symbols, and loading would fail."""
+    symbols = subprocess.run(
+        ["nm", "-D", "-C", "--undefined-only", str(LIBRARY)], capture_output=True, text=True, check=True
+    ).stdout
+    assert not re.findall(r" U (fastconv::.*)", symbols)
+
+
+@built
 def test_keeps_its_cuda_runtime_to_itself() -> None:
     """PyTorch has loaded a CUDA runtime of its own; the two must not find each other's functions."""
     symbols = subprocess.run(

@@ -298,6 +298,26 @@ def test_text() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kernel", "sizes", "kwargs"),
+    [
+        ("depthwise_planes", ((2, 32, 9, 9), (32, 1, 3, 3)), dict(groups=32)),
+        ("depthwise_pixels", ((2, 32, 9, 9), (32, 1, 3, 3)), dict(groups=32, memory_format=torch.channels_last)),
+        ("implicit_gemm", ((2, 32, 9, 9), (32, 32, 3, 3)), dict(stride=2)),
+        ("grouped", ((2, 32, 9, 9), (32, 4, 3, 3)), dict(groups=8)),
+    ],
+)
+def test_it_names_the_kernel_that_cuda_tensors_run(kernel: str, sizes: tuple, kwargs: dict) -> None:
+    found = fastconv.explain("conv2d", *sizes, device="cuda", **kwargs)
+    assert (found.kernel, found.isa, found.threads) == (kernel, "cuda", 1)
+    packs = kernel != "depthwise_planes"
+    assert found.runs[0].packed_bytes == (4 * prod(sizes[1]) if packs else 0)
+    assert "at best" not in str(found)
+    assert kernel in str(found)
+    turned = fastconv.explain("conv_transpose2d", *sizes, device="cuda", **{"stride": 2} | kwargs)
+    assert (turned.way, turned.kernel) == ("spread", kernel)
+
+
+@pytest.mark.parametrize(
     ("arguments", "kwargs", "error", "message"),
     [
         (
@@ -316,6 +336,18 @@ def test_text() -> None:
             dict(threads=0),
             ValueError,
             "explain: threads must be positive (got 0)",
+        ),
+        (
+            ("conv2d", (1, 4, 5, 5), (4, 4, 3, 3)),
+            dict(device="tpu"),
+            ValueError,
+            "explain: device must be 'cpu' or 'cuda' (got 'tpu')",
+        ),
+        (
+            ("conv2d", torch.ones(1, 4, 5, 5), (4, 4, 3, 3)),
+            dict(device="cuda"),
+            ValueError,
+            "explain: input must be on cuda (got cpu)",
         ),
         (("conv2d", (1, 4, 5, 5), (4, 3, 3, 3)), {}, RuntimeError, "conv2d: weight must have 4 channels"),
         (("conv2d", (1, 4, 5), (4, 4, 3, 3)), dict(stride=0), RuntimeError, "conv2d: stride must be positive"),

@@ -33,6 +33,7 @@ struct ConvQuery {
   bool transposed;
   std::vector<int64_t> output_padding;  // of a transposed one
   bool bias;
+  bool cuda;  // of CUDA tensors
 };
 struct ConvRun {
   std::string kernel;                                          // empty where none serves

@@ -1,14 +1,14 @@
+// The convolution operators for CPU tensors, and how a kernel of the table is chosen; operators.h says what they do.
 #include <atomic>
 #include <cstring>
 
-#include "conv/check.h"
 #include "conv/choice.h"
+#include "conv/cuda_choice.h"
+#include "conv/operators.h"
 #include "conv/pack.h"
 
 namespace fastconv {
 namespace {
-
-using Sizes = std::vector<int64_t>;
 
 constexpr double kSmallMacs = 2e5;  // below this a second thread costs more than it computes
 
@@ -22,9 +22,12 @@ bool worth_threads(const ConvParams& p) {
   return static_cast<double>(p.N) * p.G * p.K * p.C * p.R * p.S * p.P * p.Q >= kSmallMacs;
 }
 
-int threads_for(const ConvParams& p) {
-  return worth_threads(p) ? static_cast<int>(torch::stable::get_num_threads()) : 1;
+// What of the params is this machine's.
+void settle_machine(ConvParams& p, int threads) {
+  p.threads = worth_threads(p) ? threads : 1;
+  p.halved = isa_halves_vectors();
 }
+void settle_machine(ConvParams& p) { settle_machine(p, static_cast<int>(torch::stable::get_num_threads())); }
 
 bool named(const char* name, const char* other) { return std::strcmp(name, other) == 0; }
 
@@ -128,102 +131,6 @@ void grad_weight(const char* op, ConvParams p) {
   kernel.run(p, plan, memory.get());
 }
 
-const void* bias_of(const char* op, std::optional<Tensor>& bias, int64_t channels, const Tensor& input) {
-  if (!bias) return nullptr;
-  check_same(op, "bias", *bias, input);
-  check(bias->dim() == 1 && bias->size(0) == channels, op, ": bias must have shape [", channels, "] (got ",
-        text(bias->sizes()), ")");
-  bias = torch::stable::contiguous(*bias);
-  return bias->const_data_ptr();
-}
-
-Activation activation_of(const char* op, const std::optional<std::string>& name) {
-  if (!name) return Activation::kNone;
-  constexpr const char* kNames[] = {"relu", "relu6", "silu", "hardswish"};  // in the order of the enumeration
-  for (int i = 0; i < 4; ++i)
-    if (*name == kNames[i]) return static_cast<Activation>(i + 1);
-  check(false, op, ": activation must be None, 'relu', 'relu6', 'silu' or 'hardswish' (got '", *name, "')");
-  return Activation::kNone;
-}
-
-// A convolution whose arguments were checked, with its output allocated. Holds copies of tensors that the kernels could
-// not read where they lay.
-struct Forward {
-  ConvArguments a;
-  Tensor input, output;
-  std::optional<Tensor> bias, residual;
-  ConvParams p;
-
-  Forward(Tensor given, const Tensor& weight, std::optional<Tensor> given_bias, const Sizes& stride,
-          const Sizes& padding, const Sizes& dilation, int64_t groups, std::optional<Tensor> given_residual,
-          const std::optional<std::string>& activation)
-      : a(check_conv(given.sizes(), weight.sizes(), stride, padding, dilation, groups)),
-        input(std::move(given)),
-        bias(std::move(given_bias)),
-        residual(std::move(given_residual)),
-        p(conv_params(a, dtype_of(a.op, input))) {
-    check_same(a.op, "weight", weight, input);
-    p.bias = bias_of(a.op, bias, a.weight[0], input);
-    const Sizes sizes = result_sizes(a, a.output);
-    if (residual) {
-      check_same(a.op, "residual", *residual, input);
-      check_shape(a.op, "residual", *residual, sizes);
-    }
-    p.activation = activation_of(a.op, activation);
-    const MemoryFormat format = memory_format(input);
-    output = empty_as(input, sizes, format);
-    if (output.numel() == 0) return;
-    if (residual) {
-      residual = torch::stable::contiguous(*residual, format);
-      p.residual = residual->const_data_ptr();
-    }
-    p.input = readable(input);
-    p.weight = view_of(weight, weight.const_data_ptr());
-    p.weight_g = p.K * p.weight.n;
-    p.output = readable(output);
-    p.threads = threads_for(p);
-  }
-};
-
-Tensor conv(Tensor input, Tensor weight, std::optional<Tensor> bias, Sizes stride, Sizes padding, Sizes dilation,
-            int64_t groups, std::optional<Tensor> residual, std::optional<std::string> activation) {
-  const Forward f(input, weight, bias, stride, padding, dilation, groups, residual, activation);
-  if (f.output.numel() > 0) forward(f.a.op, f.p);
-  return f.output;
-}
-
-Tensor conv_pack(Tensor input, Tensor weight, Sizes stride, Sizes padding, Sizes dilation, int64_t groups) {
-  const Forward f(input, weight, std::nullopt, stride, padding, dilation, groups, std::nullopt, std::nullopt);
-  int64_t bytes = 0;
-  if (f.output.numel() == 0) return torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
-  ConvParams p = f.p;
-  join_rows(p);
-  p.prepacked = true;
-  ConvPlan plan;
-  const ConvKernel& kernel = served(f.a.op, find_forward(p, plan));
-  bytes = Pack::header_bytes() + plan.memory.packed;
-  Tensor result = torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
-  Pack* pack = new (result.mutable_data_ptr()) Pack{Pack::kMagic, pack_sample(p), pack_key(p), &kernel, plan};
-  kernel.pack(p, plan, pack->weights());
-  return result;
-}
-
-Tensor conv_packed(Tensor input, Tensor weight, std::optional<Tensor> bias, Tensor packed, Sizes stride, Sizes padding,
-                   Sizes dilation, int64_t groups, std::optional<Tensor> residual,
-                   std::optional<std::string> activation) {
-  const Forward f(input, weight, bias, stride, padding, dilation, groups, residual, activation);
-  if (f.output.numel() == 0) return f.output;
-  ConvParams p = f.p;
-  join_rows(p);
-  p.prepacked = true;
-  const Pack& pack = check_pack(f.a.op, packed, p);
-  Memory scratch(pack.plan.memory.scratch);
-  for_each_kernel([&](const ConvKernel& kernel) {
-    if (&kernel == pack.kernel) kernel.run(p, pack.plan, pack.weights(), scratch.get());
-  });
-  return f.output;
-}
-
 // Whether `p`, of spread_params(), is a product of matrices: of images of one pixel every output has one tap, and the
 // weights of an input channel lie as the outputs of an image do.
 bool is_product(const ConvParams& p) {
@@ -322,61 +229,61 @@ struct Running {
   void clear() { torch::stable::zero_(output); }
 };
 
-// What comes from one pixel has the layout of the weight first: it is smaller, and better copied.
-bool from_one_pixel(const ConvParams& p) { return p.P == 1 && p.Q == 1; }
+struct Cpu {
+  // What comes from one pixel may be a product of matrices.
+  static constexpr bool kProducts = true;
 
-// The convolution `p` turned round: the gradient of its input, or with a bias [G*C] a transposed convolution.
-Tensor transposed(const ConvArguments& a, ConvParams p, Tensor grad_output, const Tensor& weight) {
-  const MemoryFormat format = memory_format(grad_output);
-  Tensor grad_input =
-      empty_as(grad_output, result_sizes(a, a.input), from_one_pixel(p) ? memory_format(weight) : format);
-  if (grad_input.numel() == 0) return grad_input;
-  p.output = readable(grad_output);
-  p.weight = view_of(weight, weight.const_data_ptr());
-  p.weight_g = p.K * p.weight.n;
-  p.input = readable(grad_input);
-  p.threads = threads_for(p);
-  Running runs{a.op, grad_input};
-  turn_round(p, runs);
-  return torch::stable::contiguous(grad_input, format);
-}
+  Cpu(const char* op, const Tensor&) : op(op) {}
+  void forward(ConvParams p) const {
+    settle_machine(p);
+    fastconv::forward(op, p);
+  }
+  void turned(ConvParams p, Tensor& output) const {
+    settle_machine(p);
+    Running runs{op, output};
+    turn_round(p, runs);
+  }
+  void grad_weight(ConvParams p) const {
+    settle_machine(p);
+    fastconv::grad_weight(op, p);
+  }
 
-Tensor conv_transpose(Tensor input, Tensor weight, std::optional<Tensor> bias, Sizes stride, Sizes padding,
-                      Sizes output_padding, Sizes dilation, int64_t groups) {
-  const ConvArguments a =
-      check_conv_transpose(input.sizes(), weight.sizes(), stride, padding, output_padding, dilation, groups);
-  ConvParams p = conv_params(a, dtype_of(a.op, input));
-  check_same(a.op, "weight", weight, input);
-  p.bias = bias_of(a.op, bias, a.input[1], input);
-  return transposed(a, p, input, weight);
-}
+  const char* op;
+};
+using Operators = ConvOperators<Cpu>;
 
-Tensor conv_grad_input(Tensor grad_output, Tensor weight, Sizes input_size, Sizes stride, Sizes padding, Sizes dilation,
-                       int64_t groups) {
-  const ConvArguments a = check_conv(input_size, weight.sizes(), stride, padding, dilation, groups);
-  const ConvParams p = conv_params(a, dtype_of(a.op, grad_output));
-  check_same(a.op, "weight", weight, grad_output);
-  check_shape(a.op, "grad_output", grad_output, result_sizes(a, a.output));
-  return transposed(a, p, grad_output, weight);
-}
-
-Tensor conv_grad_weight(Tensor grad_output, Tensor input, Sizes weight_size, Sizes stride, Sizes padding,
-                        Sizes dilation, int64_t groups) {
-  const ConvArguments a = check_conv(input.sizes(), weight_size, stride, padding, dilation, groups);
-  const Dtype dtype = dtype_of(a.op, input);
-  check_same(a.op, "grad_output", grad_output, input);
-  check_shape(a.op, "grad_output", grad_output, result_sizes(a, a.output));
-  Tensor result = empty_as(input, weight_size, MemoryFormat::Contiguous);
-  if (result.numel() == 0) return result;
-  if (input.numel() == 0 || grad_output.numel() == 0) return torch::stable::zero_(result);
-  ConvParams p = conv_params(a, dtype);
-  p.input = readable(input);
-  p.output = readable(grad_output);
-  p.weight = view_of(result, result.mutable_data_ptr());
-  p.weight_g = p.K * p.weight.n;
-  p.threads = threads_for(p);
-  grad_weight(a.op, p);
+Tensor conv_pack(Tensor input, Tensor weight, Sizes stride, Sizes padding, Sizes dilation, int64_t groups) {
+  const ConvForward<Cpu> f(input, weight, std::nullopt, stride, padding, dilation, groups, std::nullopt, std::nullopt);
+  int64_t bytes = 0;
+  if (f.output.numel() == 0) return torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
+  ConvParams p = f.p;
+  settle_machine(p);
+  join_rows(p);
+  p.prepacked = true;
+  ConvPlan plan;
+  const ConvKernel& kernel = served(f.a.op, find_forward(p, plan));
+  bytes = Pack::header_bytes() + plan.memory.packed;
+  Tensor result = torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
+  Pack* pack = new (result.mutable_data_ptr()) Pack{Pack::kMagic, pack_sample(p), pack_key(p), &kernel, plan};
+  kernel.pack(p, plan, pack->weights());
   return result;
+}
+
+Tensor conv_packed(Tensor input, Tensor weight, std::optional<Tensor> bias, Tensor packed, Sizes stride, Sizes padding,
+                   Sizes dilation, int64_t groups, std::optional<Tensor> residual,
+                   std::optional<std::string> activation) {
+  const ConvForward<Cpu> f(input, weight, bias, stride, padding, dilation, groups, residual, activation);
+  if (f.output.numel() == 0) return f.output;
+  ConvParams p = f.p;
+  settle_machine(p);
+  join_rows(p);
+  p.prepacked = true;
+  const Pack& pack = check_pack(f.a.op, packed, p);
+  Memory scratch(pack.plan.memory.scratch);
+  for_each_kernel([&](const ConvKernel& kernel) {
+    if (&kernel == pack.kernel) kernel.run(p, pack.plan, pack.weights(), scratch.get());
+  });
+  return f.output;
 }
 
 }  // namespace
@@ -474,6 +381,18 @@ View4 readable_view(const Sizes& sizes, const Sizes& strides, bool channels_last
   return view;
 }
 
+ConvRun cuda_run(ConvParams p) {
+  join_rows(p);
+  ConvRun found = {};
+  for (const ConvCudaRule& rule : kConvCudaForward) {
+    found.kernel = rule.name;
+    found.packed = rule.packs(p);
+    if (rule.applies(p)) break;
+    found.passed_by.emplace_back(rule.name, "cannot serve these arguments, or does not pay");
+  }
+  return found;
+}
+
 }  // namespace
 
 ConvAnswer conv_explain(const ConvQuery& q) {
@@ -485,30 +404,41 @@ ConvAnswer conv_explain(const ConvQuery& q) {
   ConvAnswer answer = {};
   p.weight = view_of(nullptr, q.weight_strides);
   p.weight_g = p.K * p.weight.n;
-  p.threads = worth_threads(p) ? q.threads : 1;
+  if (!q.cuda) settle_machine(p, q.threads);
   answer.threads = p.threads;
   Noting runs{answer.runs};
   if (q.transposed) {
+    const bool product_of_one = conv_from_one_pixel(p) && !q.cuda;
     p.output = readable_view(a.output, q.input_strides, last, answer.copies_input);
-    p.input = dense_view(a.input, from_one_pixel(p) ? is_channels_last(q.weight, q.weight_strides) : last);
+    p.input = dense_view(a.input, product_of_one ? is_channels_last(q.weight, q.weight_strides) : last);
     const std::vector<double> bias(static_cast<size_t>(q.bias ? a.input[1] : 0));  // of any dtype
     p.bias = q.bias ? bias.data() : nullptr;
-    if (product(a.input) > 0) answer.way = turn_round(p, runs);
+    if (product(a.input) == 0) return answer;
+    if (q.cuda) {
+      answer.way = p.stride_h == 1 && p.stride_w == 1 ? "backwards" : "spread";
+      answer.runs.push_back(cuda_run(spread_params(p)));
+    } else {
+      answer.way = turn_round(p, runs);
+    }
   } else {
     p.input = readable_view(a.input, q.input_strides, last, answer.copies_input);
     p.output = dense_view(a.output, last);
-    if (product(a.output) > 0) runs.run(p);
+    if (product(a.output) == 0) return answer;
+    if (q.cuda)
+      answer.runs.push_back(cuda_run(p));
+    else
+      runs.run(p);
   }
   return answer;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
-  m.impl("conv", TORCH_BOX(&conv));
-  m.impl("conv_transpose", TORCH_BOX(&conv_transpose));
+  m.impl("conv", TORCH_BOX(&Operators::conv));
+  m.impl("conv_transpose", TORCH_BOX(&Operators::conv_transpose));
   m.impl("_conv_pack", TORCH_BOX(&conv_pack));
   m.impl("_conv_packed", TORCH_BOX(&conv_packed));
-  m.impl("_conv_grad_input", TORCH_BOX(&conv_grad_input));
-  m.impl("_conv_grad_weight", TORCH_BOX(&conv_grad_weight));
+  m.impl("_conv_grad_input", TORCH_BOX(&Operators::conv_grad_input));
+  m.impl("_conv_grad_weight", TORCH_BOX(&Operators::conv_grad_weight));
 }
 
 }  // namespace fastconv

@@ -137,6 +137,14 @@ __device__ __forceinline__ void copy_async_wait() {
 
 // ---- tensor cores: D += A B over a warp, fragments laid out as in the PTX manual ----
 
+// Whether the chip that is compiled for has those of 16-bit types in this shape; kernels that use them do nothing
+// elsewhere, and their launchers choose others.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr bool kTensorCores16 = false;
+#else
+constexpr bool kTensorCores16 = true;
+#endif
+
 // A [16, 16] (4 registers of two 16-bit values a lane), B [16, 8] (2), D [16, 8] in float32 (4).
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bfloat16) {
   asm volatile(

@@ -1,6 +1,8 @@
 // The library's CUDA kernels as the emulator runs them: one entry per operator, called by the tests of its family.
 #include <cstring>
 
+#include "conv/cuda.cuh"
+#include "conv/turn.h"
 #include "deform/cuda.cuh"
 #include "entry.h"
 #include "pool/cuda.cuh"
@@ -203,4 +205,55 @@ extern "C" int64_t emulated_deform_scratch(int64_t dtype, int64_t channels_last,
                                            const int64_t* sizes, void* const* memory, const int64_t* limits) {
   return fastconv::deform_scratch(deform_params(dtype, channels_last, offsets_last, sizes, memory),
                                   {limits[0], limits[1], limits[2]});
+}
+
+namespace {
+
+// `fields`: the sizes and the geometry of ConvParams, then the strides of input and output; `memory`: input, weight,
+// bias, output, residual. The weight is dense.
+fastconv::ConvParams conv_params(int64_t direction, int64_t dtype, int64_t activation, const int64_t* fields,
+                                 void* const* memory) {
+  fastconv::ConvParams p = {};
+  p.dtype = static_cast<fastconv::Dtype>(dtype);
+  p.activation = static_cast<fastconv::Activation>(activation);
+  int64_t* const places[] = {&p.N,          &p.G,          &p.C,        &p.K,        &p.H,        &p.W,
+                             &p.P,          &p.Q,          &p.R,        &p.S,        &p.stride_h, &p.stride_w,
+                             &p.dilation_h, &p.dilation_w, &p.pad_h,    &p.pad_w,    &p.input.n,  &p.input.c,
+                             &p.input.h,    &p.input.w,    &p.output.n, &p.output.c, &p.output.h, &p.output.w};
+  for (int64_t* place : places) *place = *fields++;
+  p.up_h = p.up_w = 1;
+  p.input.data = memory[0];
+  p.weight = {memory[1], p.C * p.R * p.S, p.R * p.S, p.S, 1};
+  p.weight_g = p.K * p.weight.n;
+  p.bias = memory[2];
+  p.output.data = memory[3];
+  p.residual = memory[4];
+  return direction == 1 ? fastconv::spread_params(p) : p;
+}
+
+}  // namespace
+
+// Convolution (direction 0), turned round (1), or the gradient of the weight (2), by the kernel of this name or,
+// without one, by the first that applies. `limits`: those of ConvLimits.
+extern "C" const char* emulated_conv(int64_t direction, const char* kernel, int64_t dtype, int64_t activation,
+                                     const int64_t* fields, void* const* memory, void* scratch, const int64_t* limits) {
+  return error_of([&] {
+    const auto p = conv_params(direction, dtype, activation, fields, memory);
+    const fastconv::ConvLimits at = {limits[0], limits[1], limits[2]};
+    const fastconv::Stream stream = {"conv2d", 0, nullptr};
+    if (direction == 2) return fastconv::conv_grad_weight(p, scratch, stream, at, kernel);
+    fastconv::conv_forward(p, scratch, stream, at, kernel);
+  });
+}
+
+// The scratch memory for that; negative where the kernel does not serve it.
+extern "C" int64_t emulated_conv_scratch(int64_t direction, const char* kernel, int64_t dtype, const int64_t* fields,
+                                         void* const* memory, const int64_t* limits) {
+  const auto p = conv_params(direction, dtype, 0, fields, memory);
+  const bool grad = direction == 2;
+  const int found = grad ? fastconv::conv_cuda_choose(fastconv::kConvCudaGradWeight, p, kernel)
+                         : fastconv::conv_cuda_choose(fastconv::kConvCudaForward, p, kernel);
+  if (found < 0) return -1;
+  return grad ? fastconv::conv_grad_weight_scratch(p, {limits[0], limits[1], limits[2]}, kernel)
+              : fastconv::conv_scratch(p, kernel);
 }

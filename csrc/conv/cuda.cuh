@@ -1,0 +1,59 @@
+// Convolution on CUDA: the kernels behind the names of cuda_choice.h. Forward kernels also serve the input gradient and
+// transposed convolutions, as convolutions of an input that is spread out. Nothing waits for the GPU, and each call
+// gives the same bits again.
+#pragma once
+#include <iterator>
+#include <stdexcept>
+#include <string>
+
+#include "conv/cuda_depthwise.cuh"
+#include "conv/cuda_general.cuh"
+#include "conv/cuda_grouped.cuh"
+#include "conv/cuda_products.cuh"
+#include "conv/cuda_weight.cuh"
+
+namespace fastconv {
+namespace {
+
+struct ConvCudaGradWeight {
+  int64_t (*scratch)(const ConvParams&, const ConvLimits&);  // bytes of device memory that `run` needs
+  void (*run)(const ConvLauncher&);
+};
+
+// In the order of their rules.
+constexpr void (*kConvForward[])(const ConvLauncher&) = {
+    conv_planes_forward, conv_pixels_forward, conv_products_forward, conv_grouped_forward, conv_general_forward};
+constexpr ConvCudaGradWeight kConvGradWeight[] = {{conv_pairs_scratch, conv_pairs_grad_weight},
+                                                  {conv_weight_products_scratch, conv_products_grad_weight},
+                                                  {conv_pairs_scratch, conv_pairs_grad_weight}};
+static_assert(std::size(kConvForward) == std::size(kConvCudaForward), "one kernel for each rule");
+static_assert(std::size(kConvGradWeight) == std::size(kConvCudaGradWeight), "one kernel for each rule");
+
+template <size_t Count>
+int conv_cuda_serving(const ConvCudaRule (&table)[Count], const ConvParams& p, const char* only) {
+  const int found = conv_cuda_choose(table, p, only);
+  if (found < 0) throw std::invalid_argument(std::string(only) + " does not serve this convolution");
+  return found;
+}
+
+// A convolution, and the bytes of device memory that it needs; `only`: the name of the kernel that has to serve it.
+inline int64_t conv_scratch(const ConvParams& p, const char* only = nullptr) {
+  return kConvCudaForward[conv_cuda_serving(kConvCudaForward, p, only)].packs(p);
+}
+inline void conv_forward(const ConvParams& p, void* scratch, const Stream& stream, const ConvLimits& limits = {},
+                         const char* only = nullptr) {
+  kConvForward[conv_cuda_serving(kConvCudaForward, p, only)]({p, stream, limits, scratch});
+}
+
+// The same for the gradient of the weight, which is dense.
+inline int64_t conv_grad_weight_scratch(const ConvParams& p, const ConvLimits& limits = {},
+                                        const char* only = nullptr) {
+  return kConvGradWeight[conv_cuda_serving(kConvCudaGradWeight, p, only)].scratch(p, limits);
+}
+inline void conv_grad_weight(const ConvParams& p, void* scratch, const Stream& stream, const ConvLimits& limits = {},
+                             const char* only = nullptr) {
+  kConvGradWeight[conv_cuda_serving(kConvCudaGradWeight, p, only)].run({p, stream, limits, scratch});
+}
+
+}  // namespace
+}  // namespace fastconv

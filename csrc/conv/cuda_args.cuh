@@ -1,0 +1,189 @@
+// What the convolution kernels start from: the struct that they take, which taps of an output are not padding, how a
+// sum becomes an output, the weights in another order, and how a launcher starts a kernel.
+#pragma once
+#include <cmath>
+
+#include "conv/cuda_choice.h"
+#include "conv/params.h"
+#include "core/elements.cuh"
+#include "core/launch.h"
+
+namespace fastconv {
+namespace {
+
+constexpr int kConvThreads = 256;
+
+// Of numbers that are not negative; most have 32 bits, in which it costs a third.
+__device__ __forceinline__ int64_t conv_divide(int64_t a, int64_t b) {
+  if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
+  return a / b;
+}
+// Takes the last coordinate off a number.
+__device__ __forceinline__ int64_t conv_take(int64_t& number, int64_t size) {
+  const int64_t rest = conv_divide(number, size), last = number - rest * size;
+  number = rest;
+  return last;
+}
+
+// The taps that read the input and not padding: tap `first + i * period` reads position `at + i * step`, i in
+// [0, count); period and step are the axis's.
+struct ConvReach {
+  int64_t first, at, count;
+};
+
+// One axis of a convolution.
+struct ConvAxis {
+  int64_t inputs, outputs, taps, stride, dilation, pad, up;
+  int64_t period;  // one of so many taps reads a row that is no zero between rows
+  int64_t step;    // and the next such tap the row so many further
+
+  // Those of output `one`, or of any up to `last`, which is as `one` modulo `up`; `at` is where `one` reads.
+  __device__ __forceinline__ ConvReach reach(int64_t one, int64_t last) const {
+    int64_t tap = 0, at = one * stride - pad;
+    if (up > 1) {
+      while (tap < period && (at + tap * dilation) % up != 0) ++tap;
+      if (tap == period) return {0, 0, 0};
+      at = (at + tap * dilation) / up;
+    }
+    const int64_t end = at + (last - one) / up * stride;
+    if (end < 0) {
+      const int64_t skipped = conv_divide(step - 1 - end, step);
+      tap += skipped * period;
+      at += skipped * step;
+    }
+    if (tap >= taps || at >= inputs) return {0, 0, 0};
+    const int64_t left = conv_divide(taps - 1 - tap, period) + 1, inside = conv_divide(inputs - 1 - at, step) + 1;
+    return {tap, at, left < inside ? left : inside};
+  }
+  __device__ __forceinline__ ConvReach reach(int64_t output) const { return reach(output, output); }
+};
+
+struct ConvArgs {
+  ConvParams p;
+  ConvAxis h, w;
+  bool channels_last;  // outputs of one pixel are neighbours, so threads of one are
+  bool input_last;     // and those of the input
+  bool wide_output;    // several channels of a pixel are accessed at once
+  bool wide_input;     // likewise
+  bool by_channel;     // weights of one output channel are neighbours, not those of an input channel
+  ConvPlaneTile tile;
+  int64_t packed_k;  // output channels of a group in the packed weights, those that are not there included
+  int64_t lanes;     // channels that a block has side by side
+  int64_t parts;     // into which pixels are split
+  void* sums;        // [parts, the weight's elements], in the type that is added up in; or null: there is one part
+  void* packed;
+  int64_t items;
+};
+
+template <class T>
+__device__ __forceinline__ const T* conv_at(const View4& view, int64_t n, int64_t c, int64_t h, int64_t w) {
+  return static_cast<const T*>(view.data) + n * view.n + c * view.c + h * view.h + w * view.w;
+}
+
+template <class A>
+__device__ __forceinline__ A conv_activate(Activation activation, A v) {  // NaN stays NaN
+  const A zero = 0, six = 6;
+  if (activation == Activation::kRelu) return v < zero ? zero : v;
+  if (activation == Activation::kRelu6) return v < zero ? zero : v > six ? six : v;
+  if (activation == Activation::kSilu) return v / (1 + std::exp(-v));
+  if (activation == Activation::kHardswish) {
+    const A raised = v + 3;
+    return v * (raised < zero ? zero : raised > six ? six : raised) / six;
+  }
+  return v;
+}
+
+// What of a sum goes to the output at `offset`.
+template <class T>
+__device__ __forceinline__ Accumulate<T> conv_finish(const ConvParams& p, Accumulate<T> sum, int64_t channel,
+                                                     int64_t offset) {
+  if (p.bias) sum += widen(static_cast<const T*>(p.bias)[channel]);
+  if (p.residual) sum += widen(static_cast<const T*>(p.residual)[offset]);
+  return conv_activate(p.activation, sum);
+}
+
+template <class T>
+__device__ __forceinline__ void conv_store(const ConvParams& p, Accumulate<T> sum, int64_t channel, int64_t offset) {
+  T element;
+  narrow(conv_finish<T>(p, sum, channel, offset), element);
+  static_cast<T*>(p.output.data)[offset] = element;
+}
+
+// The weights as [groups, taps, input channels, packed_k], zeros behind the last output channel; with room for a single
+// one, where all is depthwise, as [taps, groups].
+template <class T>
+__global__ void __launch_bounds__(kConvThreads) conv_pack(const ConvArgs args) {
+  const ConvParams& p = args.p;
+  const bool depthwise = args.packed_k == 1;
+  for (int64_t i = int64_t{blockIdx.x} * kConvThreads + threadIdx.x; i < args.items;
+       i += int64_t{gridDim.x} * kConvThreads) {
+    int64_t g = i;
+    const int64_t group = depthwise ? conv_take(g, p.G) : 0;
+    const int64_t k = conv_take(g, args.packed_k), c = conv_take(g, p.C), s = conv_take(g, p.S), r = conv_take(g, p.R);
+    T weight = {};
+    if (k < p.K) weight = conv_at<T>(p.weight, k, c, r, s)[(depthwise ? group : g) * p.weight_g];
+    static_cast<T*>(args.packed)[i] = weight;
+  }
+}
+
+// ---- launchers ----
+
+// What the tests may lower to reach at small sizes what only huge tensors do on a GPU.
+struct ConvLimits {
+  int64_t grid = kMaxGrid;  // blocks
+  int64_t part = 512;       // pixels that are worth a part of the gradient of the weights, at least
+  int64_t sums = 8 << 20;   // bytes, of all these parts
+};
+
+inline int64_t conv_gcd(int64_t a, int64_t b) { return b == 0 ? a : conv_gcd(b, a % b); }
+
+inline ConvAxis conv_axis(int64_t inputs, int64_t outputs, int64_t taps, int64_t stride, int64_t dilation, int64_t pad,
+                          int64_t up) {
+  const int64_t period = up / conv_gcd(up, dilation);
+  return {inputs, outputs, taps, stride, dilation, pad, up, period, period * dilation / up};
+}
+
+inline int64_t conv_accumulate_bytes(const ConvParams& p) { return p.dtype == Dtype::kFloat64 ? 8 : 4; }
+
+// Whether `count` channels of a pixel can be accessed at once, of channels that lie side by side.
+inline bool conv_wide(const View4& view, int64_t channels, int64_t count, int64_t element) {
+  return view.c == 1 && channels % count == 0 && view.n % count == 0 && view.h % count == 0 && view.w % count == 0 &&
+         aligned(view.data, count * element);
+}
+
+// A call, and how it may be started. `scratch`: as many bytes as the kernel needs.
+struct ConvLauncher {
+  ConvParams p;
+  Stream stream;
+  ConvLimits limits;
+  void* scratch;
+
+  ConvArgs args() const {
+    ConvArgs args = {};
+    args.p = p;
+    args.h = conv_axis(p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_h, p.up_h);
+    args.w = conv_axis(p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_w, p.up_w);
+    args.input_last = p.input.c == 1;
+    args.channels_last = p.output.c == 1;
+    args.packed = scratch;
+    return args;
+  }
+  // The weights in the order of conv_pack, from there on, with room for so many output channels a group.
+  template <class T>
+  void pack(ConvArgs& args, int64_t channels) const {
+    const bool depthwise = channels == 1;
+    args.packed_k = channels;
+    args.items = p.G * p.R * p.S * p.C * args.packed_k;
+    run(conv_pack<T>, args, ceil_divide(args.items, kConvThreads));
+    const int64_t pairs = depthwise ? p.G : args.packed_k * p.C;
+    args.p.weight = {scratch, 1, args.packed_k, p.S * pairs, pairs};
+    args.p.weight_g = depthwise ? 1 : p.R * p.S * pairs;
+  }
+  void run(void (*kernel)(ConvArgs), const ConvArgs& args, int64_t blocks, int64_t shared = 0) const {
+    const int64_t grid = blocks < limits.grid ? blocks : limits.grid;
+    launch(kernel, dim3(static_cast<unsigned>(grid)), dim3(kConvThreads), static_cast<size_t>(shared), stream, args);
+  }
+};
+
+}  // namespace
+}  // namespace fastconv

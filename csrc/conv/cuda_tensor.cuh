@@ -1,0 +1,235 @@
+// Convolution of 16-bit types on tensor cores: the products of cuda_products.cuh with the tiles in shared memory as
+// they are stored, and sums in float32 that each warp has of 32 pixels by half of the block's 64 or 128 output
+// channels. Steps of 32 (tap, channel) are on their way, by asynchronous copies, while two before them are multiplied;
+// only what does not lie in runs of 8 channels goes through registers. The weights have output channels side by side, a
+// multiple of 8 of them.
+#pragma once
+#include "conv/cuda_tiles.cuh"
+
+namespace fastconv {
+namespace {
+
+constexpr int kTensorStep = 32;  // (tap, channel) in a buffer
+constexpr int kTensorBuffers = 3;
+constexpr int kTensorPad = 8;   // behind a row, so that eight rows are in different banks
+constexpr int kTensorWide = 8;  // elements of 16 bytes
+
+template <class T, int Columns>
+struct ConvTensorTiles : ConvPixels {
+  alignas(16) T pixels[kTensorBuffers][kConvPixels][kTensorStep + kTensorPad];
+  alignas(16) T weights[kTensorBuffers][kTensorStep][Columns + kTensorPad];
+};
+
+// Brings one step after the other into shared memory: begin() starts, end() puts down what went through registers.
+template <class T, int Columns, bool Wide>
+struct ConvTensorLoader {
+  static constexpr int kItems = kConvPixels * kTensorStep / kConvThreads;  // elements of pixels
+  static constexpr int kAcross = Columns / kTensorWide;
+
+  const ConvArgs& args;
+  const ConvTile& tile;
+  ConvTensorTiles<T, Columns>& shared;
+  int thread;
+  ConvCursor cursor;
+  T pixels[Wide ? 1 : kItems];
+
+  __device__ __forceinline__ ConvCursor ahead(int by) const {
+    return cursor.ahead(by, static_cast<int>(args.p.C), static_cast<int>(tile.w.count));
+  }
+  // Neighbouring threads load neighbouring channels, or neighbouring pixels, as memory has them.
+  __device__ __forceinline__ int step(int item) const {
+    return args.input_last ? thread % kTensorStep : thread / 32 + 8 * (item / 4);
+  }
+  __device__ __forceinline__ int pixel(int item) const {
+    return args.input_last ? thread / kTensorStep + 8 * item : thread % 32 + 32 * (item % 4);
+  }
+
+  __device__ __forceinline__ void begin(int buffer) {
+    if constexpr (Wide) {
+      const int from = thread % 4 * kTensorWide;
+      const ConvCursor at = ahead(from);
+#pragma unroll
+      for (int i = thread / 4; i < kConvPixels; i += kConvThreads / 4) {
+        const T* source = conv_source<T>(args, tile, shared, at, i);
+        copy_async<16>(&shared.pixels[buffer][i][from], source ? source : args.p.input.data, source ? 16 : 0);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) {
+        const T* source = conv_source<T>(args, tile, shared, ahead(step(i)), pixel(i));
+        pixels[i] = source ? *source : T{};
+      }
+    }
+    const View4& weight = args.p.weight;
+#pragma unroll
+    for (int i = thread / kAcross; i < kTensorStep; i += kConvThreads / kAcross) {
+      const ConvCursor at = ahead(i);
+      const int column = thread % kAcross * kTensorWide;
+      const bool there = at.r < tile.h.count && tile.k + column < args.p.K;
+      const T* source =
+          conv_at<T>(weight, there ? tile.k + column : 0, there ? at.c : 0,
+                     there ? tile.h.first + at.r * args.h.period : 0, there ? tile.w.first + at.s * args.w.period : 0) +
+          tile.g * args.p.weight_g;
+      copy_async<16>(&shared.weights[buffer][i][column], source, there ? 16 : 0);
+    }
+  }
+  __device__ __forceinline__ void end(int buffer) {
+    if constexpr (!Wide) {
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) shared.pixels[buffer][pixel(i)][step(i)] = pixels[i];
+    }
+    cursor = ahead(kTensorStep);
+  }
+};
+
+// Where a warp's part of the tile begins, and a lane's part of a product of 16 by 8.
+template <int Columns>
+struct ConvWarp {
+  static constexpr int kProducts = Columns / 16;  // of 8 channels
+  int row, column, lane;
+
+  static __device__ __forceinline__ ConvWarp of(int thread) {
+    return {thread / kWarpSize % 4 * 32, thread / kWarpSize / 4 * (Columns / 2), thread % kWarpSize};
+  }
+};
+
+template <class T, int Columns>
+__device__ __forceinline__ void conv_tensor_multiply(const ConvTensorTiles<T, Columns>& shared, int buffer,
+                                                     const ConvWarp<Columns>& warp,
+                                                     float (&sum)[2][ConvWarp<Columns>::kProducts][4]) {
+#pragma unroll
+  for (int i = 0; i < kTensorStep; i += 16) {
+    uint32_t a[2][4];
+#pragma unroll
+    for (int y = 0; y < 2; ++y)
+      load_matrices<false>(
+          a[y], &shared.pixels[buffer][warp.row + 16 * y + warp.lane % 16][i + warp.lane / 16 * kTensorWide]);
+#pragma unroll
+    for (int x = 0; x < ConvWarp<Columns>::kProducts; x += 2) {
+      uint32_t both[4];
+      load_matrices<true>(
+          both, &shared.weights[buffer][i + warp.lane % 16][warp.column + 8 * x + warp.lane / 16 * kTensorWide]);
+      const uint32_t b[2][2] = {{both[0], both[1]}, {both[2], both[3]}};
+#pragma unroll
+      for (int y = 0; y < 2; ++y) {
+        mma_m16n8k16(sum[y][x], a[y], b[0], T{});
+        mma_m16n8k16(sum[y][x + 1], a[y], b[1], T{});
+      }
+    }
+  }
+}
+
+// Through shared memory, 64 channels at a time, so that neighbouring threads store what lies side by side.
+template <class T, int Columns>
+__device__ __forceinline__ void conv_tensor_store(const ConvArgs& args, const ConvTile& tile,
+                                                  ConvTensorTiles<T, Columns>& shared, const ConvWarp<Columns>& warp,
+                                                  const float (&sum)[2][ConvWarp<Columns>::kProducts][4]) {
+  constexpr int kTurn = 64, kLine = kTurn + 1;
+  static_assert(kConvPixels * kLine * sizeof(float) <= sizeof shared.pixels + sizeof shared.weights, "no space");
+  const ConvParams& p = args.p;
+  float* stage = reinterpret_cast<float*>(shared.pixels);
+  for (int turn = 0; turn < Columns; turn += kTurn) {
+    if (turn > 0) sync_block();
+    const int column = warp.column - turn + warp.lane % 4 * 2;
+    if (column >= 0 && column < kTurn) {
+#pragma unroll
+      for (int y = 0; y < 4; ++y) {
+        float* to = stage + (warp.row + 8 * y + warp.lane / 4) * kLine + column;
+#pragma unroll
+        for (int x = 0; x < ConvWarp<Columns>::kProducts; ++x) {
+          to[8 * x] = sum[y / 2][x][y % 2 * 2];
+          to[8 * x + 1] = sum[y / 2][x][y % 2 * 2 + 1];
+        }
+      }
+    }
+    sync_block();
+    const int64_t first = tile.k + turn;
+    if (args.wide_output) {
+      for (int e = static_cast<int>(threadIdx.x); e < kConvPixels * kTurn / kTensorWide; e += kConvThreads) {
+        const int pixel = e / (kTurn / kTensorWide), from = e % (kTurn / kTensorWide) * kTensorWide;
+        if (shared.to[pixel] < 0 || first + from >= p.K) continue;
+        const int64_t channel = tile.g * p.K + first + from, to = shared.to[pixel] + channel;
+        float values[kTensorWide];
+#pragma unroll
+        for (int v = 0; v < kTensorWide; ++v)
+          values[v] = conv_finish<T>(p, stage[pixel * kLine + from + v], channel + v, to + v);
+        store_wide<kTensorWide>(static_cast<T*>(p.output.data) + to, values);
+      }
+    } else {
+      for (int e = static_cast<int>(threadIdx.x); e < kConvPixels * kTurn; e += kConvThreads) {
+        const int pixel = args.channels_last ? e / kTurn : e % kConvPixels;
+        const int from = args.channels_last ? e % kTurn : e / kConvPixels;
+        if (shared.to[pixel] < 0 || first + from >= p.K) continue;
+        const int64_t channel = tile.g * p.K + first + from;
+        conv_store<T>(p, stage[pixel * kLine + from], channel, shared.to[pixel] + channel * p.output.c);
+      }
+    }
+  }
+}
+
+template <class T, int Columns, bool Wide>
+__global__ void __launch_bounds__(kConvThreads) conv_tensor_products(const ConvArgs args) {
+  if constexpr (kTensorCores16) {
+    using Tiles = ConvTensorTiles<T, Columns>;
+    Tiles& shared = *dynamic_shared<Tiles>();
+    const int thread = static_cast<int>(threadIdx.x);
+    const auto warp = ConvWarp<Columns>::of(thread);
+    for (int64_t item = blockIdx.x; item < args.items; item += gridDim.x) {
+      const ConvTile tile = conv_tile(args, item, Columns);
+      conv_place_pixels(args, tile, shared);
+      sync_block();
+      float sum[2][ConvWarp<Columns>::kProducts][4] = {};
+      const int64_t steps = conv_divide(tile.h.count * tile.w.count * args.p.C + kTensorStep - 1, kTensorStep);
+      ConvTensorLoader<T, Columns, Wide> loader = {args, tile, shared, thread, {0, 0, 0}, {}};
+#pragma unroll
+      for (int i = 0; i < kTensorBuffers - 1; ++i) {
+        if (i < steps) {
+          loader.begin(i);
+          loader.end(i);
+        }
+        copy_async_commit();
+      }
+      int buffer = 0;
+      for (int64_t step = 0; step < steps; ++step) {
+        copy_async_wait<kTensorBuffers - 2>();
+        sync_block();
+        const bool more = step + kTensorBuffers - 1 < steps;
+        const int next = buffer == 0 ? kTensorBuffers - 1 : buffer - 1;  // was multiplied in the step before
+        if (more) loader.begin(next);
+        copy_async_commit();
+        conv_tensor_multiply(shared, buffer, warp, sum);
+        if (more) loader.end(next);
+        buffer = buffer == kTensorBuffers - 1 ? 0 : buffer + 1;
+      }
+      copy_async_wait<0>();
+      sync_block();
+      conv_tensor_store(args, tile, shared, warp, sum);
+      sync_block();
+    }
+  }
+}
+
+// ---- launchers ----
+
+template <class T, int Columns>
+void conv_tensor_of(const ConvLauncher& call, ConvArgs args) {
+  const ConvParams& p = call.p;
+  args.items = conv_pixel_tiles(p) * p.G * ceil_divide(p.K, Columns);
+  call.run(conv_wide(p.input, p.C, kTensorWide, sizeof(T)) ? conv_tensor_products<T, Columns, true>
+                                                           : conv_tensor_products<T, Columns, false>,
+           args, args.items, sizeof(ConvTensorTiles<T, Columns>));
+}
+
+// The weights are in order already.
+template <class T>
+void conv_tensor_forward(const ConvLauncher& call, ConvArgs args, const DeviceLimits& device) {
+  const ConvParams& p = call.p;
+  args.wide_output = conv_wide(p.output, p.K, kTensorWide, sizeof(T));
+  // Larger tiles read less, as long as there are enough of them.
+  if (p.K > 64 && conv_pixel_tiles(p) * p.G * ceil_divide(p.K, 128) >= device.multiprocessors)
+    return conv_tensor_of<T, 128>(call, args);
+  conv_tensor_of<T, 64>(call, args);
+}
+
+}  // namespace
+}  // namespace fastconv

@@ -1,0 +1,238 @@
+"""Convolution on a GPU, against the same operators on the CPU.
+
+The kernels' indexing is tested on any machine by test_conv_cuda.py."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from layouts import LAYOUTS
+from torch import Tensor
+
+import fastconv
+
+DEVICE = "cuda"
+TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-11, torch.bfloat16: 3e-2, torch.float16: 6e-3}
+WEIGHTS = ["conv_weight_pairs", "conv_weight_products", "conv_add_parts"]
+DEPTHWISE = pytest.mark.kernels("conv_depthwise_planes", "conv_depthwise_pixels", "conv_pack", *WEIGHTS)
+PRODUCTS = pytest.mark.kernels(
+    "conv_products", "conv_tensor_products", "conv_grouped", "conv_general", "conv_pack", *WEIGHTS
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    size: tuple[int, int, int, int] = (2, 32, 30, 41)
+    out: int = 48
+    kernel: tuple[int, int] = (3, 3)
+    stride: int = 1
+    padding: int = 1
+    dilation: int = 1
+    groups: int = 1
+    transposed: bool = False
+
+    def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        C = self.size[1]
+        weight = (C, self.out // self.groups) if self.transposed else (self.out, C // self.groups)
+        sizes = {"input": self.size, "weight": (*weight, *self.kernel), "bias": (self.out,)}
+        generator = torch.Generator().manual_seed(0)
+        made = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
+        made["weight"] /= (C // self.groups) ** 0.5
+        return {name: t.to(dtype) for name, t in made.items()}
+
+    def __call__(self, tensors: dict[str, Tensor], **more: Any) -> Tensor:
+        function = fastconv.conv_transpose2d if self.transposed else fastconv.conv2d
+        geometry = {name: getattr(self, name) for name in ("stride", "padding", "dilation", "groups")}
+        return function(*tensors.values(), **geometry, **more)
+
+
+DEPTHWISE_CASES = {
+    "3x3": Case(out=32, groups=32),
+    "7x7": Case(size=(3, 96, 28, 27), out=96, kernel=(7, 7), padding=3, groups=96),
+    "strided": Case(size=(2, 33, 57, 56), out=33, kernel=(5, 5), stride=2, padding=2, groups=33),
+    "small planes": Case(size=(5, 64, 7, 7), out=64, groups=64),
+    "dilated": Case(out=32, padding=6, dilation=6, groups=32),
+    "31x31": Case(size=(1, 16, 14, 14), out=16, kernel=(31, 31), padding=15, groups=16),
+    "transposed": Case(out=32, kernel=(4, 4), stride=2, groups=32, transposed=True),
+}
+CASES = {
+    "dense": Case(),
+    "many channels": Case(size=(2, 136, 14, 13), out=200),
+    "1x1": Case(size=(2, 64, 28, 28), out=128, kernel=(1, 1), padding=0),
+    "stem": Case(size=(2, 3, 64, 65), out=64, kernel=(7, 7), stride=2, padding=3),
+    "dilated": Case(size=(1, 64, 20, 21), padding=12, dilation=12),
+    "strided": Case(stride=2, kernel=(2, 5)),
+    "groups": Case(size=(2, 64, 20, 21), out=64, groups=2),
+    "small groups": Case(out=64, groups=8),
+    "odd groups": Case(size=(2, 15, 30, 41), out=10, groups=5),
+    "multiplier": Case(out=64, groups=32),
+    "patches": Case(size=(2, 3, 64, 64), out=96, kernel=(16, 16), stride=16, padding=0),
+    "transposed": Case(size=(2, 64, 16, 17), out=33, kernel=(4, 4), stride=2, transposed=True),
+    "many pixels": Case(size=(1, 16, 280, 300), out=24),
+}
+
+
+def run(case: Case, tensors: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
+    """The output and the gradients of all that is given."""
+    tensors = {name: t.detach().requires_grad_() for name, t in tensors.items()}
+    output = case(tensors)
+    grads = torch.autograd.grad(output, list(tensors.values()), grad)
+    return {"output": output.detach()} | dict(zip(tensors, grads, strict=True))
+
+
+def close(got: Tensor, wanted: Tensor) -> None:
+    """Sums of many numbers that take each other's place: what counts is how large those of a tensor are."""
+    tolerance = TOLERANCE[wanted.dtype]
+    size = wanted.double().square().mean().sqrt().item()
+    torch.testing.assert_close(got.cpu(), wanted, rtol=tolerance, atol=2 * tolerance * max(size, 0.1))
+
+
+def placed(tensors: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
+    return {name: LAYOUTS[layout](t.to(DEVICE)) if t.dim() == 4 else t.to(DEVICE) for name, t in tensors.items()}
+
+
+def check(case: Case, dtype: torch.dtype, layout: str) -> None:
+    tensors = case.tensors(dtype)
+    output = case(tensors)
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    wanted, got = run(case, tensors, grad), run(case, placed(tensors, layout), LAYOUTS[layout](grad.to(DEVICE)))
+    for name in wanted:
+        close(got[name], wanted[name])
+
+
+@PRODUCTS
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_products(dtype: torch.dtype, layout: str) -> None:
+    for case in CASES.values():
+        check(case, dtype, layout)
+
+
+@DEPTHWISE
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_depthwise(dtype: torch.dtype, layout: str) -> None:
+    for case in DEPTHWISE_CASES.values():
+        check(case, dtype, layout)
+
+
+@DEPTHWISE
+@PRODUCTS
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_under_the_sanitizer(layout: str) -> None:
+    for groups, out in ((1, 24), (4, 16), (16, 16)):
+        for dtype in (torch.float32, torch.bfloat16):
+            for stride in (1, 2):
+                check(Case(size=(2, 16, 17, 19), out=out, groups=groups, stride=stride), dtype, layout)
+
+
+@DEPTHWISE
+@PRODUCTS
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_every_call_gives_the_same_bits(layout: str) -> None:
+    for groups in (1, 8, 32):
+        case = Case(size=(4, 32, 40, 40), out=32, groups=groups)
+        tensors = placed(case.tensors(torch.float32), layout)
+        grad = torch.randn(4, 32, 40, 40, device=DEVICE)
+        first = run(case, tensors, grad)
+        for _ in range(3):
+            assert all(torch.equal(again, first[name]) for name, again in run(case, tensors, grad).items())
+
+
+@DEPTHWISE
+@PRODUCTS
+@pytest.mark.parametrize("activation", ["relu", "relu6", "silu", "hardswish"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_activation_and_residual(layout: str, activation: str) -> None:
+    for groups in (1, 8, 32):
+        case = Case(size=(2, 32, 20, 18), out=32, groups=groups)
+        tensors = case.tensors(torch.float32)
+        residual = torch.randn(2, 32, 20, 18)
+        wanted = case(tensors, activation=activation, residual=residual)
+        close(case(placed(tensors, layout), activation=activation, residual=residual.to(DEVICE)), wanted)
+
+
+@DEPTHWISE
+@PRODUCTS
+def test_second_derivatives() -> None:
+    for groups in (1, 4):
+        x = torch.randn(2, 4, 5, 6, dtype=torch.float64, device=DEVICE, requires_grad=True)
+        weight = torch.randn(4, 4 // groups, 3, 2, dtype=torch.float64, device=DEVICE, requires_grad=True)
+        function = lambda x, w, groups=groups: fastconv.conv2d(x, w, None, (2, 1), 1, groups=groups)  # noqa: E731
+        assert torch.autograd.gradcheck(function, (x, weight))
+        assert torch.autograd.gradgradcheck(function, (x, weight))
+
+
+@PRODUCTS
+def test_one_dimension_and_no_batch() -> None:
+    x, weight = torch.randn(20, 33), torch.randn(24, 10, 5)
+    wanted = fastconv.conv1d(x, weight, None, 2, 2, groups=2)
+    close(fastconv.conv1d(x.to(DEVICE), weight.to(DEVICE), None, 2, 2, groups=2), wanted)
+
+
+@PRODUCTS
+def test_modules_in_evaluation_mode() -> None:
+    """They keep no pack of CUDA weights."""
+    module = fastconv.nn.Conv2d(16, 24, 3, padding=1).to(DEVICE).eval()
+    x = torch.randn(1, 16, 9, 9, device=DEVICE)
+    with torch.no_grad():
+        first = module(x)
+        for _ in range(3):
+            assert torch.equal(module(x), first)
+
+
+@PRODUCTS
+def test_autocast() -> None:
+    x, weight = torch.randn(1, 16, 9, 9, device=DEVICE), torch.randn(24, 16, 3, 3, device=DEVICE)
+    with torch.autocast("cuda", torch.bfloat16):
+        output = fastconv.conv2d(x, weight)
+    assert output.dtype == torch.bfloat16
+    close(output, fastconv.conv2d(x.cpu().bfloat16(), weight.cpu().bfloat16()))
+
+
+@DEPTHWISE
+@PRODUCTS
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_graph_capture(layout: str, capture: Callable) -> None:
+    """Forward and backward; the input is new for each replay."""
+    for groups in (1, 8, 32):
+        case = Case(size=(2, 32, 20, 18), out=32, groups=groups)
+        own = {name: t.requires_grad_() for name, t in placed(case.tensors(torch.float32), layout).items()}
+        grad = torch.randn(2, 32, 20, 18, device=DEVICE)
+
+        def step(case=case, own=own, grad=grad) -> list[Tensor]:
+            output = case(own)
+            return [output, *torch.autograd.grad(output, list(own.values()), grad)]
+
+        graph, results = capture(step)
+        for _ in range(2):
+            with torch.no_grad():
+                own["input"].copy_(torch.randn_like(own["input"]))
+            graph.replay()
+            for result, wanted in zip(results, step(), strict=True):
+                assert torch.equal(result, wanted)
+
+
+@PRODUCTS
+def test_arguments_are_checked() -> None:
+    x = torch.zeros(1, 2, 3, 3, device=DEVICE)
+    with pytest.raises(RuntimeError, match=r"conv2d: weight must be on the device of input, cuda"):
+        fastconv.conv2d(x, torch.zeros(2, 2, 1, 1))
+    with pytest.raises(RuntimeError, match=r"conv2d: weight must be on the device of input, cpu"):
+        fastconv.conv2d(x.cpu(), torch.zeros(2, 2, 1, 1, device=DEVICE))
+
+
+@DEPTHWISE
+@PRODUCTS
+def test_empty_batches_and_no_channels() -> None:
+    x, weight = torch.zeros(0, 2, 3, 3, device=DEVICE), torch.ones(4, 2, 1, 1, device=DEVICE, requires_grad=True)
+    output = fastconv.conv2d(x, weight)
+    assert output.shape == (0, 4, 3, 3)
+    output.sum().backward()
+    assert weight.grad is not None
+    assert (weight.grad == 0).all()
+    nothing = fastconv.conv2d(torch.zeros(1, 0, 3, 3, device=DEVICE), torch.zeros(4, 0, 1, 1, device=DEVICE))
+    assert torch.equal(nothing, torch.zeros(1, 4, 3, 3, device=DEVICE))

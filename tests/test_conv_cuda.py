@@ -1,0 +1,316 @@
+"""The CUDA kernels of convolution on the emulator, against the slow reference, at sizes that reach every branch."""
+
+import ctypes
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from cases import CASES, TRANSPOSED_CASES, Case, TransposedCase, problem
+from emulated import Emulator, emulator
+from layouts import assert_close_to_reference
+from test_pool_cuda import ALL_BLOCKS, BOTH_LAYOUTS
+from torch import Tensor
+
+__all__ = ["emulator"]
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # in the order of Dtype
+ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: str(t).removeprefix("torch."))
+ACTIVATIONS = ["", "relu", "relu6", "silu", "hardswish"]  # in the order of Activation
+FORWARD = ["depthwise_planes", "depthwise_pixels", "implicit_gemm", "grouped", "general"]
+GRAD_WEIGHT = ["depthwise", "implicit_gemm", "general"]
+PART, SUMS = 512, 8 << 20  # of ConvLimits
+FORWARDS, TURNED, WEIGHTS = 0, 1, 2  # directions
+
+
+def settled(size: tuple[int, ...], last: bool) -> tuple[int, ...]:
+    """Strides of a dense tensor as the host operators give them to the kernels: where there is one channel or one
+    column they say the layout."""
+    _, C, H, W = size
+    n, c, h, w = (C * H * W, 1, W * C, C) if last else (C * H * W, H * W, W, 1)
+    if C == 1:
+        c = size[0] * n if w == 1 else 1
+    if W == 1:
+        w = C if c == 1 and C > 1 else 1
+    return n, c, h, w
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Runs the kernels of one case, in one layout and at limits that tests lower."""
+
+    emulator: Emulator
+    case: Case
+    dtype: torch.dtype = torch.float32
+    input_last: bool = False
+    output_last: bool | None = None  # that of the input by default
+    kernel: str | None = None
+    max_grid: int = ALL_BLOCKS
+    part: int = PART
+    sums: int = SUMS
+    shift: int = 0  # elements from a multiple of 256 bytes
+    activation: str = ""
+
+    @property
+    def turned(self) -> bool:
+        return isinstance(self.case, TransposedCase)
+
+    @property
+    def sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of input and output of the convolution; a transposed one turns it round."""
+        sizes = self.case.input_size, self.case.output_size()
+        return sizes[::-1] if self.turned else sizes
+
+    def fields(self) -> ctypes.Array:
+        (N, _, H, W), (_, _, P, Q) = self.sizes
+        K, C, R, S = self.case.weight_size
+        geometry, groups = self.case.geometry, self.case.groups
+        output_last = self.input_last if self.output_last is None else self.output_last
+        strides = (*settled(self.sizes[0], self.input_last), *settled(self.sizes[1], output_last))
+        values = [N, groups, C, K // groups, H, W, P, Q, R, S, *geometry["stride"], *geometry["dilation"],
+                  *geometry["padding"][:2], *strides]  # fmt: skip
+        return (ctypes.c_int64 * len(values))(*values)
+
+    def last(self, name: str) -> bool:
+        if name in ("output", "residual") and self.output_last is not None:
+            return self.output_last
+        return self.input_last and name not in ("weight", "bias")
+
+    def run(self, direction: int, given: dict[str, Tensor], result: str, size: tuple[int, ...]) -> Tensor | None:
+        """What is written to `result`, one of the given names' place; None where the kernel does not serve it."""
+        specs = []
+        for name, x in {**given, result: torch.zeros(size)}.items():
+            x = x.to(self.dtype)
+            x = (x.permute(0, 2, 3, 1) if self.last(name) else x).contiguous()
+            memory = (x.view(torch.int16) if x.element_size() == 2 else x).numpy()
+            specs.append((name, memory, self.shift * self.dtype.itemsize, name != result))
+        with self.emulator.buffers(*specs) as buffers:
+            at = {spec[0]: buffer.address for spec, buffer in zip(specs, buffers, strict=True)}
+            names = ["input", "weight", "bias", "output", "residual"]
+            memory = (ctypes.c_void_p * 5)(*(at.get(name) for name in names))
+            kernel = ctypes.c_char_p(self.kernel.encode() if self.kernel else None)
+            limits = (ctypes.c_int64 * 3)(self.max_grid, self.part, self.sums)
+            dtype, fields = DTYPES.index(self.dtype), self.fields()
+            ask = self.emulator.library.emulated_conv_scratch
+            ask.restype = ctypes.c_int64
+            scratch = ask(ctypes.c_int64(direction), kernel, ctypes.c_int64(dtype), fields, memory, limits)
+            if scratch < 0:
+                return None
+            self.emulator.launched()
+            with self.emulator.buffers(("scratch", np.empty(max(1, scratch), np.uint8), 0, False)) as (own,):
+                self.emulator.call("emulated_conv", direction, kernel, dtype, ACTIVATIONS.index(self.activation),
+                                   fields, memory, ctypes.c_void_p(own.address), limits)  # fmt: skip
+            written = torch.from_numpy(buffers[-1].download()).view(self.dtype)
+            return written.permute(0, 3, 1, 2) if self.last(result) else written
+
+    def four(self, x: Tensor) -> Tensor:
+        """With the height that a 1-D convolution does not have."""
+        return x.unsqueeze(2) if x.dim() == 3 else x
+
+    def check_forward(self) -> bool:
+        p, (whole, out) = problem(self.case), self.sizes
+        x, weight = self.four(p.input), self.four(p.weight)
+        if self.turned:
+            got = self.run(TURNED, {"output": x, "weight": weight, "bias": p.bias}, "input", whole)
+        else:
+            got = self.run(FORWARDS, {"input": x, "weight": weight, "bias": p.bias}, "output", out)
+        return self.compare("output", got)
+
+    def check_grad_input(self) -> bool:
+        p, (whole, out) = problem(self.case), self.sizes
+        grad, weight = self.four(p.grad_output), self.four(p.weight)
+        if self.turned:
+            got = self.run(FORWARDS, {"input": grad, "weight": weight}, "output", out)
+        else:
+            got = self.run(TURNED, {"output": grad, "weight": weight}, "input", whole)
+        return self.compare("grad_input", got)
+
+    def check_grad_weight(self) -> bool:
+        p = problem(self.case)
+        x, grad = self.four(p.input), self.four(p.grad_output)
+        given = {"input": grad, "output": x} if self.turned else {"input": x, "output": grad}
+        return self.compare("grad_weight", self.run(WEIGHTS, given, "weight", self.case.weight_size))
+
+    def compare(self, name: str, got: Tensor | None) -> bool:
+        if got is None:
+            return False
+        p = problem(self.case)
+        expected, scale = self.four(getattr(p, name)), self.four(getattr(p, f"scale_{name}"))
+        assert_close_to_reference(name, got, expected, scale)
+        return True
+
+    def check(self) -> None:
+        assert self.check_forward()
+        assert self.check_grad_input()
+        assert self.check_grad_weight()
+
+
+BY_NAME = {case.name: case for case in [*CASES, *TRANSPOSED_CASES]}
+
+
+def _case(name: str, *sizes, of=Case, **rest) -> Case:
+    N, C, (H, W), K, kernel = sizes
+    return of(name, N, C, H, W, K, kernel, **rest)
+
+
+#: Those that the table's own choice runs, in both layouts.
+CHOSEN = [
+    "dense_1x1_w1", "dense_7x8_w8", "dense_15x16_w16", "dense_17x33_w31", "dense_64x65_w5", "depthwise_3_w3",
+    "depthwise_8_w8", "depthwise_32_w32", "stride_2", "stride_4", "stride_5_kernel_2", "stride_3_kernel_1_depthwise",
+    "stride_2x3", "stride_beyond_input", "stem_7x7", "dilation_4_stride_2", "dilation_6_stride_4",
+    "dilation_2_stride_3", "dilation_own_planes_padded", "dilation_own_planes_depthwise", "padding_5_kernel_3",
+    "padding_6_depthwise", "padding_exceeds_input", "same_even_dilated", "same_even_depthwise", "kernel_1",
+    "kernel_5_stride_2_depthwise", "kernel_7_stride_1_depthwise", "line_33_depthwise", "kernel_31_depthwise",
+    "kernel_is_input", "groups_3_strided", "groups_4_of_1_to_3", "groups_5_of_3_to_1", "groups_33_of_2",
+    "groups_2_of_20_to_12", "groups_2_of_20_to_35", "1d_strided", "1d_depthwise", "up_3x3", "up_4x4_from_pixel",
+    "up_1d_grouped", "plain_dilated", "beyond_stride_and_padding", "all_but_bias", "stride_4_dilation_2",
+    "stride_6_dilation_4", "stride_2_dilation_3", "stride_7_one_pixel", "in_place_cropped", "groups_of_20",
+    "depthwise_6x6", "depthwise_odd", "depthwise_gaps", "depthwise_1d",
+]  # fmt: skip
+OWN = [
+    _case("tiles of pixels and channels", 4, 24, (9, 11), 70, 3, padding=1),
+    _case("a kernel of one", 3, 32, (5, 7), 24, 1),
+    _case("planes in tiles", 1, 2, (70, 70), 2, 3, padding=1, groups=2),
+    _case("many small planes", 5, 9, (5, 6), 9, 3, padding=1, groups=9),
+    _case("up_planes_in_tiles", 1, 2, (33, 40), 2, 4, of=TransposedCase, stride=2, padding=1, groups=2),
+    _case("a plane too large to share", 1, 1, (1, 2), 1, (3, 3), padding=(200, 200), dilation=200, groups=1),
+]
+BY_NAME |= {case.name: case for case in OWN}
+#: Small ones, for everything else, by the kernel that is chosen for them.
+USUAL = {
+    "implicit_gemm": _case("gemm", 2, 32, (5, 7), 40, 3, padding=1, stride=(1, 2), groups=2),
+    "grouped": _case("grouped", 2, 16, (5, 7), 24, 3, padding=1, stride=(2, 1), groups=4),
+    "odd groups": _case("odd groups", 2, 6, (5, 7), 9, 3, padding=1, groups=3),
+    "depthwise": _case("depthwise", 2, 16, (6, 7), 16, 3, padding=1, groups=16),
+}
+
+
+@pytest.mark.parametrize("name", [*CHOSEN, *(case.name for case in OWN)])
+@BOTH_LAYOUTS
+def test_cases(emulator: Emulator, channels_last: bool, name: str) -> None:
+    dtype = DTYPES[(len(name) + channels_last) % 4]
+    Gpu(emulator, BY_NAME[name], dtype, channels_last).check()
+
+
+#: On tensor cores: weights as they lie and packed with zeros behind, both sizes of tiles, tails in all directions.
+TENSOR = ["tiles of pixels and channels", "a kernel of one", "kernel_1", "dense_17x33_w31", "groups_of_20",
+          "groups_2_of_20_to_35", "in_place_cropped", "patches_16", "dilation_own_planes_padded", "up_3x3"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TENSOR)
+@BOTH_LAYOUTS
+def test_sixteen_bits(emulator: Emulator, channels_last: bool, name: str) -> None:
+    dtype = [torch.bfloat16, torch.float16][(len(name) + channels_last) % 2]
+    gpu = Gpu(emulator, BY_NAME[name], dtype, channels_last)
+    assert gpu.check_forward()
+    tensor = "conv_tensor_products" in emulator.launched()[-1]
+    assert tensor == (gpu.sizes[gpu.turned ^ True][1] // gpu.case.groups >= 12)
+    assert gpu.check_grad_input()
+    assert gpu.check_grad_weight()
+
+
+@pytest.mark.parametrize("kernel", FORWARD)
+@BOTH_LAYOUTS
+def test_every_kernel_by_its_name(emulator: Emulator, channels_last: bool, kernel: str) -> None:
+    cases = [*USUAL.values(), BY_NAME["up_3x3"], BY_NAME["depthwise_odd"], BY_NAME["dilation_2_stride_3"]]
+    served = []
+    for case in cases:
+        gpu = Gpu(emulator, case, torch.float32, channels_last, kernel=kernel)
+        served += [case.name] * (gpu.check_forward() + gpu.check_grad_input())
+    depthwise = ["depthwise"] * 2 + ["depthwise_odd"] * 2
+    if kernel == "implicit_gemm":
+        assert served[:2] == ["gemm"] * 2
+    elif kernel in ("grouped", "general"):
+        assert len(served) == 2 * len(cases)
+    else:
+        assert served == (depthwise if channels_last == (kernel == "depthwise_pixels") else [])
+
+
+@pytest.mark.parametrize("kernel", GRAD_WEIGHT)
+@BOTH_LAYOUTS
+def test_every_gradient_of_weights_by_its_name(emulator: Emulator, channels_last: bool, kernel: str) -> None:
+    served = [
+        case.name
+        for case in USUAL.values()
+        if Gpu(emulator, case, torch.float32, channels_last, kernel=kernel).check_grad_weight()
+    ]
+    assert served == {"depthwise": ["depthwise"], "implicit_gemm": ["gemm"]}.get(
+        kernel, [case.name for case in USUAL.values()]
+    )
+
+
+@pytest.mark.parametrize("case", USUAL)
+@BOTH_LAYOUTS
+@ALL_DTYPES
+def test_dtypes(emulator: Emulator, dtype: torch.dtype, channels_last: bool, case: str) -> None:
+    Gpu(emulator, USUAL[case], dtype, channels_last).check()
+
+
+@pytest.mark.parametrize("limits", [{"max_grid": 1}, {"shift": 1}, {"part": 8}, {"part": 8, "sums": 12000}], ids=str)
+@pytest.mark.parametrize("case", USUAL)
+@BOTH_LAYOUTS
+def test_limits(emulator: Emulator, channels_last: bool, case: str, limits: dict) -> None:
+    """One block for everything, tensors that begin anywhere, gradients of weights in parts."""
+    dtype = torch.bfloat16 if "shift" in limits else torch.float32
+    Gpu(emulator, USUAL[case], dtype, channels_last, **limits).check()
+
+
+@pytest.mark.parametrize("case", USUAL)
+def test_input_and_output_in_different_layouts(emulator: Emulator, case: str) -> None:
+    for last in (False, True):
+        Gpu(emulator, USUAL[case], torch.float32, last, output_last=not last).check()
+
+
+@ALL_DTYPES
+def test_accesses_are_wide_where_they_are_aligned(emulator: Emulator, dtype: torch.dtype) -> None:
+    for name, case in USUAL.items():
+        for shift in (0, 1):
+            gpu = Gpu(emulator, case, dtype, True, shift=shift)
+            gpu.check_forward()
+            wide = "true>" in emulator.launched()[-1]
+            assert wide == (
+                shift == 0
+                and (name == "depthwise" or name == "grouped" or (name == "implicit_gemm" and dtype.itemsize < 8))
+            )
+            if name != "implicit_gemm":
+                gpu.check_grad_weight()
+                assert ("true>" in emulator.launched()[-1]) == (shift == 0 and name == "depthwise")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("case", USUAL)
+@BOTH_LAYOUTS
+def test_activation_and_residual(emulator: Emulator, channels_last: bool, case: str, activation: str) -> None:
+    gpu = Gpu(emulator, USUAL[case], torch.float32, channels_last, activation=activation)
+    p = problem(gpu.case)
+    residual = 3 * torch.randn(gpu.sizes[1], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    residual[0, 0, 0, 0] = float("nan")
+    function = getattr(torch.nn.functional, activation) if activation else lambda x: x
+    wanted = function(p.output + residual)
+    given = {"input": p.input, "weight": p.weight, "bias": p.bias, "residual": residual}
+    got = gpu.run(FORWARDS, given, "output", gpu.sizes[1])
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-4, equal_nan=True)
+
+
+@BOTH_LAYOUTS
+@pytest.mark.parametrize("case", USUAL)
+def test_padding_is_not_read_through(emulator: Emulator, channels_last: bool, case: str) -> None:
+    """A NaN is seen by the outputs that read it and by no other."""
+    gpu = Gpu(emulator, USUAL[case], torch.float32, channels_last)
+    p = problem(gpu.case)
+    x = p.input.clone()
+    x[0, 1, 2, 3] = float("nan")
+    ones = torch.nn.functional.conv2d(x, torch.ones_like(p.weight), **gpu.case.kwargs)
+    got = gpu.run(FORWARDS, {"input": x, "weight": p.weight}, "output", gpu.sizes[1])
+    assert torch.equal(got.isnan(), ones.isnan())
+
+
+@BOTH_LAYOUTS
+def test_sums_of_nothing(emulator: Emulator, channels_last: bool) -> None:
+    """Without input channels an output is its bias."""
+    case = replace(USUAL["odd groups"], name="nothing", C=0, groups=1)
+    gpu = Gpu(emulator, case, torch.float32, channels_last)
+    bias = torch.arange(9.0)
+    got = gpu.run(FORWARDS, {"input": torch.zeros(2, 0, 5, 7), "weight": torch.zeros(9, 0, 3, 3), "bias": bias},
+                  "output", gpu.sizes[1])  # fmt: skip
+    assert torch.equal(got, bias.view(1, -1, 1, 1).expand_as(got))
