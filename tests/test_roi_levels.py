@@ -65,6 +65,14 @@ def test_levels_of_boxes() -> None:
     assert fastconv.multi_scale_roi_align(maps, box, 1, [1 / 4, 1 / 8, 1 / 16, 1 / 32], 1, **other).item() == 1
 
 
+def test_no_box_is_lost_where_a_level_is_left_out() -> None:
+    """The maps after it have the boxes of the level before theirs, as in torchvision, and the last all beyond."""
+    maps = [torch.full((1, 1, 512 >> i, 512 >> i), float(i)) for i in (0, 2, 3)]
+    boxes = [torch.tensor([[0.0, 0, size, size] for size in (60, 120, 230, 450)])]
+    output = fastconv.multi_scale_roi_align(maps, boxes, 1, [1 / 4, 1 / 16, 1 / 32], 1)
+    assert output.flatten().tolist() == [0, 2, 3, 3]
+
+
 def test_large_boxes_of_float16_belong_to_their_level() -> None:
     """Their area is beyond float16's largest number."""
     maps = [torch.full((1, 1, 64 >> i, 64 >> i), float(i), dtype=torch.float16) for i in range(4)]
