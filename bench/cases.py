@@ -12,15 +12,16 @@ SHAPES = Path(__file__).with_name("shapes.csv")
 CONV_FAMILIES = ("dense", "grouped", "depthwise", "dilated", "transposed")
 POOL_FAMILIES = ("pool", "adaptive_pool", "max_unpool")
 DEFORM_FAMILIES = ("deform",)
+SAMPLE_FAMILIES = ("deform_sample",)
 ROI_FAMILIES = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
 #: Those that PyTorch alone lacks: they are compared with torchvision's.
 TORCHVISION_FAMILIES = DEFORM_FAMILIES + ROI_FAMILIES
-FAMILIES = CONV_FAMILIES + POOL_FAMILIES + TORCHVISION_FAMILIES
+FAMILIES = CONV_FAMILIES + POOL_FAMILIES + DEFORM_FAMILIES + SAMPLE_FAMILIES + ROI_FAMILIES
 #: What runs unless more is asked for: a few minutes on two cores.
 QUICK = frozenset(
     ("D01", "D02", "D05", "D07", "D16", "G01", "G02", "G04", "G09", "G12")
     + ("W01", "W02", "W10", "W13", "W19", "L02", "L06", "L22", "T03", "T08")
-    + ("P01", "P07", "P11", "P21", "P26", "N02", "F01", "R02", "R04")
+    + ("P01", "P07", "P11", "P21", "P26", "N02", "F01", "F12", "R02", "R04")
 )
 
 #: The classes that a speed-up is sought for, and how large a one: of forward, and of forward and backward, float32.
@@ -47,6 +48,7 @@ TARGETS = CONV_TARGETS | {
     "adaptive and global pooling": (1.5, 1.5),
     "max unpooling": (1.5, 1.5),
     "deformable": (8.0, 10.0),
+    "deformable sampling, over grid_sample": None,
     "RoI align": (15.0, 20.0),
     "RoI pool": (15.0, 20.0),
     "position-sensitive RoI": (5.0, 5.0),
@@ -235,6 +237,27 @@ class DeformCase(ConvCase):
 
 
 @dataclass(frozen=True)
+class SampleCase(DeformCase):
+    """One deformable sampling: each channel is a group of its own, whose weights are the masks."""
+
+    def given_shapes(self, batch: int) -> list[tuple[int, ...]]:
+        """Of input, offset and mask."""
+        input, offset, _, mask = super().given_shapes(batch)
+        return [input, offset, mask]
+
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        return "grad_input", "grad_offset", "grad_mask"
+
+    @property
+    def target_class(self) -> str:
+        return "deformable sampling, over grid_sample"
+
+    def text(self, batch: int = 1) -> str:
+        return super().text(batch).replace("deform", "deform_sample")
+
+
+@dataclass(frozen=True)
 class PoolCase(Layer):
     """One pooling or unpooling layer over windows; a pair is (height, width)."""
 
@@ -404,12 +427,19 @@ def read_conv() -> dict[str, ConvCase]:
 
 
 def read_deform() -> dict[str, DeformCase]:
-    """The deformable convolutions by id, in the order of the file. Its DCNv3 and DCNv4, where each channel is a
-    convolution of its own with weights that the layer is given for every pixel, are another operator."""
+    """The deformable convolutions by id, in the order of the file."""
     return {
         row["id"]: DeformCase(**conv_fields(row), offset_groups=int(settings(row)["dg"]))
         for row in rows_of(DEFORM_FAMILIES)
-        if not row["net"].startswith(("DCNv3", "DCNv4"))
+    }
+
+
+def read_sample() -> dict[str, SampleCase]:
+    """The deformable samplings by id, in the order of the file, which counts no groups of theirs but those of
+    offsets."""
+    return {
+        row["id"]: SampleCase(**conv_fields(row) | {"groups": int(row["C"])}, offset_groups=int(settings(row)["dg"]))
+        for row in rows_of(SAMPLE_FAMILIES)
     }
 
 
@@ -453,7 +483,7 @@ def read_roi() -> dict[str, RoiCase]:
 
 def read_cases() -> dict[str, Case]:
     """All of them, families together."""
-    return {**read_conv(), **read_pool(), **read_deform(), **read_roi()}
+    return {**read_conv(), **read_pool(), **read_deform(), **read_sample(), **read_roi()}
 
 
 def select(ids: Iterable[str] = (), families: Iterable[str] = FAMILIES, full: bool = False) -> list[Case]:

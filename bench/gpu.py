@@ -332,16 +332,12 @@ def roi_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> list[R
 
 
 def deform_of(case: dict[str, str], library: Any, weight: Tensor) -> Function:
-    """With weights, or samples alone (DCNv3 and DCNv4, which no peer has)."""
+    """With weights, or samples alone (DCNv3 and DCNv4, which torchvision lacks)."""
     stride, padding = (tuple(map(int, case[column].split("x"))) for column in ("stride", "pad"))
-    if samples_alone(case):
+    if case["family"] == "deform_sample":
         kernel = int(case["R"]), int(case["S"])
         return lambda given: library.deform_sample2d(*given, kernel, stride, padding)
     return lambda given: library.deform_conv2d(*given[:2], weight, None, stride, padding, mask=given[2])
-
-
-def samples_alone(case: dict[str, str]) -> bool:
-    return case["net"].startswith(("DCNv3", "DCNv4"))
 
 
 def deform_trained(function: Function, grad: Tensor, weights: list[Tensor]) -> Function:
@@ -369,7 +365,7 @@ def deform_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> lis
     Offsets are multiples of 1/64, so that all types see the same samples. What has to be moved: all tensors, and in
     training their gradients."""
     shape = tuple(int(case[k]) for k in ("N_gpu", "C", "H", "W"))
-    alone, taps = samples_alone(case), int(case["R"]) * int(case["S"])
+    alone, taps = case["family"] == "deform_sample", int(case["R"]) * int(case["S"])
     windows = int(case["P"]), int(case["Q"])
     channels = int(case["outpad"].removeprefix("dg=")) * taps
     output_shape = (shape[0], int(case["K"]), *windows)
@@ -473,6 +469,7 @@ FAMILIES: dict[str, Callable[[dict[str, str], torch.dtype, bool], list[Row]]] = 
     "roi_align": roi_rows,
     "roi_pool": roi_rows,
     "deform": deform_rows,
+    "deform_sample": deform_rows,
     **dict.fromkeys(CONVOLUTIONS, conv_rows),
 }
 

@@ -1,8 +1,9 @@
 """Checks and times one layer: fastconv and PyTorch, each contiguous and in channels_last, on the same data.
 
 PyTorch runs in both of its memory formats and the ratio is taken against the faster one, whichever the user
-has: that is what a reader could otherwise run. Of operators that it lacks, torchvision's are PyTorch's here. Outputs
-are compared with float64 before anything is timed.
+has: that is what a reader could otherwise run. Of operators that it lacks, torchvision's are PyTorch's here, and of one
+that both lack (``deform_sample2d``) what can be put together from PyTorch's. Outputs are compared with float64 before
+anything is timed.
 """
 
 import math
@@ -17,7 +18,7 @@ from torch import Tensor
 from fastconv._timing import alternate, summarise
 
 from . import conv, deform, pool, roi
-from .cases import Case, ConvCase, DeformCase, PoolCase, RoiCase
+from .cases import Case, ConvCase, DeformCase, PoolCase, RoiCase, SampleCase
 from .data import LAYOUTS, Data, Expected
 from .roofline import Bandwidth, Peak, bandwidth_for, limit
 
@@ -38,7 +39,8 @@ SAMPLES = 200
 
 def family_of(case: Case) -> Any:
     """The module that makes the data of a case, knows its operators and what they should yield."""
-    return {ConvCase: conv, DeformCase: deform, PoolCase: pool, RoiCase: roi}[type(case)]
+    modules = {ConvCase: conv, DeformCase: deform, SampleCase: deform, PoolCase: pool, RoiCase: roi}
+    return modules[type(case)]
 
 
 def footprint(case: Case, batch: int, dtype: str, direction: str) -> int:
@@ -83,7 +85,7 @@ def runner(layer: Callable[..., Tensor], direction: str, data: Data, leaves: int
 
 def undeformed(case: Case, direction: str, data: dict[str, Data]) -> dict[str, Callable[[], Sequence[Tensor]]]:
     """Of a deformable convolution PyTorch's plain one of the same shape, which says what deforming costs."""
-    if not isinstance(case, DeformCase):
+    if type(case) is not DeformCase:
         return {}
     layer = conv.operator(case, "PyTorch", 2)
     assert layer is not None

@@ -20,7 +20,8 @@ LEFT_OUT, WIDE = ("spread", "GFLOP/s", "GB/s"), 112
 BUSY = 0.3
 LEGEND = (
     "Ratio: the faster of PyTorch's two layouts over fastconv; above 1 fastconv is faster. Means are geometric. Where "
-    "PyTorch alone lacks the operator (deform, roi_...), PyTorch means torchvision.\n"
+    "PyTorch alone lacks the operator (deform, roi_...), PyTorch means torchvision; of deform_sample, which "
+    "both lack, the formulation of DCNv3's authors by PyTorch's grid_sample.\n"
     "Spread: between the quartiles of fastconv's times. GFLOP/s: of fastconv, by the definition. "
     "GB/s: of what must be read and written, each once.\n"
     "Limit: what bounds the layer, and the share of it that fastconv reaches; of two shares, the second leaves out "

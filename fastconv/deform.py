@@ -117,7 +117,8 @@ def deform_sample2d(
         if mask is None:
             raise ValueError(f"{op}: mask must be there for softmax (got None)")
         taps = kernel[0] * kernel[1]
-        if taps > 0 and mask.dim() == 4 and mask.shape[1] % taps == 0:  # else the operator says what is wrong
+        fits = taps > 0 and mask.dim() == 4 and mask.shape[1] % taps == 0
+        if fits and mask.is_floating_point():  # else the operator says what is wrong
             mask = mask.unflatten(1, (-1, taps)).softmax(2).flatten(1, 2)
     return _sample(input, offset, mask, kernel, *windows)
 

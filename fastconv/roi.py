@@ -170,7 +170,8 @@ def multi_scale_roi_align(
         inputs: maps ``Tensor[N, C, H, W]``, from the finest to the coarsest, one for each level.
         boxes: a list of ``Tensor[L, 4]``, one for each image, or ``Tensor[K, 5]``: see :func:`roi_align`.
         output_size, sampling_ratio, aligned: see :func:`roi_align`.
-        spatial_scales: one for each map, powers of two.
+        spatial_scales: one for each map, powers of two, each half of the one before. (Where one is left out, the maps
+            after it have the boxes of the level before theirs, as in torchvision, and the last those of all beyond.)
         canonical_scale, canonical_level: the size of a box that belongs to a level, and that level.
 
     Returns:
@@ -178,7 +179,8 @@ def multi_scale_roi_align(
 
     Raises:
         RuntimeError, TypeError: see :func:`roi_align`.
-        ValueError: no map, another number of scales than of maps, or scales that are not positive.
+        ValueError: no map, another number of scales than of maps, scales that are not positive or that grow from map to
+            map, a canonical scale that is not positive.
 
     Source: Lin, Dollár, Girshick, He, Hariharan and Belongie, *Feature Pyramid Networks for Object Detection*, 2017.
 
@@ -188,34 +190,45 @@ def multi_scale_roi_align(
     tensor([2., 3.])
     """
     op = "multi_scale_roi_align"
+    if not isinstance(inputs, (list, tuple)):
+        raise TypeError(f"{op}: inputs must be a list of Tensors (got {inputs!r})")
     if not inputs:
         raise ValueError(f"{op}: inputs must have at least one map (got none)")
-    if len(spatial_scales) != len(inputs):
-        raise ValueError(f"{op}: spatial_scales must be one for each of {len(inputs)} maps (got {spatial_scales})")
     for input in inputs:
         if not isinstance(input, Tensor):
             raise TypeError(f"{op}: inputs must be Tensors (got {input!r})")
-    if not all(scale > 0 for scale in spatial_scales):
-        raise ValueError(f"{op}: spatial_scales must be positive (got {spatial_scales})")
-    rows = _rows(op, inputs[0], boxes)
+    first = inputs[0]
+    for input in inputs[1:]:
+        if (input.shape[:2], input.dtype) != (first.shape[:2], first.dtype):
+            raise RuntimeError(
+                f"{op}: inputs must have the images, channels and dtype of the first, {list(first.shape[:2])} and "
+                f"{dtype_name(first)} (got {list(input.shape[:2])} and {dtype_name(input)})"
+            )
+    scales = _scales(op, spatial_scales, len(inputs))
+    if _number(op, "canonical_scale", canonical_scale) <= 0:
+        raise ValueError(f"{op}: canonical_scale must be positive (got {canonical_scale})")
+    canonical_level = integer(op, "canonical_level", canonical_level, "an integer")
+    rows = _rows(op, first, boxes)
     if rows.dim() != 2 or rows.shape[1] != 5:
         raise RuntimeError(f"{op}: boxes must have shape [K, 5] (got {list(rows.shape)})")
     rest = output_size, sampling_ratio, aligned
     if len(inputs) == 1:
-        return roi_align(inputs[0], rows, rest[0], spatial_scales[0], *rest[1:])
-    levels = box_levels(rows, spatial_scales, canonical_scale, canonical_level)
+        return roi_align(first, rows, rest[0], scales[0], *rest[1:])
+    levels = box_levels(rows, scales, canonical_scale, canonical_level)
     where = [torch.nonzero(levels == level).flatten() for level in range(len(inputs))]
     parts = [
         roi_align(input, rows[at], rest[0], scale, *rest[1:])
-        for input, at, scale in zip(inputs, where, spatial_scales, strict=True)
+        for input, at, scale in zip(inputs, where, scales, strict=True)
     ]
     # Back into the order of the boxes; one move, and its gradient is one too.
     return torch.cat(parts).index_select(0, torch.argsort(torch.cat(where)))
 
 
 def box_levels(rows: Tensor, scales: Sequence[float], canonical_scale: float, canonical_level: int) -> Tensor:
-    """The index in ``scales`` of the level that each of the boxes ``Tensor[K, 5]`` belongs to."""
+    """The index in ``scales`` of the level that each of the boxes ``Tensor[K, 5]`` belongs to. Levels are counted from
+    the first, as in torchvision; where scales leave one out, no box may count beyond the last map and get lost."""
     least, most = (round(-math.log2(scale)) for scale in (scales[0], scales[-1]))
+    most = min(most, least + len(scales) - 1)
     if rows.element_size() == 2:  # in which areas overflow, and sizes round to the next level
         rows = rows.float()
     size = ((rows[:, 3] - rows[:, 1]) * (rows[:, 4] - rows[:, 2])).sqrt()
@@ -230,13 +243,32 @@ def box_levels(rows: Tensor, scales: Sequence[float], canonical_scale: float, ca
 def _arguments(op: str, input: Tensor, spatial_scale: float, output_size: Ints) -> tuple[float, list[int]]:
     if not isinstance(input, Tensor):
         raise TypeError(f"{op}: input must be a Tensor (got {input!r})")
+    return _number(op, "spatial_scale", spatial_scale), each(op, "output_size", output_size, 2)
+
+
+def _number(op: str, name: str, value: float) -> float:
     try:
-        if isinstance(spatial_scale, (bool, str, bytes)):
+        if isinstance(value, (bool, str, bytes)):
             raise TypeError
-        scale = float(spatial_scale)
+        return float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{op}: spatial_scale must be a number (got {spatial_scale!r})") from None
-    return scale, each(op, "output_size", output_size, 2)
+        raise TypeError(f"{op}: {name} must be a number (got {value!r})") from None
+
+
+def _scales(op: str, spatial_scales: Sequence[float], maps: int) -> list[float]:
+    """One for each map, from the finest."""
+    try:
+        given = list(spatial_scales)
+    except TypeError:
+        raise TypeError(f"{op}: spatial_scales must be a list of numbers (got {spatial_scales!r})") from None
+    scales = [_number(op, "spatial_scales", scale) for scale in given]
+    if len(scales) != maps:
+        raise ValueError(f"{op}: spatial_scales must be one for each of {maps} maps (got {scales})")
+    if not all(0 < scale < math.inf for scale in scales):
+        raise ValueError(f"{op}: spatial_scales must be positive and finite (got {scales})")
+    if scales != sorted(scales, reverse=True):
+        raise ValueError(f"{op}: spatial_scales must be from the largest to the smallest (got {scales})")
+    return scales
 
 
 def _sampling(op: str, sampling_ratio: int) -> int:

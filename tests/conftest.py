@@ -31,3 +31,9 @@ def isa(request: pytest.FixtureRequest) -> str:
     """Every instruction set that this machine has, in use while the test runs."""
     assert native.isa_select(request.param)
     return request.param
+
+
+@pytest.fixture
+def one_thread() -> None:
+    """Unless the test says otherwise, for what is small."""
+    torch.set_num_threads(1)

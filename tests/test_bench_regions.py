@@ -13,11 +13,22 @@ from click.testing import CliRunner
 import fastconv
 from fastconv import cli
 from fastconv.bench import data, measure, roofline, tables
-from fastconv.bench.cases import TORCHVISION_FAMILIES, DeformCase, RoiCase, read_deform, read_roi, select, target
+from fastconv.bench.cases import (
+    SAMPLE_FAMILIES,
+    TORCHVISION_FAMILIES,
+    DeformCase,
+    RoiCase,
+    SampleCase,
+    read_deform,
+    read_roi,
+    read_sample,
+    select,
+    target,
+)
 from fastconv.bench.data import DIRECTIONS, LAYOUTS
 from fastconv.bench.measure import family_of, judge, run_case
 
-DEFORM, ROI = read_deform(), read_roi()
+DEFORM, SAMPLE, ROI = read_deform(), read_sample(), read_roi()
 CASES: dict[str, DeformCase | RoiCase] = {**DEFORM, **ROI}
 OPERATORS = ("deform_conv2d", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
 
@@ -29,6 +40,12 @@ def small_deform(**changes) -> DeformCase:
     return DeformCase("X01", "deform", "a network", "a layer", **numbers, padding=(1, 1), dilation=(1, 1), **given)
 
 
+def small_sample(**changes) -> SampleCase:
+    given = {"stride": (2, 1), "padding": (1, 1), "dilation": (1, 1), "P": 4, "Q": 9} | changes
+    numbers = {"N_gpu": 2, "N_cpu": 2, "C": 6, "H": 7, "W": 9, "K": 6, "R": 3, "S": 3, "groups": 6, "offset_groups": 2}
+    return SampleCase("X03", "deform_sample", "a network", "a layer", **numbers, **given)
+
+
 def small_roi(family="roi_align", **changes) -> RoiCase:
     given = {"C": 3, "P": 2, "Q": 3, "boxes": 5, "sides": (16.0, 64.0), "scale": 1 / 8, "sampling": 2} | changes
     return RoiCase("X02", family, "a network", "a layer", N_gpu=2, N_cpu=2, H=9, W=11, **given)
@@ -37,6 +54,8 @@ def small_roi(family="roi_align", **changes) -> RoiCase:
 SMALL: dict[str, DeformCase | RoiCase] = {
     "deform": small_deform(),
     "deform, groups": small_deform(groups=2),
+    "deform_sample": small_sample(),
+    "deform_sample, dilated": small_sample(stride=(1, 2), padding=(2, 0), dilation=(2, 1), Q=4, P=7),
     "roi_align": small_roi(),
     "roi_pool": small_roi("roi_pool", sampling=0),
     "ps_roi_align": small_roi("ps_roi_align", C=12),
@@ -68,8 +87,10 @@ def bench(monkeypatch):
 
 
 def test_what_the_file_says() -> None:
-    assert list(DEFORM) == ["F01", "F02", "F03", "F04", "F05", "F06"]  # F11 to F16 are another operator
+    assert list(DEFORM) == ["F01", "F02", "F03", "F04", "F05", "F06"]
     assert [case.offset_groups for case in DEFORM.values()] == [1] * 5 + [8]
+    assert list(SAMPLE) == ["F11", "F12", "F13", "F14", "F15", "F16"]
+    assert [case.offset_groups for case in SAMPLE.values()] == [4, 8, 16, 32, 7, 4]
     assert list(ROI) == [f"R{n:02}" for n in range(1, 11)]
     assert [ROI[id].boxes for id in ("R01", "R02", "R05", "R08")] == [512, 1000, 128, 128]
     assert [ROI[id].scale for id in ("R01", "R05", "R07")] == [1 / 4, 1 / 8, 1 / 16]
@@ -79,6 +100,7 @@ def test_what_the_file_says() -> None:
     assert ROI["R09"].output_shape(1) == ROI["R10"].output_shape(1) == (300, 21, 7, 7)
     assert DEFORM["F06"].text(2) == "deform 3x3 64@180x320 dg8 n2"
     assert DEFORM["F02"].text() == "deform 3x3 128@200x336 s2"
+    assert SAMPLE["F13"].text(8) == "deform_sample 3x3 256@14 dg16 n8"
     assert ROI["R01"].text(2) == "roi_align 7x7 of 1024, 256@200x272 n2"
     classes = {
         case.target_class: [target(case.target_class, each, "float32") for each in DIRECTIONS] for case in ROI.values()
@@ -91,6 +113,18 @@ def test_what_the_file_says() -> None:
     assert target("deformable", "fwd", "float16") == 8
     assert [case.id for case in select(families=TORCHVISION_FAMILIES)] == ["F01", "R02", "R04"]
     assert select(families=TORCHVISION_FAMILIES, full=True) == list(CASES.values())
+    assert [case.id for case in select(families=SAMPLE_FAMILIES)] == ["F12"]
+    assert select(families=SAMPLE_FAMILIES, full=True) == list(SAMPLE.values())
+    assert target("deformable sampling, over grid_sample", "fwd", "float32") is None
+
+
+@pytest.mark.parametrize(
+    ("id", "gflop", "megabytes"), [("F11", 1.156, 94.73), ("F14", 0.1445, 11.84), ("F15", 2.023, 165.8)]
+)
+def test_amounts_of_samplings_are_those_of_the_table(id: str, gflop: float, megabytes: float) -> None:
+    case = SAMPLE[id]
+    assert case.flops(64) / 1e9 == pytest.approx(gflop, rel=1e-3)
+    assert case.bytes_moved(64, "fwd", 2) / 1e6 == pytest.approx(megabytes, rel=1e-3)
 
 
 def test_amounts() -> None:
@@ -184,6 +218,38 @@ def test_a_share_of_the_channels(torchvision, family: str) -> None:
     for name, (where, value) in part.items():
         assert value.numel() * 2 == whole[name][1].numel()
         torch.testing.assert_close(whole[name][1][where], value)
+
+
+@pytest.mark.parametrize(
+    "case", [small_sample(), small_sample(stride=(3, 1), padding=(2, 3), dilation=(1, 2), P=3, Q=11)]
+)
+def test_the_peer_of_samplings_is_a_convolution_with_weights_of_one(torchvision, case: SampleCase) -> None:
+    """Of which torchvision (the stand-in: fastconv) is the reference; also in both layouts and where 16 bits alone
+    would put samples elsewhere."""
+    module = family_of(case)
+    for dtype, tolerance in (("float64", 1e-12), ("float32", 1e-4), ("bfloat16", 2e-2), ("float16", 2e-3)):
+        made = module.tensors(case, 2, dtype)
+        for layout in LAYOUTS:
+            input, offset, mask, _ = made[layout]
+            output = module.operator(case, "PyTorch", 2)(input, offset, mask)
+            weight = torch.ones(case.weight_shape, dtype=torch.float64)
+            wide = [each.double() for each in (input, offset, mask)]
+            expected = torchvision.deform_conv2d(
+                *wide[:2], weight, None, case.stride, case.padding, case.dilation, wide[2]
+            )
+            assert output.dtype == input.dtype
+            torch.testing.assert_close(output.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_samplings_need_no_torchvision(bench, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.delitem(sys.modules, "torchvision.ops", raising=False)
+    result = bench("--case", "F01,F14", "--direction", "fwd,train", "--budget", 0)
+    assert result.exit_code == 0, result.output
+    assert "bench: deform left out: torchvision is not installed" in result.stderr
+    assert "[2/2] F14 deform_sample 3x3 512@7 dg32 train float32" in result.stderr
+    assert "deformable sampling, over grid_sample" in result.stdout
+    assert "of deform_sample, which both lack, the formulation of DCNv3's authors" in result.stdout
 
 
 def test_only_fastconv_is_judged(torchvision, monkeypatch) -> None:

@@ -246,6 +246,10 @@ def test_what_looks_odd_and_is_valid() -> None:
     [
         (ValueError, {"in_channels": 5}, "in_channels must be divisible by groups, 2 (got 5)"),
         (ValueError, {"out_channels": 3}, "out_channels must be divisible by groups, 2 (got 3)"),
+        (ValueError, {"groups": 0}, "groups must be positive (got 0)"),
+        (ValueError, {"in_channels": 0}, "in_channels must be positive (got 0)"),
+        (TypeError, {"out_channels": 6.0}, "out_channels must be an integer (got 6.0)"),
+        (RuntimeError, {"kernel_size": (3, 0)}, "kernel_size must be positive (got [3, 0])"),
         (TypeError, {"kernel_size": 1.5}, "kernel_size must be an integer or 2 integers (got 1.5)"),
         (TypeError, {"stride": "2"}, "stride must be an integer or 2 integers (got '2')"),
         (RuntimeError, {"padding": (1, 1, 1)}, "padding must have 2 elements (got [1, 1, 1])"),

@@ -204,5 +204,10 @@ def test_types_and_softmax_without_a_mask() -> None:
         fastconv.deform_sample2d(x, offset, None, 1.5)
     with pytest.raises(ValueError, match=r"deform_sample2d: mask must be there for softmax \(got None\)"):
         fastconv.deform_sample2d(x, offset, padding=1, softmax=True)
+    whole = torch.zeros(1, 9, 6, 7, dtype=torch.int32)
+    with pytest.raises(
+        RuntimeError, match=r"deform_sample2d: mask must have the dtype of input, float32 \(got int32\)"
+    ):
+        fastconv.deform_sample2d(x, offset, whole, padding=1, softmax=True)
     with pytest.raises(RuntimeError, match="offset must have the dtype of input, float32"):
         fastconv.deform_sample2d(x, offset.double(), padding=1)

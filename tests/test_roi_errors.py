@@ -2,6 +2,7 @@
 under FakeTensorMode, by the operators of csrc/schema.cpp and by their shape rules. And boxes that no map has.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -289,7 +290,17 @@ def test_boxes_of_a_list() -> None:
         (RuntimeError, [X, X], (5,), [1.0, 0.5], "boxes must have shape [K, 5] (got [5])"),
         (TypeError, ["x", "x"], [(3, 4)], [1.0, 0.5], "inputs must be Tensors (got 'x')"),
         (TypeError, [X, X], "x", [1.0, 0.5], "boxes must be a Tensor or a list of Tensors (got 'x')"),
-        (ValueError, [X, X], (3, 5), [1.0, 0.0], "spatial_scales must be positive (got [1.0, 0.0])"),
+        (ValueError, [X, X], (3, 5), [1.0, 0.0], "spatial_scales must be positive and finite (got [1.0, 0.0])"),
+        (ValueError, [X, X], (3, 5), [math.inf, 1], "spatial_scales must be positive and finite (got [inf, 1.0])"),
+        (
+            ValueError,
+            [X, X],
+            (3, 5),
+            [0.5, 1],
+            "spatial_scales must be from the largest to the smallest (got [0.5, 1.0])",
+        ),
+        (TypeError, [X, X], (3, 5), 0.5, "spatial_scales must be a list of numbers (got 0.5)"),
+        (TypeError, [X, X], (3, 5), "ab", "spatial_scales must be a number (got 'a')"),
     ],
 )
 def test_several_maps(error: type[Exception], inputs: list, boxes: Any, scales: list[float], message: str) -> None:
@@ -298,10 +309,35 @@ def test_several_maps(error: type[Exception], inputs: list, boxes: Any, scales: 
     assert refusal(call, error) == f"multi_scale_roi_align: {message}"
 
 
+def test_what_several_maps_have_in_common() -> None:
+    for other, got in ((torch.zeros(1, 3, 5, 6), "[1, 3] and float32"), (torch.zeros(X).half(), "[2, 12] and float16")):
+        call = lambda other=other: fastconv.multi_scale_roi_align([torch.zeros(X), other], [], 2, [1, 0.5])  # noqa: E731
+        expected = "inputs must have the images, channels and dtype of the first, [2, 12] and float32"
+        assert refusal(call) == f"multi_scale_roi_align: {expected} (got {got})"
+
+
+@pytest.mark.parametrize(
+    ("error", "given", "message"),
+    [
+        (ValueError, {"canonical_scale": 0}, "canonical_scale must be positive (got 0)"),
+        (TypeError, {"canonical_scale": "x"}, "canonical_scale must be a number (got 'x')"),
+        (TypeError, {"canonical_level": 2.5}, "canonical_level must be an integer (got 2.5)"),
+        (TypeError, {"inputs": {"a": 1}}, "inputs must be a list of Tensors (got {'a': 1})"),
+    ],
+)
+def test_canonical_size(error: type[Exception], given: dict[str, Any], message: str) -> None:
+    arguments = {"inputs": [torch.zeros(X)] * 2, "boxes": [], "output_size": 2, "spatial_scales": [1, 0.5], **given}
+    assert refusal(lambda: fastconv.multi_scale_roi_align(**arguments), error) == f"multi_scale_roi_align: {message}"
+
+
 def test_module_of_several_maps() -> None:
     module = fastconv.nn.MultiScaleRoIAlign(["a"], 2, 2)
     message = "multi_scale_roi_align: image_shapes must have at least one (got none)"
     assert refusal(lambda: module({"a": torch.zeros(X)}, [torch.zeros(1, 4)], []), ValueError) == message
+    message = "multi_scale_roi_align: x must have a map of ['a'] (got ['b'])"
+    assert refusal(lambda: module({"b": torch.zeros(X)}, [torch.zeros(1, 4)], [(8, 8)]), ValueError) == message
+    message = "multi_scale_roi_align: x must be a dictionary of maps (got [])"
+    assert refusal(lambda: module([], [torch.zeros(1, 4)], [(8, 8)]), TypeError) == message
 
 
 # ---- what is not refused ---------------------------------------------------------------------------------------------

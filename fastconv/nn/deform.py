@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastconv._arguments import each
+from fastconv._arguments import check_list, each, integer
 from fastconv.deform import deform_conv2d
 from fastconv.pool import Ints
 
@@ -35,6 +35,10 @@ class DeformConv2d(torch.nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
+        counts = {"groups": groups, "in_channels": in_channels, "out_channels": out_channels}
+        for name, count in counts.items():
+            if integer("DeformConv2d", name, count, "an integer") < 1:
+                raise ValueError(f"DeformConv2d: {name} must be positive (got {count})")
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels % groups != 0:
                 raise ValueError(f"DeformConv2d: {name} must be divisible by groups, {groups} (got {channels})")
@@ -44,6 +48,7 @@ class DeformConv2d(torch.nn.Module):
         self.stride = tuple(each("DeformConv2d", "stride", stride, 2))
         self.padding = tuple(each("DeformConv2d", "padding", padding, 2))
         self.dilation = tuple(each("DeformConv2d", "dilation", dilation, 2))
+        check_list("DeformConv2d", "kernel_size", list(self.kernel_size), 2, 1, "be positive")
         self.groups = groups
         self.weight = torch.nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         if bias:

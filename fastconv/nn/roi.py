@@ -126,7 +126,12 @@ class MultiScaleRoIAlign(torch.nn.Module):
         self.canonical_level = canonical_level
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: Sequence[tuple[int, int]]) -> Tensor:
+        if not isinstance(x, dict):
+            raise TypeError(f"multi_scale_roi_align: x must be a dictionary of maps (got {x!r})")
         maps = [each for name, each in x.items() if name in self.featmap_names]
+        if not maps:
+            names = f"{list(self.featmap_names)}"
+            raise ValueError(f"multi_scale_roi_align: x must have a map of {names} (got {list(x)})")
         if not image_shapes:
             raise ValueError("multi_scale_roi_align: image_shapes must have at least one (got none)")
         size = [max(shape[d] for shape in image_shapes) for d in (0, 1)]
