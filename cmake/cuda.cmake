@@ -65,7 +65,8 @@ macro(fastconv_cuda_library)
     add_library(_C_cuda SHARED ${ARGN})
     set_target_properties(_C_cuda PROPERTIES PREFIX "" SUFFIX ".so")
     target_include_directories(_C_cuda PRIVATE csrc)
-    target_compile_definitions(_C_cuda PRIVATE USE_CUDA)
+    string(REGEX REPLACE "[af]$" "" newest_number "${newest}")
+    target_compile_definitions(_C_cuda PRIVATE USE_CUDA FASTCONV_NEWEST_CHIP=${newest_number})
     target_compile_options(_C_cuda PRIVATE
       "$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings;-Xcompiler=-Wall>")
     # --exclude-libs: this library's own copy of the CUDA runtime stays its own, PyTorch has another.

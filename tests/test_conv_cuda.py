@@ -173,6 +173,8 @@ OWN = [
     _case("planes in tiles", 1, 2, (70, 70), 2, 3, padding=1, groups=2),
     _case("many small planes", 5, 9, (5, 6), 9, 3, padding=1, groups=9),
     _case("up_planes_in_tiles", 1, 2, (33, 40), 2, 4, of=TransposedCase, stride=2, padding=1, groups=2),
+    _case("up_planes in tiles, rows without taps", 1, 2, (70, 70), 2, 1, of=TransposedCase, stride=2, groups=2),
+    _case("planes in tiles, rows in the padding", 1, 2, (47, 47), 2, 1, padding=1, groups=2),
     _case("a plane too large to share", 1, 1, (1, 2), 1, (3, 3), padding=(200, 200), dilation=200, groups=1),
 ]
 BY_NAME |= {case.name: case for case in OWN}

@@ -13,18 +13,6 @@ namespace {
 
 constexpr int kConvThreads = 256;
 
-// Of numbers that are not negative; most have 32 bits, in which it costs a third.
-__device__ __forceinline__ int64_t conv_divide(int64_t a, int64_t b) {
-  if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
-  return a / b;
-}
-// Takes the last coordinate off a number.
-__device__ __forceinline__ int64_t conv_take(int64_t& number, int64_t size) {
-  const int64_t rest = conv_divide(number, size), last = number - rest * size;
-  number = rest;
-  return last;
-}
-
 // The taps that read the input and not padding: tap `first + i * period` reads position `at + i * step`, i in
 // [0, count); period and step are the axis's.
 struct ConvReach {
@@ -47,12 +35,12 @@ struct ConvAxis {
     }
     const int64_t end = at + (last - one) / up * stride;
     if (end < 0) {
-      const int64_t skipped = conv_divide(step - 1 - end, step);
+      const int64_t skipped = quotient(step - 1 - end, step);
       tap += skipped * period;
       at += skipped * step;
     }
     if (tap >= taps || at >= inputs) return {0, 0, 0};
-    const int64_t left = conv_divide(taps - 1 - tap, period) + 1, inside = conv_divide(inputs - 1 - at, step) + 1;
+    const int64_t left = quotient(taps - 1 - tap, period) + 1, inside = quotient(inputs - 1 - at, step) + 1;
     return {tap, at, left < inside ? left : inside};
   }
   __device__ __forceinline__ ConvReach reach(int64_t output) const { return reach(output, output); }
@@ -118,8 +106,8 @@ __global__ void __launch_bounds__(kConvThreads) conv_pack(const ConvArgs args) {
   for (int64_t i = int64_t{blockIdx.x} * kConvThreads + threadIdx.x; i < args.items;
        i += int64_t{gridDim.x} * kConvThreads) {
     int64_t g = i;
-    const int64_t group = depthwise ? conv_take(g, p.G) : 0;
-    const int64_t k = conv_take(g, args.packed_k), c = conv_take(g, p.C), s = conv_take(g, p.S), r = conv_take(g, p.R);
+    const int64_t group = depthwise ? take_last(g, p.G) : 0;
+    const int64_t k = take_last(g, args.packed_k), c = take_last(g, p.C), s = take_last(g, p.S), r = take_last(g, p.R);
     T weight = {};
     if (k < p.K) weight = conv_at<T>(p.weight, k, c, r, s)[(depthwise ? group : g) * p.weight_g];
     static_cast<T*>(args.packed)[i] = weight;

@@ -24,6 +24,7 @@ constexpr int kStrip = static_cast<int>(kConvStrip);
 template <int V, class A, class Input, class Weight>
 __device__ __forceinline__ void conv_strip(int count, int64_t step, int64_t stride, const Input& input,
                                            const Weight& weight, A (&sum)[kStrip][V]) {
+  if (count == 0) return;  // `input` starts from nowhere
   if (step != stride) {
     for (int i = 0; i < count; ++i) {
       A factor[V], value[V];
@@ -61,18 +62,18 @@ __device__ __forceinline__ void conv_strip(int count, int64_t step, int64_t stri
 // The first output of a strip: those of one residue modulo `up` are together.
 __device__ __forceinline__ int64_t conv_strip_first(int64_t strip, int64_t up) {
   if (up == 1) return strip * kStrip;
-  const int64_t block = conv_divide(strip, up);
+  const int64_t block = quotient(strip, up);
   return block * kStrip * up + strip - block * up;
 }
 // Its last one that exists; the first does.
 __device__ __forceinline__ int64_t conv_strip_last(int64_t first, int64_t up, int64_t outputs) {
   const int64_t last = first + (kStrip - 1) * up;
-  return last < outputs ? last : first + conv_divide(outputs - 1 - first, up) * up;
+  return last < outputs ? last : first + quotient(outputs - 1 - first, up) * up;
 }
 
 // Rounded down, of any sign.
 __device__ __forceinline__ int64_t conv_floor(int64_t a, int64_t up) {
-  return up == 1 ? a : a < 0 ? -conv_divide(up - 1 - a, up) : conv_divide(a, up);
+  return up == 1 ? a : a < 0 ? -quotient(up - 1 - a, up) : quotient(a, up);
 }
 
 struct ConvPlanesArgs {
@@ -90,7 +91,7 @@ __device__ __forceinline__ void conv_fill_planes(const ConvPlanesArgs& args, int
     const uint32_t line = args.halo_columns.divide(e), of_plane = args.halo_rows.divide(line);
     const int64_t h = row + (line - of_plane * args.halo_rows.value), w = column + (e - line * args.halo_columns.value);
     int64_t n = plane + of_plane;
-    const int64_t g = conv_take(n, p.G);
+    const int64_t g = take_last(n, p.G);
     T element = {};
     if (h >= 0 && h < p.H && w >= 0 && w < p.W) element = *conv_at<T>(p.input, n, g, h, w);
     halo[e] = element;
@@ -98,7 +99,7 @@ __device__ __forceinline__ void conv_fill_planes(const ConvPlanesArgs& args, int
   for (uint32_t e = threadIdx.x; e < static_cast<uint32_t>(planes) * args.taps.value; e += kConvThreads) {
     const uint32_t of_plane = args.taps.divide(e), tap = e - of_plane * args.taps.value;
     int64_t n = plane + of_plane;
-    const int64_t g = conv_take(n, p.G), r = conv_divide(tap, p.S);
+    const int64_t g = take_last(n, p.G), r = quotient(tap, p.S);
     weights[e] = widen(conv_at<T>(p.weight, 0, 0, r, tap - r * p.S)[g * p.weight_g]);
   }
 }
@@ -115,7 +116,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_depthwise_planes(const Conv
   const uint32_t units = static_cast<uint32_t>(tile.planes) * args.strips.value * args.columns.value;
   for (int64_t item = blockIdx.x; item < conv.items; item += gridDim.x) {
     int64_t plane = item;
-    const int64_t q0 = conv_take(plane, across) * tile.columns, p0 = conv_take(plane, down) * tile.rows;
+    const int64_t q0 = take_last(plane, across) * tile.columns, p0 = take_last(plane, down) * tile.rows;
     plane *= tile.planes;
     const int64_t planes = p.N * p.G - plane < tile.planes ? p.N * p.G - plane : tile.planes;
     const int64_t row = conv_floor(p0 * p.stride_h - p.pad_h, p.up_h);
@@ -144,7 +145,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_depthwise_planes(const Conv
             },
             [&](int i, A(&to)[1]) { to[0] = factors[i * conv.h.period * p.S + s * conv.w.period]; }, sum);
       int64_t n = plane + of_plane;
-      const int64_t g = conv_take(n, p.G), to = n * p.output.n + g * p.output.c + q * p.output.w;
+      const int64_t g = take_last(n, p.G), to = n * p.output.n + g * p.output.c + q * p.output.w;
 #pragma unroll
       for (int o = 0; o < kStrip; ++o)
         if (first + o * p.up_h < p.P) conv_store<T>(p, sum[o][0], g, to + (first + o * p.up_h) * p.output.h);
@@ -162,8 +163,8 @@ __global__ void __launch_bounds__(kConvThreads) conv_depthwise_pixels(const Conv
   for (int64_t i = int64_t{blockIdx.x} * kConvThreads + threadIdx.x; i < args.items;
        i += int64_t{gridDim.x} * kConvThreads) {
     int64_t n = i;
-    const int64_t g = conv_take(n, groups) * V, first = conv_strip_first(conv_take(n, strips), p.up_w);
-    const int64_t row = conv_take(n, p.P);
+    const int64_t g = take_last(n, groups) * V, first = conv_strip_first(take_last(n, strips), p.up_w);
+    const int64_t row = take_last(n, p.P);
     if (first >= p.Q) continue;
     const Channels<T, V, Wide> some = {p.G - g < V ? static_cast<int>(p.G - g) : V};
     const ConvReach h = args.h.reach(row), w = args.w.reach(first, conv_strip_last(first, p.up_w, p.Q));

@@ -17,9 +17,9 @@ __global__ void __launch_bounds__(kConvThreads) conv_general(const ConvArgs args
   for (int64_t i = int64_t{blockIdx.x} * kConvThreads + threadIdx.x; i < args.items;
        i += int64_t{gridDim.x} * kConvThreads) {
     int64_t n = i, row = 0, q = 0;
-    if (!args.channels_last) q = conv_take(n, p.Q), row = conv_take(n, p.P);
-    const int64_t k = conv_take(n, pieces) * kConvGeneral, g = conv_take(n, p.G);
-    if (args.channels_last) q = conv_take(n, p.Q), row = conv_take(n, p.P);
+    if (!args.channels_last) q = take_last(n, p.Q), row = take_last(n, p.P);
+    const int64_t k = take_last(n, pieces) * kConvGeneral, g = take_last(n, p.G);
+    if (args.channels_last) q = take_last(n, p.Q), row = take_last(n, p.P);
     const int channels = p.K - k < kConvGeneral ? static_cast<int>(p.K - k) : kConvGeneral;
     const ConvReach h = args.h.reach(row), w = args.w.reach(q);
     A sum[kConvGeneral] = {};

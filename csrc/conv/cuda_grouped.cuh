@@ -50,16 +50,16 @@ __global__ void __launch_bounds__(kConvThreads) conv_grouped(const ConvArgs args
   for (int64_t i = int64_t{blockIdx.x} * kConvThreads + threadIdx.x; i < args.items;
        i += int64_t{gridDim.x} * kConvThreads) {
     int64_t n = i, across = 0, strip = 0;
-    if (!Last) across = conv_take(n, p.Q), strip = conv_take(n, strips);
-    const int64_t k = conv_take(n, pieces) * kFour, g = conv_take(n, p.G);
-    if (Last) strip = conv_take(n, strips), across = conv_take(n, p.P);
+    if (!Last) across = take_last(n, p.Q), strip = take_last(n, strips);
+    const int64_t k = take_last(n, pieces) * kFour, g = take_last(n, p.G);
+    if (Last) strip = take_last(n, strips), across = take_last(n, p.P);
     const int64_t first = conv_strip_first(strip, along.up);
     if (first >= along.outputs) continue;
     const int64_t last = conv_strip_last(first, along.up, along.outputs);
     const ConvReach a = along.reach(first, last), b = other.reach(across);
     A sum[kStrip][kFour] = {};
     for (int64_t tap = 0; tap < a.count * b.count; ++tap) {
-      const int64_t t = conv_divide(tap, a.count), j = tap - t * a.count;
+      const int64_t t = quotient(tap, a.count), j = tap - t * a.count;
       const int64_t at = a.at + j * along.step, line = b.at + t * other.step;
       int inside = 0;
 #pragma unroll

@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_products(const ConvArgs arg
     conv_place_pixels(args, tile, shared);
     sync_block();
     A sum[ConvOwn<Columns>::kRows][4] = {};
-    const int64_t steps = conv_divide(tile.h.count * tile.w.count * args.p.C + Tiles::kStep - 1, Tiles::kStep);
+    const int64_t steps = quotient(tile.h.count * tile.w.count * args.p.C + Tiles::kStep - 1, Tiles::kStep);
     if (steps > 0) {
       ConvLoader<T, Columns, Wide> loader = {args, tile, shared, {}, {}};
       ConvCursor cursor = {0, 0, 0};

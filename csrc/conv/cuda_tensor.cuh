@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_tensor_products(const ConvA
       conv_place_pixels(args, tile, shared);
       sync_block();
       float sum[2][ConvWarp<Columns>::kProducts][4] = {};
-      const int64_t steps = conv_divide(tile.h.count * tile.w.count * args.p.C + kTensorStep - 1, kTensorStep);
+      const int64_t steps = quotient(tile.h.count * tile.w.count * args.p.C + kTensorStep - 1, kTensorStep);
       ConvTensorLoader<T, Columns, Wide> loader = {args, tile, shared, thread, {0, 0, 0}, {}};
 #pragma unroll
       for (int i = 0; i < kTensorBuffers - 1; ++i) {
@@ -197,6 +197,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_tensor_products(const ConvA
         const int next = buffer == 0 ? kTensorBuffers - 1 : buffer - 1;  // was multiplied in the step before
         if (more) loader.begin(next);
         copy_async_commit();
+        sync_warp();  // a warp multiplies together, whatever ways its lanes went while they loaded
         conv_tensor_multiply(shared, buffer, warp, sum);
         if (more) loader.end(next);
         buffer = buffer == kTensorBuffers - 1 ? 0 : buffer + 1;

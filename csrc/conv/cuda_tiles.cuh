@@ -49,18 +49,18 @@ __device__ __forceinline__ ConvReach conv_reach_of(const ConvAxis& axis, int64_t
 __device__ __forceinline__ ConvTile conv_tile(const ConvArgs& args, int64_t item, int columns) {
   const ConvParams& p = args.p;
   ConvTile t;
-  t.k = conv_take(item, (p.K + columns - 1) / columns) * columns;
-  t.g = conv_take(item, p.G);
-  t.residue_w = conv_take(item, p.up_w);
-  t.residue_h = conv_take(item, p.up_h);
+  t.k = take_last(item, (p.K + columns - 1) / columns) * columns;
+  t.g = take_last(item, p.G);
+  t.residue_w = take_last(item, p.up_w);
+  t.residue_h = take_last(item, p.up_h);
   t.rows = (p.P + p.up_h - 1) / p.up_h;
   t.columns = (p.Q + p.up_w - 1) / p.up_w;
   t.first = item * kConvPixels;
   const int64_t pixels = p.N * t.rows * t.columns;
   t.last = t.first + kConvPixels < pixels ? t.first + kConvPixels - 1 : pixels - 1;
   int64_t n0 = t.first, n1 = t.last;
-  int64_t q0 = conv_take(n0, t.columns), q1 = conv_take(n1, t.columns);
-  int64_t p0 = conv_take(n0, t.rows), p1 = conv_take(n1, t.rows);
+  int64_t q0 = take_last(n0, t.columns), q1 = take_last(n1, t.columns);
+  int64_t p0 = take_last(n0, t.rows), p1 = take_last(n1, t.rows);
   if (n0 != n1) p0 = 0, p1 = t.rows - 1;
   if (p0 != p1) q0 = 0, q1 = t.columns - 1;
   t.h = conv_reach_of(args.h, t.residue_h, p0, p1);
@@ -73,7 +73,7 @@ __device__ __forceinline__ void conv_place_pixels(const ConvArgs& args, const Co
   for (int e = static_cast<int>(threadIdx.x); e < kConvPixels; e += kConvThreads) {
     int64_t n = tile.first + e;
     const bool there = n <= tile.last;
-    const int64_t j = conv_take(n, tile.columns), i = conv_take(n, tile.rows);
+    const int64_t j = take_last(n, tile.columns), i = take_last(n, tile.rows);
     const int64_t row = tile.residue_h + i * p.up_h, column = tile.residue_w + j * p.up_w;
     shared.to[e] = there && row < p.P && column < p.Q ? n * p.output.n + row * p.output.h + column * p.output.w : -1;
     shared.row[e] = there ? static_cast<int>(i * p.stride_h) : -(1 << 30);

@@ -43,11 +43,11 @@ __device__ __forceinline__ void conv_weight_pixel(const ConvArgs& args, const Ch
   using A = Accumulate<T>;
   const ConvParams& p = args.p;
   int64_t n = pixel;
-  const int64_t q = conv_take(n, p.Q), row = conv_take(n, p.P);
+  const int64_t q = take_last(n, p.Q), row = take_last(n, p.P);
   A grad[V];
   some.load(conv_at<T>(p.output, n, k, row, q), 1, grad);
   const T* x = conv_at<T>(p.input, n, c, 0, 0);
-  int64_t r = conv_divide(tap, p.S), s = tap - r * p.S;
+  int64_t r = quotient(tap, p.S), s = tap - r * p.S;
 #pragma unroll
   for (int t = 0; t < kConvTaps; ++t) {
     const int64_t h = row * p.stride_h + r * p.dilation_h - p.pad_h, w = q * p.stride_w + s * p.dilation_w - p.pad_w;
@@ -87,12 +87,12 @@ __global__ void __launch_bounds__(kConvThreads) conv_weight_pairs(const ConvArgs
   const Channels<T, V, Wide> some = {V};
   for (int64_t item = blockIdx.x; item < args.items; item += gridDim.x) {
     int64_t part = item;
-    const int64_t tap = conv_take(part, (taps + kConvTaps - 1) / kConvTaps) * kConvTaps;
-    const int64_t pair = conv_take(part, (pairs + lanes - 1) / lanes) * lanes + lane;
+    const int64_t tap = take_last(part, (taps + kConvTaps - 1) / kConvTaps) * kConvTaps;
+    const int64_t pair = take_last(part, (pairs + lanes - 1) / lanes) * lanes + lane;
     A sum[kConvTaps][V] = {};
     if (pair < pairs) {
       int64_t k = pair;
-      const int64_t of_group = conv_take(k, p.C), c = conv_divide(k, p.K) * p.C + of_group;
+      const int64_t of_group = take_last(k, p.C), c = quotient(k, p.K) * p.C + of_group;
       const int64_t end = pixels * (part + 1) / args.parts;
       for (int64_t pixel = pixels * part / args.parts + thread / lanes; pixel < end; pixel += kConvThreads / lanes)
         conv_weight_pixel(args, some, pixel, k * V, c * V, tap, sum);
@@ -132,7 +132,7 @@ __device__ __forceinline__ void conv_place_columns(const ConvArgs& args, int64_t
   const ConvParams& p = args.p;
   for (int e = static_cast<int>(threadIdx.x); e < kConvSide; e += kConvThreads) {
     int64_t r = first + e;
-    const int64_t c = conv_take(r, p.C), s = conv_take(r, p.S);
+    const int64_t c = take_last(r, p.C), s = take_last(r, p.S);
     const int64_t down = r * p.dilation_h - p.pad_h, right = s * p.dilation_w - p.pad_w;
     shared.down[e] = r < p.R ? static_cast<int>(down) : -(1 << 30);
     shared.right[e] = static_cast<int>(right);
@@ -147,7 +147,7 @@ __device__ __forceinline__ void conv_place_stage(const ConvArgs& args, int64_t f
   for (int e = static_cast<int>(threadIdx.x); e < kConvStage; e += kConvThreads) {
     int64_t n = first + e;
     const bool there = n < end;
-    const int64_t q = conv_take(n, p.Q), row = conv_take(n, p.P);
+    const int64_t q = take_last(n, p.Q), row = take_last(n, p.P);
     shared.row[e] = there ? static_cast<int>(row * p.stride_h) : -(1 << 30);
     shared.left[e] = static_cast<int>(q * p.stride_w);
     shared.input[e] = n * p.input.n + row * p.stride_h * p.input.h + q * p.stride_w * p.input.w;
@@ -260,8 +260,8 @@ __global__ void __launch_bounds__(kConvThreads) conv_weight_products(const ConvA
     const int64_t columns = p.C * p.R * p.S, pixels = p.N * p.P * p.Q, stages = (pixels + kConvStage - 1) / kConvStage;
     for (int64_t item = blockIdx.x; item < args.items; item += gridDim.x) {
       int64_t part = item;
-      const int64_t first = conv_take(part, (columns + kConvSide - 1) / kConvSide) * kConvSide;
-      const int64_t k = conv_take(part, (p.K + kConvSide - 1) / kConvSide) * kConvSide, g = conv_take(part, p.G);
+      const int64_t first = take_last(part, (columns + kConvSide - 1) / kConvSide) * kConvSide;
+      const int64_t k = take_last(part, (p.K + kConvSide - 1) / kConvSide) * kConvSide, g = take_last(part, p.G);
       conv_place_columns(args, g, first, shared);
       Sums own = Sums::of(static_cast<int>(threadIdx.x));
       for (int64_t stage = stages * part / args.parts; stage < stages * (part + 1) / args.parts; ++stage) {
@@ -278,7 +278,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_weight_products(const ConvA
           const int64_t row = k + own.row(y, x), column = first + own.column(y, x);
           if (row >= p.K || column >= columns) continue;
           int64_t tap = column;
-          const int64_t c = conv_take(tap, p.C);
+          const int64_t c = take_last(tap, p.C);
           conv_put<T>(args, part, ((g * p.K + row) * p.C + c) * (p.R * p.S) + tap, own.sum[y][x]);
         }
       sync_block();

@@ -382,6 +382,7 @@ View4 readable_view(const Sizes& sizes, const Sizes& strides, bool channels_last
 }
 
 ConvRun cuda_run(ConvParams p) {
+  gather_single(p);
   join_rows(p);
   ConvRun found = {};
   for (const ConvCudaRule& rule : kConvCudaForward) {

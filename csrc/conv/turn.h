@@ -83,6 +83,13 @@ inline ConvParams residue_params(const ConvParams& p, const Residue& h, const Re
   return q;
 }
 
+// A single row or column is the same however far it is spread out; as it is it has no residues without taps, of which
+// there may be billions.
+inline void gather_single(ConvParams& p) {
+  if (p.H == 1) p.up_h = 1;
+  if (p.W == 1) p.up_w = 1;
+}
+
 // A convolution of one tap that skips nothing is the same for every pixel, so rows are joined into one long row.
 inline void join_rows(ConvParams& p) {
   const bool pointwise = p.R == 1 && p.S == 1 && p.stride_h == 1 && p.stride_w == 1 && p.pad_h == 0 && p.pad_w == 0;

@@ -1,5 +1,5 @@
 // Elements in registers, whatever their type: what they add up in, and accesses to memory that are as wide as they may
-// be. For the kernels of all families.
+// be; and positions taken apart into coordinates. For the kernels of all families.
 #pragma once
 #include "core/launch.h"
 #include "core/view.h"
@@ -81,6 +81,18 @@ struct Channels {
     }
   }
 };
+
+// Of numbers that are not negative; most have 32 bits, in which it costs a third.
+__device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
+  if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
+  return a / b;
+}
+// Takes the last coordinate off a number.
+__device__ __forceinline__ int64_t take_last(int64_t& number, int64_t size) {
+  const int64_t rest = quotient(number, size), last = number - rest * size;
+  number = rest;
+  return last;
+}
 
 // ---- launchers ----
 

@@ -27,7 +27,7 @@ struct Stream {
 struct DeviceLimits {
   int multiprocessors;
   int shared_per_block;  // bytes, with the opt-in that launch() makes where more than 48 KiB are asked for
-  int capability;        // 10 * major + minor
+  int capability;        // 10 * major + minor, of the device or of the newest that kernels were compiled for, if older
 };
 
 constexpr int kMaxDevices = 64;
@@ -56,9 +56,10 @@ inline DeviceLimits device_limits(const Stream& stream) {
       check_cuda(stream.op, "read a device attribute", cudaDeviceGetAttribute(&value, which, stream.device));
       return value;
     };
-    known[stream.device] = {
-        attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-        10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor)};
+    const int chip = 10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
+    known[stream.device] = {attribute(cudaDevAttrMultiProcessorCount),
+                            attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+                            chip < FASTCONV_NEWEST_CHIP ? chip : FASTCONV_NEWEST_CHIP};
   });
   return known[stream.device];
 }

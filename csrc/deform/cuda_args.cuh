@@ -46,18 +46,6 @@ struct DeformArgs {
   int64_t items;
 };
 
-// Of numbers that are not negative; most have 32 bits, in which it costs a third.
-__device__ __forceinline__ int64_t deform_divide(int64_t a, int64_t b) {
-  if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
-  return a / b;
-}
-// Takes the last coordinate off a number.
-__device__ __forceinline__ int64_t deform_take(int64_t& number, int64_t size) {
-  const int64_t rest = deform_divide(number, size), last = number - rest * size;
-  number = rest;
-  return last;
-}
-
 template <class T>
 __device__ __forceinline__ const T* deform_at(const DeformMap& map, int64_t n, int64_t channel, int64_t pixel) {
   return static_cast<const T*>(map.data) + n * map.image + channel * map.channel + pixel * map.pixel;
@@ -72,7 +60,7 @@ struct DeformPixel {
   int64_t pixel, o, q;  // row * Q + column; row; column
 
   static __device__ __forceinline__ DeformPixel of(const DeformParams& p, int64_t pixel) {
-    const int64_t o = deform_divide(pixel, p.Q);
+    const int64_t o = quotient(pixel, p.Q);
     return {pixel, o, pixel - o * p.Q};
   }
 };
@@ -82,7 +70,7 @@ struct DeformTap {
   int64_t group, tap, r, s;
 
   static __device__ __forceinline__ DeformTap of(const DeformParams& p, int64_t group, int64_t tap) {
-    const int64_t r = deform_divide(tap, p.S);
+    const int64_t r = quotient(tap, p.S);
     return {group, tap, r, tap - r * p.S};
   }
 };

@@ -24,9 +24,9 @@ __global__ void __launch_bounds__(kDeformThreads) deform_sample(const DeformArgs
   for (int64_t i = int64_t{blockIdx.x} * kDeformThreads + threadIdx.x; i < args.items;
        i += int64_t{gridDim.x} * kDeformThreads) {
     int64_t n = i, pixel = 0;
-    if (!p.channels_last) pixel = deform_take(n, pixels);
-    const int64_t part = deform_take(n, groups), g = deform_take(n, p.offset_groups);
-    if (p.channels_last) pixel = deform_take(n, pixels);
+    if (!p.channels_last) pixel = take_last(n, pixels);
+    const int64_t part = take_last(n, groups), g = take_last(n, p.offset_groups);
+    if (p.channels_last) pixel = take_last(n, pixels);
     const int64_t channel = g * channels + part * V, left = channels - part * V;
     const Channels<T, V, Wide> some = {left < V ? static_cast<int>(left) : V};
     const T* map = deform_at<T>(args.input, n, channel, 0);
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kDeformThreads) deform_pack(const DeformArgs a
   for (int64_t i = int64_t{blockIdx.x} * kDeformThreads + threadIdx.x; i < args.items;
        i += int64_t{gridDim.x} * kDeformThreads) {
     int64_t g = i;
-    const int64_t k = deform_take(g, K), c = deform_take(g, C), tap = deform_take(g, taps);
+    const int64_t k = take_last(g, K), c = take_last(g, C), tap = take_last(g, taps);
     const T weight = static_cast<const T*>(p.weight)[((g * K + k) * C + c) * taps + tap];
     static_cast<T*>(args.packed)[i] = weight;
   }
@@ -79,14 +79,14 @@ __global__ void __launch_bounds__(kDeformThreads) deform_products(const DeformAr
   const int64_t of_offset = p.C / p.offset_groups, unit = args.pieces.unit;
   for (int64_t item = blockIdx.x; item < args.items; item += gridDim.x) {
     int64_t n = item;
-    const int64_t k = deform_take(n, (K + Columns - 1) / Columns) * Columns, g = deform_take(n, p.groups);
-    const int64_t first = deform_take(n, (pixels + kPixels - 1) / kPixels) * kPixels;
+    const int64_t k = take_last(n, (K + Columns - 1) / Columns) * Columns, g = take_last(n, p.groups);
+    const int64_t first = take_last(n, (pixels + kPixels - 1) / kPixels) * kPixels;
     const DeformPixel at = DeformPixel::of(p, first + thread < pixels ? first + thread : pixels - 1);
     A sum[4][4] = {};
     for (int64_t c = 0; c < C; c += unit)
       for (int64_t r = 0; r < p.R; ++r)
         for (int64_t s = 0; s < p.S; ++s) {
-          const DeformTap tap = {deform_divide(g * C + c, of_offset), r * p.S + s, r, s};
+          const DeformTap tap = {quotient(g * C + c, of_offset), r * p.S + s, r, s};
           if (thread < kPixels)
             shared.plan[thread] = first + thread < pixels ? deform_look<T>(p, n, tap, at) : DeformSample<A>{};
           sync_block();

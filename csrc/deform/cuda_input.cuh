@@ -42,7 +42,7 @@ struct DeformSums {
 // The pixels of a square: which one a thread or a lane has, or -1.
 __device__ __forceinline__ DeformPixel deform_of_square(const DeformParams& p, int64_t square, int number) {
   int64_t down = square;
-  const int64_t right = deform_take(down, (p.Q + kDeformSquare - 1) / kDeformSquare);
+  const int64_t right = take_last(down, (p.Q + kDeformSquare - 1) / kDeformSquare);
   const int64_t o = down * kDeformSquare + number / kDeformSquare, q = right * kDeformSquare + number % kDeformSquare;
   return {o < p.P && q < p.Q ? o * p.Q + q : -1, o, q};
 }
@@ -57,8 +57,8 @@ __global__ void __launch_bounds__(kDeformThreads) deform_reaches(const DeformArg
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize, lane = static_cast<int>(threadIdx.x) % kWarpSize;
   for (int64_t i = int64_t{blockIdx.x} * kWarps + warp; i < args.items; i += int64_t{gridDim.x} * kWarps) {
     int64_t n = i;
-    const int64_t square = deform_take(n, deform_squares(p)), t = deform_take(n, p.R * p.S);
-    const DeformTap tap = DeformTap::of(p, deform_take(n, p.offset_groups), t);
+    const int64_t square = take_last(n, deform_squares(p)), t = take_last(n, p.R * p.S);
+    const DeformTap tap = DeformTap::of(p, take_last(n, p.offset_groups), t);
     DeformReach reach = {INT_MAX, INT_MAX, -1, -1};
     const auto widen_to = [&](const DeformReach& other) {
       reach.top = other.top < reach.top ? other.top : reach.top;
@@ -107,12 +107,12 @@ struct DeformTarget {
 
   __device__ __forceinline__ DeformTarget(const DeformArgs& a, Shared& shared, int64_t item) : args(a), shared(shared) {
     n = item;
-    const int64_t piece = deform_take(n, a.pieces.in(a.p.C));
+    const int64_t piece = take_last(n, a.pieces.in(a.p.C));
     channel = a.pieces.first(piece);
     channels = a.pieces.count(piece);
     const int64_t columns = (a.p.W + Shared::kColumns - 1) / Shared::kColumns;
-    left = static_cast<int>(deform_take(n, columns)) * Shared::kColumns;
-    top = static_cast<int>(deform_take(n, (a.p.H + Shared::kRows - 1) / Shared::kRows)) * Shared::kRows;
+    left = static_cast<int>(take_last(n, columns)) * Shared::kColumns;
+    top = static_cast<int>(take_last(n, (a.p.H + Shared::kRows - 1) / Shared::kRows)) * Shared::kRows;
   }
   __device__ __forceinline__ bool touched(const DeformReach& reach) const {
     return reach.bottom >= top && reach.top - top < Shared::kRows && reach.right >= left &&
@@ -194,7 +194,7 @@ struct DeformTarget {
       shared.sums[0][e] = 0;
     sync_block();
     const DeformParams& p = args.p;
-    const int64_t group = deform_divide(channel, p.C / p.offset_groups);
+    const int64_t group = quotient(channel, p.C / p.offset_groups);
     for (int64_t r = 0; r < p.R; ++r)
       for (int64_t s = 0; s < p.S; ++s) add_tap({group, r * p.S + s, r, s});
 #pragma unroll 4

@@ -51,8 +51,8 @@ __global__ void __launch_bounds__(kDeformThreads) deform_offset_grads(const Defo
   const int64_t pixels = p.P * p.Q, pieces = args.pieces.in(p.C / p.offset_groups);
   for (int64_t item = blockIdx.x; item < args.items; item += gridDim.x) {
     int64_t n = item;
-    const int64_t t = deform_take(n, p.R * p.S), g = deform_take(n, p.offset_groups);
-    const int64_t first = deform_take(n, (pixels + kDeformTile - 1) / kDeformTile) * kDeformTile;
+    const int64_t t = take_last(n, p.R * p.S), g = take_last(n, p.offset_groups);
+    const int64_t first = take_last(n, (pixels + kDeformTile - 1) / kDeformTile) * kDeformTile;
     const DeformTap tap = DeformTap::of(p, g, t);
     if (thread < kDeformTile)
       shared.plan[thread] =

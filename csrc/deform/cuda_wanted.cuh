@@ -39,7 +39,7 @@ __device__ __forceinline__ void deform_want(const DeformArgs& args, int64_t n, i
     sync_block();
     return;
   }
-  const int64_t C = p.C / p.groups, K = p.K / p.groups, g = deform_divide(channel, C);
+  const int64_t C = p.C / p.groups, K = p.K / p.groups, g = quotient(channel, C);
   const T* packed = static_cast<const T*>(args.packed) + ((g * p.R * p.S + tap) * C + channel - g * C) * K;
   const auto own = DeformPlace<kDeformTile / 4, kDeformTile / 4>::of(thread, true);
   A sum[4][4] = {};

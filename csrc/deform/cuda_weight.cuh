@@ -32,7 +32,7 @@ __device__ __forceinline__ void deform_take_samples(const DeformArgs& args, int6
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t of_offset = p.C / p.offset_groups, begin = g * (p.C / p.groups) + c, stop = begin + end - c;
   for (int64_t from = begin; from < stop;) {
-    const int64_t group = deform_divide(from, of_offset), next = (group + 1) * of_offset;
+    const int64_t group = quotient(from, of_offset), next = (group + 1) * of_offset;
     const int channels = static_cast<int>((next < stop ? next : stop) - from);
     if (thread < Shared::kPixels)
       shared.plan[thread] = thread < count
@@ -59,14 +59,14 @@ __global__ void __launch_bounds__(kDeformThreads) deform_weight_grads(const Defo
   const int64_t stages = (pixels + kPixels - 1) / kPixels;  // of an image
   for (int64_t item = blockIdx.x; item < args.items; item += gridDim.x) {
     int64_t part = item;
-    const int64_t c = deform_take(part, (C + kDeformTile - 1) / kDeformTile) * kDeformTile;
-    const int64_t k = deform_take(part, (K + kDeformTile - 1) / kDeformTile) * kDeformTile;
-    const int64_t t = deform_take(part, taps), g = deform_take(part, p.groups);
+    const int64_t c = take_last(part, (C + kDeformTile - 1) / kDeformTile) * kDeformTile;
+    const int64_t k = take_last(part, (K + kDeformTile - 1) / kDeformTile) * kDeformTile;
+    const int64_t t = take_last(part, taps), g = take_last(part, p.groups);
     const int64_t end = C - c < kDeformTile ? C : c + kDeformTile;
     A sum[4][4] = {};
     for (int e = thread; e < kPixels * Shared::kLine; e += kDeformThreads) shared.samples[0][e] = 0;
     for (int64_t stage = p.N * stages * part / args.parts; stage < p.N * stages * (part + 1) / args.parts; ++stage) {
-      const int64_t n = deform_divide(stage, stages), first = (stage - n * stages) * kPixels;
+      const int64_t n = quotient(stage, stages), first = (stage - n * stages) * kPixels;
       const int count = pixels - first < kPixels ? static_cast<int>(pixels - first) : kPixels;
       for (int e = thread; e < kPixels * kDeformTile; e += kDeformThreads) {
         const auto at = DeformPlace<kPixels, kDeformTile>::of(e, p.channels_last);

@@ -56,6 +56,8 @@ DEPTHWISE_CASES = {
     "dilated": Case(out=32, padding=6, dilation=6, groups=32),
     "31x31": Case(size=(1, 16, 14, 14), out=16, kernel=(31, 31), padding=15, groups=16),
     "transposed": Case(out=32, kernel=(4, 4), stride=2, groups=32, transposed=True),
+    "rows without taps": Case(out=32, size=(2, 32, 70, 70), kernel=(1, 1), padding=0, stride=2, groups=32),
+    "rows in the padding": Case(out=32, size=(2, 32, 47, 47), kernel=(1, 1), groups=32),
 }
 CASES = {
     "dense": Case(),
@@ -71,6 +73,9 @@ CASES = {
     "patches": Case(size=(2, 3, 64, 64), out=96, kernel=(16, 16), stride=16, padding=0),
     "transposed": Case(size=(2, 64, 16, 17), out=33, kernel=(4, 4), stride=2, transposed=True),
     "many pixels": Case(size=(1, 16, 280, 300), out=24),
+    "many pixels to many channels": Case(size=(1, 16, 280, 300), out=136),  # tiles of 128 channels on every chip
+    "many pixels of many channels": Case(size=(1, 136, 280, 300), out=24),
+    "far apart": Case(size=(2, 32, 1, 1), out=32, stride=100003, transposed=True),
 }
 
 
