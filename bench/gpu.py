@@ -340,20 +340,20 @@ def deform_of(case: dict[str, str], library: Any, weight: Tensor) -> Function:
     return lambda given: library.deform_conv2d(*given[:2], weight, None, stride, padding, mask=given[2])
 
 
-def deform_trained(function: Function, grad: Tensor, weights: list[Tensor]) -> Function:
+def trained_in_all(function: Function, grad: Tensor, weights: list[Tensor]) -> Function:
     """Forward and backward: the gradients of all tensors."""
 
     def step(given: Given) -> tuple[Tensor, ...]:
-        output = function(given)
-        return output, *torch.autograd.grad(output, [*given, *weights], grad)
+        output, tensors = function(given), given if isinstance(given, tuple) else (given,)
+        return output, *torch.autograd.grad(output, [*tensors, *weights], grad)
 
     return step
 
 
-def deform_close(wanted: Any, got: Any) -> bool:
+def close_sums(wanted: Any, got: Any) -> bool:
     """As near as sums can be whose terms take each other's place: measured by how large those of a tensor are."""
     if not isinstance(wanted, Tensor):
-        return all(deform_close(w, g) for w, g in zip(wanted, got, strict=True))
+        return all(close_sums(w, g) for w, g in zip(wanted, got, strict=True))
     tolerance = {torch.float32: 1e-4, torch.float64: 1e-11}.get(got.dtype, 2e-2)
     wanted, got = wanted.detach(), got.detach().to(wanted.dtype)
     return torch.allclose(wanted, got, tolerance, tolerance * float(wanted.square().mean().sqrt()))
@@ -390,15 +390,15 @@ def deform_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> lis
             for layout, memory in LAYOUTS.items():
                 for name, library in libraries.items():
                     deform, given = deform_of(case, library, own), grad.contiguous(memory_format=memory)
-                    step = deform_trained(deform, given, [] if alone else [own]) if training else deform
+                    step = trained_in_all(deform, given, [] if alone else [own]) if training else deform
                     functions[f"{name}, {layout}"] = (step, layout)
             exact = [t.detach().cpu().double().requires_grad_(training) for t in (*inputs["contiguous"][0], weight)]
             wanted = deform_of(case, fastconv, exact[3])
             if training:
-                wanted = deform_trained(wanted, grad.cpu().double(), [] if alone else [exact[3]])
+                wanted = trained_in_all(wanted, grad.cpu().double(), [] if alone else [exact[3]])
             result = wanted(tuple(exact[:3]))
             result = tuple(t.cuda() for t in result) if training else result.cuda()
-            rows += contest(case, inputs, functions, partial(deform_close, result), moved, direction)
+            rows += contest(case, inputs, functions, partial(close_sums, result), moved, direction)
         torch.cuda.empty_cache()
     return rows
 
@@ -412,16 +412,6 @@ def conv_of(case: dict[str, str], library: Any, weight: Tensor) -> Function:
         return lambda x: library.conv2d(x, weight, None, **options)
     options["output_padding"] = int(case["outpad"] or 0)
     return lambda x: library.conv_transpose2d(x, weight, None, **options)
-
-
-def conv_trained(function: Function, grad: Tensor, weight: Tensor) -> Function:
-    """Forward and backward: the gradients of input and weight."""
-
-    def step(x: Tensor) -> tuple[Tensor, ...]:
-        output = function(x)
-        return output, *torch.autograd.grad(output, [x, weight], grad)
-
-    return step
 
 
 def conv_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> list[Row]:
@@ -452,11 +442,11 @@ def conv_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> list[
                 for name, library in libraries.items():
                     own = weight.clone(memory_format=memory).requires_grad_(training)
                     conv, given = conv_of(case, library, own), grad.contiguous(memory_format=memory)
-                    functions[f"{name}, {layout}"] = (conv_trained(conv, given, own) if training else conv, layout)
+                    functions[f"{name}, {layout}"] = (trained_in_all(conv, given, [own]) if training else conv, layout)
             exact = [t.detach().double().requires_grad_(training) for t in (inputs["contiguous"][0], weight)]
             wanted = conv_of(case, F, exact[1])
-            result = (conv_trained(wanted, grad.double(), exact[1]) if training else wanted)(exact[0])
-            rows += contest(case, inputs, functions, partial(deform_close, result), moved, direction)
+            result = (trained_in_all(wanted, grad.double(), [exact[1]]) if training else wanted)(exact[0])
+            rows += contest(case, inputs, functions, partial(close_sums, result), moved, direction)
         torch.cuda.empty_cache()
     return rows
 

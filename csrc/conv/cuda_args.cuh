@@ -2,6 +2,7 @@
 // sum becomes an output, the weights in another order, and how a launcher starts a kernel.
 #pragma once
 #include <cmath>
+#include <numeric>
 
 #include "conv/cuda_choice.h"
 #include "conv/params.h"
@@ -123,15 +124,11 @@ struct ConvLimits {
   int64_t sums = 8 << 20;   // bytes, of all these parts
 };
 
-inline int64_t conv_gcd(int64_t a, int64_t b) { return b == 0 ? a : conv_gcd(b, a % b); }
-
 inline ConvAxis conv_axis(int64_t inputs, int64_t outputs, int64_t taps, int64_t stride, int64_t dilation, int64_t pad,
                           int64_t up) {
-  const int64_t period = up / conv_gcd(up, dilation);
+  const int64_t period = up / std::gcd(up, dilation);
   return {inputs, outputs, taps, stride, dilation, pad, up, period, period * dilation / up};
 }
-
-inline int64_t conv_accumulate_bytes(const ConvParams& p) { return p.dtype == Dtype::kFloat64 ? 8 : 4; }
 
 // Whether `count` channels of a pixel can be accessed at once, of channels that lie side by side.
 inline bool conv_wide(const View4& view, int64_t channels, int64_t count, int64_t element) {

@@ -18,6 +18,9 @@ constexpr int64_t kConvFewChannels = 12;
 // Output channels of a thread where they are few.
 constexpr int64_t kConvFour = 4;
 
+// Of a number that is added up in.
+inline int64_t conv_accumulate_bytes(const ConvParams& p) { return p.dtype == Dtype::kFloat64 ? 8 : 4; }
+
 // A block's part of contiguous planes, depthwise: outputs of neighbouring planes, and what of the input they read.
 struct ConvPlaneTile {
   int64_t planes, rows, columns;    // outputs; rows in whole strips
@@ -25,8 +28,8 @@ struct ConvPlaneTile {
   bool fits;                        // into shared memory
 
   int64_t bytes(const ConvParams& p) const {
-    const int64_t accumulate = p.dtype == Dtype::kFloat64 ? 8 : 4;
-    return planes * (halo_rows * halo_columns * p.element_size() + p.R * p.S * accumulate) + accumulate;
+    const int64_t sum = conv_accumulate_bytes(p);
+    return planes * (halo_rows * halo_columns * p.element_size() + p.R * p.S * sum) + sum;
   }
 };
 

@@ -288,15 +288,9 @@ __global__ void __launch_bounds__(kConvThreads) conv_weight_products(const ConvA
 
 template <class T>
 __global__ void __launch_bounds__(kConvThreads) conv_add_parts(const ConvArgs args) {
-  using A = Accumulate<T>;
   for (int64_t i = int64_t{blockIdx.x} * kConvThreads + threadIdx.x; i < args.items;
-       i += int64_t{gridDim.x} * kConvThreads) {
-    A sum = 0;
-    for (int64_t part = 0; part < args.parts; ++part) sum += static_cast<const A*>(args.sums)[part * args.items + i];
-    T element;
-    narrow(sum, element);
-    static_cast<T*>(args.p.weight.data)[i] = element;
-  }
+       i += int64_t{gridDim.x} * kConvThreads)
+    add_parts<T>(args.sums, args.parts, args.items, i, args.p.weight.data);
 }
 
 // ---- launchers ----

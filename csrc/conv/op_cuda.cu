@@ -17,14 +17,11 @@ struct Cuda {
                                 guard.device());
   }
   void forward(ConvParams p) const {
+    gather_single(p);
     join_rows(p);
     conv_forward(p, scratch(conv_scratch(p)).mutable_data_ptr(), guard.stream());
   }
-  void turned(const ConvParams& p, Tensor&) const {
-    ConvParams spread = spread_params(p);
-    gather_single(spread);
-    forward(spread);
-  }
+  void turned(const ConvParams& p, Tensor&) const { forward(spread_params(p)); }
   void grad_weight(ConvParams p) const {
     join_rows(p);
     conv_grad_weight(p, scratch(conv_grad_weight_scratch(p)).mutable_data_ptr(), guard.stream());

@@ -94,6 +94,17 @@ __device__ __forceinline__ int64_t take_last(int64_t& number, int64_t size) {
   return last;
 }
 
+// Element i of `to`, from the parts of its sum, [parts, elements], in their order.
+template <class T>
+__device__ __forceinline__ void add_parts(const void* sums, int64_t parts, int64_t elements, int64_t i, void* to) {
+  using A = Accumulate<T>;
+  A sum = 0;
+  for (int64_t part = 0; part < parts; ++part) sum += static_cast<const A*>(sums)[part * elements + i];
+  T element;
+  narrow(sum, element);
+  static_cast<T*>(to)[i] = element;
+}
+
 // ---- launchers ----
 
 inline bool aligned(const void* pointer, int64_t bytes) {

@@ -98,15 +98,9 @@ __global__ void __launch_bounds__(kDeformThreads) deform_weight_grads(const Defo
 
 template <class T>
 __global__ void __launch_bounds__(kDeformThreads) deform_add_parts(const DeformArgs args) {
-  using A = Accumulate<T>;
   for (int64_t i = int64_t{blockIdx.x} * kDeformThreads + threadIdx.x; i < args.items;
-       i += int64_t{gridDim.x} * kDeformThreads) {
-    A sum = 0;
-    for (int64_t part = 0; part < args.parts; ++part) sum += static_cast<const A*>(args.sums)[part * args.items + i];
-    T element;
-    narrow(sum, element);
-    static_cast<T*>(args.p.grad_weight)[i] = element;
-  }
+       i += int64_t{gridDim.x} * kDeformThreads)
+    add_parts<T>(args.sums, args.parts, args.items, i, args.p.grad_weight);
 }
 
 // ---- launchers ----

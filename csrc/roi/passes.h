@@ -2,9 +2,9 @@
 // map. A `Kernel` does one box for a few channels (mean.h, largest.h).
 //
 // Forward, channels_last: an item is a box. Forward, contiguous: an item is a block of channels of an image, whose map
-// is turned over first (channels.h), and every box of that image. Backward, both: an item is a block of channels of an
-// image and every box of it in their order, so that no two threads write to one place, and sums do not depend on how
-// many there are.
+// is turned over first (channels.h), and every box of that image. Backward, both (of means; for maxima see largest.h):
+// an item is a block of channels of an image and every box of it in their order, so that no two threads write to one
+// place, and sums do not depend on how many there are.
 #pragma once
 #include "roi/mean.h"
 

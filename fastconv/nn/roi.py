@@ -130,7 +130,7 @@ class MultiScaleRoIAlign(torch.nn.Module):
             raise TypeError(f"multi_scale_roi_align: x must be a dictionary of maps (got {x!r})")
         maps = [each for name, each in x.items() if name in self.featmap_names]
         if not maps:
-            names = f"{list(self.featmap_names)}"
+            names = list(self.featmap_names)
             raise ValueError(f"multi_scale_roi_align: x must have a map of {names} (got {list(x)})")
         if not image_shapes:
             raise ValueError("multi_scale_roi_align: image_shapes must have at least one (got none)")

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 from layouts import LAYOUTS
+from on_gpu import DEVICE, TOLERANCE, close, placed, run
 from torch import Tensor
 
 import fastconv
 
-DEVICE = "cuda"
-TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-11, torch.bfloat16: 3e-2, torch.float16: 6e-3}
 WEIGHTS = ["conv_weight_pairs", "conv_weight_products", "conv_add_parts"]
 DEPTHWISE = pytest.mark.kernels("conv_depthwise_planes", "conv_depthwise_pixels", "conv_pack", *WEIGHTS)
 PRODUCTS = pytest.mark.kernels(
@@ -77,25 +76,6 @@ CASES = {
     "many pixels of many channels": Case(size=(1, 136, 280, 300), out=24),
     "far apart": Case(size=(2, 32, 1, 1), out=32, stride=100003, transposed=True),
 }
-
-
-def run(case: Case, tensors: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
-    """The output and the gradients of all that is given."""
-    tensors = {name: t.detach().requires_grad_() for name, t in tensors.items()}
-    output = case(tensors)
-    grads = torch.autograd.grad(output, list(tensors.values()), grad)
-    return {"output": output.detach()} | dict(zip(tensors, grads, strict=True))
-
-
-def close(got: Tensor, wanted: Tensor) -> None:
-    """Sums of many numbers that take each other's place: what counts is how large those of a tensor are."""
-    tolerance = TOLERANCE[wanted.dtype]
-    size = wanted.double().square().mean().sqrt().item()
-    torch.testing.assert_close(got.cpu(), wanted, rtol=tolerance, atol=2 * tolerance * max(size, 0.1))
-
-
-def placed(tensors: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
-    return {name: LAYOUTS[layout](t.to(DEVICE)) if t.dim() == 4 else t.to(DEVICE) for name, t in tensors.items()}
 
 
 def check(case: Case, dtype: torch.dtype, layout: str) -> None:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 from layouts import LAYOUTS
+from on_gpu import DEVICE, TOLERANCE, close, placed, run
 from torch import Tensor
 
 import fastconv
 
-DEVICE = "cuda"
-TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-11, torch.bfloat16: 3e-2, torch.float16: 6e-3}
 BACKWARD = ["deform_reaches", "deform_input_grads", "deform_offset_grads"]
 PRODUCTS = pytest.mark.kernels("deform_pack", "deform_products", "deform_weight_grads", "deform_add_parts", *BACKWARD)
 SAMPLES = pytest.mark.kernels("deform_sample", *BACKWARD)
@@ -78,31 +77,12 @@ SAMPLE_CASES = {
 }
 
 
-def run(case: Case, tensors: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
-    """The output and the gradients of all that is given."""
-    tensors = {name: t.detach().requires_grad_() for name, t in tensors.items()}
-    output = case(tensors)
-    grads = torch.autograd.grad(output, list(tensors.values()), grad)
-    return {"output": output.detach()} | dict(zip(tensors, grads, strict=True))
-
-
-def close(got: Tensor, wanted: Tensor) -> None:
-    """Sums of many numbers that take each other's place: what counts is how large those of a tensor are."""
-    tolerance = TOLERANCE[wanted.dtype]
-    size = wanted.double().nan_to_num().square().mean().sqrt().item()
-    torch.testing.assert_close(got.cpu(), wanted, rtol=tolerance, atol=2 * tolerance * max(size, 0.1), equal_nan=True)
-
-
-def placed(tensors: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
-    return {name: LAYOUTS[layout](t.to(DEVICE)) if t.dim() == 4 else t.to(DEVICE) for name, t in tensors.items()}
-
-
 def check(case: Case, dtype: torch.dtype, layout: str) -> None:
     tensors, grad = case.tensors(dtype), case.grad(dtype)
     wanted = run(case, tensors, grad)
     got = run(case, placed(tensors, layout), LAYOUTS[layout](grad.to(DEVICE)))
     for name in wanted:
-        close(got[name], wanted[name])
+        close(got[name], wanted[name], equal_nan=True)
 
 
 @PRODUCTS
@@ -159,7 +139,7 @@ def test_samples_that_are_nowhere(layout: str) -> None:
         wanted, got = run(case, tensors, grad), run(case, placed(tensors, layout), grad.to(DEVICE))
         for name in wanted:
             assert not got[name].isnan().any()
-            close(got[name], wanted[name])
+            close(got[name], wanted[name], equal_nan=True)
 
 
 @PRODUCTS
