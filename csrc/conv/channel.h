@@ -177,8 +177,8 @@ ChannelPlan channel_plan_for(const ConvParams& p, int64_t rows, int64_t k_splits
   const bool same_type = static_cast<int64_t>(sizeof(A)) == p.element_size(), last = is_channels_last(p.input);
   const bool one_tap =
       base.R == 1 && base.S == 1 && base.pad_h == 0 && base.pad_w == 0 && base.P <= p.H && base.Q <= p.W && same_type;
-  const bool near = p.input.w * p.element_size() <= kInPlaceBytes;
-  plan.in_place = one_tap && !folds && (spread(p) ? last && near : last || (p.stride_w == 1 && p.stride_h == 1));
+  const bool near = p.input.w * p.stride_w * p.element_size() <= kInPlaceBytes;
+  plan.in_place = one_tap && !folds && (last ? near : !spread(p) && p.stride_w == 1 && p.stride_h == 1);
   plan.source = folds                                 ? Source::kPixels
                 : plan.in_place                       ? (last ? Source::kPixels : Source::kPlanes)
                 : last || (p.R * p.S > 1 && p.C >= L) ? Source::kPacked
@@ -278,7 +278,9 @@ bool channel_plan(const ConvParams& original, ChannelPlan& best) {
             base.P, p.threads,
             [&](int64_t r) {
               const ChannelPlan plan = plan_of(r);
-              const int64_t passing = spread(p) && plan.out_place ? r * p.up_h * plan.g.w.tile * p.up_w * p.K : 0;
+              const int64_t passing = spread(p) && plan.out_place ? r * p.up_h * plan.g.w.tile * p.up_w * p.K
+                                      : plan.in_place && plan.source == Source::kPixels && plan.k_range > 1 ? r * plan.g.w.tile * p.C
+                                                                          : 0;
               return (channel_thread_elements<A>(plan) + passing) * static_cast<int64_t>(sizeof(A)) <= limit;
             },
             [&](int64_t r) { return channel_items<A>(p, plan_of(r)); },
@@ -339,6 +341,7 @@ void channel_micro(const A* x, int64_t x_channel, int64_t x_pixel, int64_t chann
       const Tap* const row_end = tap + taps.columns;
       do {
         const A* from = x + static_cast<int64_t>(tap->offset) * pixel;
+        const A* ahead = from + L;
         const A* weight = w + static_cast<int64_t>(tap->index) * (L * KV * L);
         const A* weight_end = weight + n * KV * L;
         do {
@@ -354,6 +357,10 @@ void channel_micro(const A* x, int64_t x_channel, int64_t x_pixel, int64_t chann
             const Vec<A> value = splat(from[i * pixel]);
 #pragma GCC unroll 4
             for (int v = 0; v < KV; ++v) sum[i][v] += value * b[v];
+          }
+          if (From == Source::kPixels) {
+            __builtin_prefetch(ahead);
+            ahead += pixel;
           }
           if (lines > 0) {
 #pragma GCC unroll 4
