@@ -49,8 +49,8 @@ class Explanation:
     output: tuple[int, ...]
     #: what the call comes down to, in order; a convolution is one run, none where its output is empty
     runs: tuple[Run, ...]
-    #: how a transposed convolution is done: ``"product"``, ``"backwards"``, ``"spread"`` or ``"residues"`` (``print``
-    #: says what they are); empty for a convolution
+    #: how a transposed convolution is done: ``"product"``, ``"patches"``, ``"backwards"``, ``"spread"`` or
+    #: ``"residues"`` (``print`` says what they are); empty for a convolution
     way: str
     #: floating-point operations by the definition, two for each product, those with padding included
     flops: int
@@ -108,6 +108,7 @@ class Explanation:
 #: What the native library calls the ways of a transposed convolution.
 _WAYS = {
     "product": "a product of matrices, for images of one pixel",
+    "patches": "a product of matrices for each row of the kernel, which is as large as the stride",
     "backwards": "one convolution, the weights read backwards",
     "spread": "one run for all residues of the position modulo the stride",
     "residues": "a convolution for each residue of the position modulo the stride: no kernel serves all in one run",

@@ -192,6 +192,37 @@ def test_images_of_one_pixel(kernel: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", ["", *KERNELS[1:]])
+def test_pixels_that_become_patches(kernel: str, dtype: torch.dtype) -> None:
+    """The kernel is as large as the stride: a product of matrices for each row of it, in channels_last."""
+    native.conv_force_kernel(kernel)
+    ways = set()
+    for N, C, H, W, K, taps, kwargs in [
+        (2, 20, 5, 7, 33, 2, {}),
+        (1, 3, 4, 3, 1, (3, 2), {}),
+        (1, 17, 1, 9, 8, (1, 4), {}),
+        (3, 16, 6, 1, 16, (4, 1), {}),
+        (1, 5, 3, 3, 3, 5, {}),
+        (1, 8, 4, 4, 8, 2, {"padding": 1}),  # from here on not quite
+        (1, 8, 4, 4, 8, 2, {"output_padding": 1}),
+        (1, 8, 4, 4, 8, 2, {"dilation": 2}),
+        (1, 8, 4, 4, 8, 2, {"groups": 2}),
+    ]:
+        case = TransposedCase("", N, C, H, W, K, taps, stride=taps, **kwargs)
+        p = problem(case)
+        for formats in product([torch.contiguous_format, torch.channels_last], repeat=2):
+            pair = (p.input, p.weight)
+            input, weight = (t.to(dtype).contiguous(memory_format=f) for t, f in zip(pair, formats, strict=True))
+            for bias in (None, p.bias.to(dtype)):
+                output = fastconv.conv_transpose2d(input, weight, bias, **case.kwargs)
+                expected = p.output if bias is not None else p.output - p.bias.view(-1, 1, 1)
+                assert_close_to_reference(f"{case} {formats}", output, expected, p.scale_output)
+                ways.add((fastconv.explain("conv_transpose2d", input, weight, bias, **case.kwargs).way, bool(kwargs)))
+    assert ("patches", False) in ways
+    assert ("patches", True) not in ways
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nan_and_infinity_reach_what_they_should(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
     for groups, K, kwargs in [(9, 9, {"padding": 1}), (3, 18, {"output_padding": 1}), (1, 20, {"dilation": 3})]:

@@ -173,6 +173,9 @@ def test_figures_of_a_transposed_convolution() -> None:
     assert (pixel.way, len(pixel.runs)) == ("product", 1)
     empty = fastconv.explain("conv_transpose1d", (0, 8, 6), (8, 8, 3), stride=2)
     assert (empty.runs, empty.way, empty.output) == ((), "", (0, 8, 13))
+    last = {"memory_format": torch.channels_last}
+    patches = (torch.empty(1, 64, 9, 9).to(**last), torch.empty(64, 32, 2, 2).to(**last))
+    assert fastconv.explain("conv_transpose2d", *patches, stride=2).way == "patches"
     wide = torch.randn(1, 8, 10, 40)[..., ::2]
     assert fastconv.explain("conv_transpose2d", wide, (8, 8, 2, 2), stride=2).runs[0].copies_input
 

@@ -278,10 +278,12 @@ bool channel_plan(const ConvParams& original, ChannelPlan& best) {
             base.P, p.threads,
             [&](int64_t r) {
               const ChannelPlan plan = plan_of(r);
-              const int64_t passing = spread(p) && plan.out_place ? r * p.up_h * plan.g.w.tile * p.up_w * p.K
-                                      : plan.in_place && plan.source == Source::kPixels && plan.k_range > 1 ? r * plan.g.w.tile * p.C
-                                                                          : 0;
-              return (channel_thread_elements<A>(plan) + passing) * static_cast<int64_t>(sizeof(A)) <= limit;
+              // What several blocks of output channels read and write in turn.
+              const bool again = plan.k_range > 1 && plan.source == Source::kPixels;
+              const int64_t reads = plan.in_place && again ? r * plan.g.w.tile * p.C : 0;
+              const int64_t writes =
+                  plan.out_place && (spread(p) || again) ? r * p.up_h * plan.g.w.tile * p.up_w * p.K : 0;
+              return (channel_thread_elements<A>(plan) + reads + writes) * static_cast<int64_t>(sizeof(A)) <= limit;
             },
             [&](int64_t r) { return channel_items<A>(p, plan_of(r)); },
             [&](int64_t r) { return channel_cost<A>(p, plan_of(r)); });
@@ -358,7 +360,7 @@ void channel_micro(const A* x, int64_t x_channel, int64_t x_pixel, int64_t chann
 #pragma GCC unroll 4
             for (int v = 0; v < KV; ++v) sum[i][v] += value * b[v];
           }
-          if (From == Source::kPixels) {
+          if (From == Source::kPixels) {  // the next channels of one pixel after the other
             __builtin_prefetch(ahead);
             ahead += pixel;
           }
@@ -528,6 +530,8 @@ void channel_pack(const ConvParams& p, int64_t k_block, int64_t g, int64_t k0, i
           for (int64_t i = 0; i < nc; ++i)
             copy_strided(target + i * k_block, source + i * p.weight.c, p.weight.n, count);
         } else {
+          // Rows of many taps fall into few sets of the first level, so what comes next is fetched into the second.
+          for (int64_t k = 0; k < count; ++k) __builtin_prefetch(source + k * p.weight.n + L, 0, 2);
           transpose_block(target, k_block, 1, source, p.weight.n, p.weight.c, count, nc);
         }
       }

@@ -42,7 +42,7 @@ struct ConvRun {
 };
 struct ConvAnswer {
   std::vector<ConvRun> runs;  // in order; of a convolution one, none where the output is empty
-  std::string way;            // how a transposed convolution is done: "product", "backwards", "spread" or "residues"
+  std::string way;            // how a transposed convolution is done, see turn_round() in op_cpu.cpp
   int threads;                // that are used
   bool copies_input;          // into a layout that the kernels read
 };

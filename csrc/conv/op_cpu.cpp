@@ -156,16 +156,42 @@ ConvParams product_params(const ConvParams& p) {
   return q;
 }
 
-// The bias of that convolution: the one of `p` once for every pixel.
-Memory product_bias(const ConvParams& p) {
+// The bias of that convolution: the one of `p` once for every pixel of the first `rows` rows.
+Memory product_bias(const ConvParams& p, int64_t rows) {
   const int64_t size = p.element_size();
-  Memory bias(p.bias ? p.K * p.R * p.S * size : 0);
+  Memory bias(p.bias ? p.K * rows * p.S * size : 0);
   for (int64_t k = 0; p.bias && k < p.K; ++k)
-    for (int64_t r = 0; r < p.R; ++r)
+    for (int64_t r = 0; r < rows; ++r)
       for (int64_t s = 0; s < p.S; ++s)
         std::memcpy(bias.get() + (k * p.output.c + r * p.output.h + s * p.output.w) * size,
                     static_cast<const char*>(p.bias) + k * size, static_cast<size_t>(size));
   return bias;
+}
+
+// Whether `p`, of spread_params(), makes patches: kernel and stride are the same, so every output has one tap, and a
+// row of what comes from a pixel lies in channels_last as its weights do.
+bool is_patches(const ConvParams& p) {
+  const View4 &w = p.weight, &y = p.output;
+  return p.G == 1 && p.R * p.S > 1 && p.up_h == p.R && p.up_w == p.S && p.dilation_h == 1 && p.dilation_w == 1 &&
+         p.pad_h == p.R - 1 && p.pad_w == p.S - 1 && p.P == p.H * p.R && p.Q == p.W * p.S && y.c == 1 && y.w == p.K &&
+         w.n == 1 && (p.S == 1 || w.w == -p.K);
+}
+
+// Row `r` of every patch, as a 1x1 convolution whose output channels are those of all its columns; without a bias.
+ConvParams patches_params(const ConvParams& p, int64_t r) {
+  ConvParams q = p;
+  q.R = q.S = q.up_h = q.up_w = 1;
+  q.P = p.H;
+  q.Q = p.W;
+  q.K = p.K * p.S;
+  q.pad_h = q.pad_w = 0;
+  q.output = {static_cast<char*>(p.output.data) + r * p.output.h * p.element_size(), p.output.n, 1, p.R * p.output.h,
+              q.K};
+  q.weight = {
+      static_cast<char*>(p.weight.data) + ((p.R - 1 - r) * p.weight.h + (p.S - 1) * p.weight.w) * p.element_size(), 1,
+      p.weight.c, 1, 1};
+  q.bias = nullptr;
+  return q;
 }
 
 // The outputs that no tap reaches are the bias alone; `p` as in transposed().
@@ -186,11 +212,20 @@ template <class Runs>
 const char* turn_round(const ConvParams& p, Runs& runs) {
   const ConvParams whole = spread_params(p);
   if (is_product(whole)) {
-    Memory bias = product_bias(whole);
+    Memory bias = product_bias(whole, whole.R);
     ConvParams product = product_params(whole);
     product.bias = bias.get();
     runs.run(product);
     return "product";
+  }
+  if (is_patches(whole)) {
+    Memory bias = product_bias(whole, 1);
+    for (int64_t r = 0; r < whole.R; ++r) {
+      ConvParams patches = patches_params(whole, r);
+      patches.bias = bias.get();
+      runs.run(patches);
+    }
+    return "patches";
   }
   if (p.stride_h == 1 && p.stride_w == 1) {
     runs.run(whole);

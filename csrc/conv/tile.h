@@ -19,7 +19,8 @@ namespace {
 
 constexpr int kCacheLine = 64;
 constexpr int64_t kMaxTileColumns = 512, kLeastSpreadColumns = 14;
-// Between pixels of a channels_last input that is read in place: those farther apart fall into too few cache sets.
+// Between pixels of a channels_last input that is read in place. Those farther apart fall into too few sets of the
+// first level: of pixels that are 4 KB apart, all of a register tile into one.
 constexpr int64_t kInPlaceBytes = 1 << 10;
 
 // One axis of the tiling.

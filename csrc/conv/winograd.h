@@ -110,8 +110,9 @@ double winograd_total(const ConvParams& p, const WinogradPlan& plan) {
   constexpr int L = kLanes<A>;
   constexpr double kTransform = 160, kMove = 2, kPack = 0.4, kFarBytes = 8, kNearBytes = 16;
   const double chunks = static_cast<double>(ceil_div(plan.tiles, channel_pixels(plan.kv)));
-  // Few tiles are bound by loads of weights.
-  const double step = max64(ceil_div(plan.tiles, static_cast<int64_t>(chunks)) * plan.kv, 6) * (p.halved ? 1.1 : 0.6);
+  // Few tiles are bound by loads of weights, one vector of output channels by those of input values.
+  const double each = p.halved ? 1.1 : plan.kv == 1 ? 1 : 0.6;
+  const double step = max64(ceil_div(plan.tiles, static_cast<int64_t>(chunks)) * plan.kv, 6) * each;
   const double products = static_cast<double>(kProducts * plan.c_padded * plan.k_range) * chunks * step;
   const double weights = static_cast<double>(kProducts * plan.c_padded * plan.k_range * plan.k_block);
   const double all = static_cast<double>(kProducts * plan.c_padded * p.G * plan.k_blocks * plan.k_block);
