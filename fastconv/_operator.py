@@ -5,6 +5,8 @@ The same ``setup_context`` and ``backward`` are registered twice. Once with the 
 ``torch.ops.fastconv``. And once as a ``torch.autograd.Function``, which the public function uses: the registered rule
 does not run under ``torch.func``, and costs more per call. Where no gradient is wanted the public function goes below
 autograd at once.
+
+Sizes are handed to operators as lists: a ``torch.Size`` takes 2 microseconds more to be understood.
 """
 
 from collections.abc import Callable

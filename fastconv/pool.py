@@ -297,7 +297,7 @@ def _maxima(input: Tensor, windows: list[int], ceil_mode: bool, return_indices: 
     if not (return_indices or wants_grad(input) or (not torch.compiler.is_compiling() and in_functorch())):
         return _max(input, windows, ceil_mode)
     output, ids = _max_ids(input, windows, ceil_mode)
-    return (output, _indices(ids, input.shape, windows, ceil_mode)) if return_indices else output
+    return (output, _indices(ids, list(input.shape), windows, ceil_mode)) if return_indices else output
 
 
 def _max_pool(
@@ -507,7 +507,7 @@ def _max_backward(ctx: Any, grad: Tensor) -> tuple:
 
 def _ids_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     input, *ctx.windows = inputs
-    ctx.input_size = input.shape
+    ctx.input_size = list(input.shape)
     ctx.save_for_backward(output[1])
     ctx.mark_non_differentiable(output[1])
 
@@ -529,7 +529,7 @@ def _max_grad_backward(ctx: Any, grad: Tensor) -> tuple:
 
 def _pick_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     input, ids, *ctx.windows = inputs
-    ctx.input_size = input.shape
+    ctx.input_size = list(input.shape)
     ctx.save_for_backward(ids)
 
 
@@ -548,7 +548,7 @@ def _no_gradient(ctx: Any, grad: Tensor) -> tuple:
 
 def _avg_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     input, *ctx.rest = inputs
-    ctx.input_size = input.shape
+    ctx.input_size = list(input.shape)
 
 
 def _avg_backward(ctx: Any, grad: Tensor) -> tuple:

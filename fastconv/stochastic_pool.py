@@ -1,6 +1,5 @@
 """Stochastic pooling: the public function, and the shape rules and gradients of its operators."""
 
-import math
 from typing import Any
 
 import torch
@@ -86,7 +85,7 @@ def stochastic_pool2d(
 
 def _drawn(input: Tensor, windows: list[int], generator: torch.Generator | None, return_indices: bool) -> Any:
     output, ids = _draw(input, _seed(generator, input.device), windows)
-    return (output, _indices(ids, input.shape, windows, False)) if return_indices else output
+    return (output, _indices(ids, list(input.shape), windows, False)) if return_indices else output
 
 
 def _seed(generator: torch.Generator | None, device: torch.device) -> Tensor:
@@ -126,7 +125,7 @@ def _fake_mean(input: Tensor, windows: list[int]) -> Tensor:
 def _draw_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     input, _, ctx.windows = inputs
     values, ids = output
-    ctx.input_size = input.shape
+    ctx.input_size = list(input.shape)
     ctx.save_for_backward(ids, values == 0)
     ctx.mark_non_differentiable(ids)
 

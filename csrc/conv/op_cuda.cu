@@ -12,9 +12,7 @@ struct Cuda {
 
   Cuda(const char* op, const Tensor& tensor) : guard(op, tensor) {}
   // It may be freed before the kernels run: what is allocated next is used behind them, on the same stream.
-  Tensor scratch(int64_t bytes) const {
-    return scratch_on(guard.device(), bytes);
-  }
+  Tensor scratch(int64_t bytes) const { return scratch_on(guard.device(), bytes); }
   void forward(ConvParams p) const {
     gather_single(p);
     join_rows(p);

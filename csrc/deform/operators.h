@@ -15,7 +15,9 @@ struct DeformRead {
   std::optional<Tensor> weight, mask;
 
   DeformRead(const DeformArguments& a, DeformParams& p)
-      : format(memory_format(a.input)), input(dense(a.input, format)), offset(dense(a.offset, memory_format(a.offset))) {
+      : format(memory_format(a.input)),
+        input(dense(a.input, format)),
+        offset(dense(a.offset, memory_format(a.offset))) {
     p.channels_last = format == MemoryFormat::ChannelsLast;
     p.input = data_of(input);
     p.offset = map_of(offset);

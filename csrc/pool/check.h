@@ -61,7 +61,8 @@ inline PoolAxis adaptive_axis(int64_t size, int64_t outputs) {
   return {size, outputs, most < size ? most : size, 1, 0, 1, true};
 }
 
-// `kind`: "max", "avg", "lp" or "stochastic". Only the first knows dilation, only the first two have windows that adapt.
+// `kind`: "max", "avg", "lp" or "stochastic". Only the first knows dilation, only the first two have windows that
+// adapt.
 inline PoolArguments check_pool(const char* kind, IntHeaderOnlyArrayRef input, const Sizes& list, bool ceil_mode) {
   PoolArguments a;
   const bool adapts = list.size() <= 2 && (kind[0] == 'm' || kind[0] == 'a');
