@@ -50,8 +50,8 @@ struct PoolOperators {
 
   static Tensor avg_pool_grad(Tensor grad_output, Sizes input_size, Sizes windows, bool ceil_mode,
                               bool count_include_pad, std::optional<int64_t> divisor_override) {
-    return avg(&Device::avg_backward, grad_output, check_pool("avg", input_size, windows, ceil_mode),
-               count_include_pad, divisor_override, true);
+    return avg(&Device::avg_backward, grad_output, check_pool("avg", input_size, windows, ceil_mode), count_include_pad,
+               divisor_override, true);
   }
 
   static Tensor l2_pool(Tensor input, Sizes windows, bool ceil_mode) {
