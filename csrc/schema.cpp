@@ -23,28 +23,23 @@ constexpr const char* kSchemas[] = {
     "int[] dilation, int groups) -> Tensor",
     "_conv_grad_weight(Tensor grad_output, Tensor input, SymInt[] weight_size, int[] stride, int[] padding, "
     "int[] dilation, int groups) -> Tensor",
-    // Windows of kernel_size, or with output_size as many as that says (and the arguments before it without meaning);
-    // 1-D and 2-D by the rank of input. ids: which element of each window has won.
-    "max_pool(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode, "
-    "int[]? output_size=None) -> Tensor",
-    "_max_pool_ids(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode, "
-    "int[]? output_size=None) -> (Tensor, Tensor)",
-    "_max_pool_indices(Tensor ids, SymInt[] input_size, int[] kernel_size, int[] stride, int[] padding, "
-    "int[] dilation, bool ceil_mode, int[]? output_size=None) -> Tensor",
-    "_max_pool_grad(Tensor grad_output, Tensor ids, SymInt[] input_size, int[] kernel_size, int[] stride, "
-    "int[] padding, int[] dilation, bool ceil_mode, int[]? output_size=None) -> Tensor",
-    "_max_pool_pick(Tensor input, Tensor ids, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
-    "bool ceil_mode, int[]? output_size=None) -> Tensor",
-    "avg_pool(Tensor input, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, bool count_include_pad, "
-    "int? divisor_override, int[]? output_size=None) -> Tensor",
-    "_avg_pool_grad(Tensor grad_output, SymInt[] input_size, int[] kernel_size, int[] stride, int[] padding, "
-    "bool ceil_mode, bool count_include_pad, int? divisor_override, int[]? output_size=None) -> Tensor",
+    // Of pooling, `windows` says where these are: kernel sizes, strides, paddings and dilations, one after the other,
+    // each for all dimensions; or the sizes of the output alone, where windows adapt. 1-D and 2-D by the rank of input.
+    // ids: which element of each window has won.
+    "max_pool(Tensor input, int[] windows, bool ceil_mode) -> Tensor",
+    "_max_pool_ids(Tensor input, int[] windows, bool ceil_mode) -> (Tensor, Tensor)",
+    "_max_pool_indices(Tensor ids, SymInt[] input_size, int[] windows, bool ceil_mode) -> Tensor",
+    "_max_pool_grad(Tensor grad_output, Tensor ids, SymInt[] input_size, int[] windows, bool ceil_mode) -> Tensor",
+    "_max_pool_pick(Tensor input, Tensor ids, int[] windows, bool ceil_mode) -> Tensor",
+    "avg_pool(Tensor input, int[] windows, bool ceil_mode, bool count_include_pad, int? divisor_override) -> Tensor",
+    "_avg_pool_grad(Tensor grad_output, SymInt[] input_size, int[] windows, bool ceil_mode, bool count_include_pad, "
+    "int? divisor_override) -> Tensor",
     // The root of the sum of squares of each window, of windows cut short as if they went on with the same mean.
-    "_l2_pool(Tensor input, int[] kernel_size, int[] stride, bool ceil_mode) -> Tensor",
+    "_l2_pool(Tensor input, int[] windows, bool ceil_mode) -> Tensor",
     // An element of each window, drawn with probabilities proportional to them, and its ids as those of _max_pool_ids;
     // and the means with these probabilities. seed: int64, one element.
-    "_stochastic_pool(Tensor input, Tensor seed, int[] kernel_size, int[] stride, int[] padding) -> (Tensor, Tensor)",
-    "_stochastic_pool_mean(Tensor input, int[] kernel_size, int[] stride, int[] padding) -> Tensor",
+    "_stochastic_pool(Tensor input, Tensor seed, int[] windows) -> (Tensor, Tensor)",
+    "_stochastic_pool_mean(Tensor input, int[] windows) -> Tensor",
     // input at the indices (flat within a plane) of planes of output_size, which are zero elsewhere; and its gradient,
     // grad_output at the indices.
     "max_unpool(Tensor input, Tensor indices, SymInt[] output_size) -> Tensor",

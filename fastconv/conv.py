@@ -306,7 +306,7 @@ def _conv_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     input, weight, bias, *ctx.rest = inputs
     ctx.rest, epilogue = ctx.rest[:4], ctx.rest[4:]
     residual, ctx.activation = epilogue or (None, None)
-    ctx.input_size, ctx.weight_size = input.shape, weight.shape
+    ctx.input_size, ctx.weight_size = list(input.shape), list(weight.shape)
     if ctx.activation in _SMOOTH:
         ctx.save_for_backward(input, weight, bias, residual)
         return

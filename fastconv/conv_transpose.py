@@ -167,7 +167,7 @@ def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     input, weight, _, stride, padding, output_padding, dilation, groups = inputs
     # The convolution that this one turns round.
     pads = [*padding, *(p - o for p, o in zip(padding, output_padding, strict=True))]
-    ctx.rest, ctx.weight_size = (stride, pads, dilation, groups), weight.shape
+    ctx.rest, ctx.weight_size = (stride, pads, dilation, groups), list(weight.shape)
     # A frozen weight (or input) does not keep the other one alive.
     needs_input, needs_weight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)

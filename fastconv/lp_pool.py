@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastconv._arguments import check_same
 from fastconv._operator import memory_format, operator
-from fastconv.pool import Ints, _average, _average_grad, _batched, _pool_size, _windows, _with_ids
+from fastconv.pool import Ints, _average, _average_grad, _batched, _maxima, _pool_size, _windows
 
 __all__ = ["lp_pool2d"]
 
@@ -60,27 +60,24 @@ def lp_pool2d(
         raise TypeError(f"{op}: norm_type must be a number (got {norm_type!r})")
     if norm_type == 0 or math.isnan(norm_type):
         raise ValueError(f"{op}: norm_type must be a number other than 0 (got {norm_type})")
-    kernel, strides, padding = _windows(op, 2, kernel_size, stride, 0)
-    ceil = bool(ceil_mode)
-    return _batched(op, 2, input, lambda x: _power_average(x, norm_type, kernel, strides, padding, ceil))
+    windows = _windows(op, 2, kernel_size, stride, 0)
+    return _batched(op, 2, input, _power_average, norm_type, windows, bool(ceil_mode))
 
 
-def _power_average(
-    input: Tensor, norm: float, kernel: list[int], stride: list[int], padding: list[int], ceil: bool
-) -> Tensor:
-    op, _ = _pool_size("lp", input.shape, kernel, stride, padding, [1, 1], ceil, None)
+def _power_average(input: Tensor, norm: float, windows: list[int], ceil: bool) -> Tensor:
+    op, _ = _pool_size("lp", input.shape, windows, ceil)
     check_same(op, input)
     if math.isinf(norm):
         sign = 1 if norm > 0 else -1
-        return sign * _with_ids(op, 2, sign * input.abs(), kernel, stride, padding, [1, 1], ceil, None, False)
+        return sign * _maxima(sign * input.abs(), windows, ceil, False)
     if norm == 2:
-        return _l2(input, kernel, stride, ceil)
+        return _l2(input, windows, ceil)
     if norm == 1:
-        return _sums(input, kernel, stride, padding, ceil)
+        return _sums(input, windows, ceil)
     wide = _wide(input)
     if 0 < norm < 1:  # infinitely steep at zero, and infinity times no gradient would be NaN
         wide = torch.where(wide == 0, 0, wide)
-    return _sums(wide.pow(norm), kernel, stride, padding, ceil).pow(1 / norm).to(input.dtype)
+    return _sums(wide.pow(norm), windows, ceil).pow(1 / norm).to(input.dtype)
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -88,22 +85,21 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
-def _sums(input: Tensor, kernel: list[int], stride: list[int], padding: list[int], ceil: bool) -> Tensor:
+def _sums(input: Tensor, windows: list[int], ceil: bool) -> Tensor:
     """Of windows cut short as many times their mean as a whole one has elements. Sums of zero have no gradient, not
     even for a norm of 1: PyTorch's rule."""
     if ceil:
-        sums = _average(input, kernel, stride, padding, True, True, None, None) * (kernel[0] * kernel[1])
+        sums = _average(input, windows, True, True, None) * (windows[0] * windows[1])
     else:
-        sums = _average(input, kernel, stride, padding, False, True, 1, None)
+        sums = _average(input, windows, False, True, 1)
     return torch.where(sums == 0, 0, sums)  # masked_fill would lose the memory format
 
 
 # ---- the Euclidean norm: shape rule and gradient ---------------------------------------------------------------------
 
 
-def _fake_l2(input: Tensor, kernel: list[int], stride: list[int], ceil: bool) -> Tensor:
-    dims = len(input.shape) - 2
-    op, size = _pool_size("lp", input.shape, kernel, stride, [0] * dims, [1] * dims, ceil, None)
+def _fake_l2(input: Tensor, windows: list[int], ceil: bool) -> Tensor:
+    op, size = _pool_size("lp", input.shape, windows, ceil)
     check_same(op, input)
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
 
@@ -117,13 +113,12 @@ def _l2_backward(ctx: Any, grad: Tensor) -> tuple:
     """``x / y`` times what comes in, added up over the windows: the gradient of a sum of squares with every window's
     share divided by its root first. In float32, because these shares may be far larger than the gradients."""
     input, output = ctx.saved_tensors
-    kernel, stride, ceil = ctx.windows
+    windows, ceil = ctx.windows
     share = _wide(grad) / torch.where(output == 0, torch.inf, _wide(output))
     if ceil:
-        share = share * math.prod(kernel)
-    padding = [0] * len(kernel)
-    spread = _average_grad(share, input.shape, kernel, stride, padding, ceil, True, None if ceil else 1, None)
-    return (spread * input).to(input.dtype), None, None, None
+        share = share * math.prod(windows[: input.dim() - 2])
+    spread = _average_grad(share, input.shape, windows, ceil, True, None if ceil else 1)
+    return (spread * input).to(input.dtype), None, None
 
 
 _l2 = operator("_l2_pool", fake=_fake_l2, setup_context=_l2_setup, backward=_l2_backward)

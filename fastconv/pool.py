@@ -186,7 +186,7 @@ def adaptive_max_pool2d(
     tensor([ 5.,  7.,  9., 11.])
     """
     op = "adaptive_max_pool2d"
-    return _with_ids(op, 2, input, [], [], [], [], False, _output_size(op, input, output_size), return_indices)
+    return _batched(op, 2, input, _maxima, _output_size(op, input, output_size), False, return_indices)
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: int | None | Sequence[int | None]) -> Tensor:
@@ -205,8 +205,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | None | Sequence[int | 
     tensor([2.5000, 4.5000, 6.5000, 8.5000])
     """
     op = "adaptive_avg_pool2d"
-    size = _output_size(op, input, output_size)
-    return _batched(op, 2, input, lambda x: _average(x, [], [], [], False, True, None, size))
+    return _batched(op, 2, input, _average, _output_size(op, input, output_size), False, True, None)
 
 
 def global_max_pool2d(input: Tensor, return_indices: bool = False) -> Tensor | tuple[Tensor, Tensor]:
@@ -225,7 +224,7 @@ def global_max_pool2d(input: Tensor, return_indices: bool = False) -> Tensor | t
     >>> global_max_pool2d(torch.arange(8.0).view(2, 2, 2)).flatten()
     tensor([3., 7.])
     """
-    return _with_ids("global_max_pool2d", 2, input, [], [], [], [], False, [1, 1], return_indices)
+    return _batched("global_max_pool2d", 2, input, _maxima, [1, 1], False, return_indices)
 
 
 def global_avg_pool2d(input: Tensor) -> Tensor:
@@ -245,10 +244,12 @@ def global_avg_pool2d(input: Tensor) -> Tensor:
     >>> global_avg_pool2d(torch.arange(8.0).view(2, 2, 2)).flatten()
     tensor([1.5000, 5.5000])
     """
-    return _batched("global_avg_pool2d", 2, input, lambda x: _average(x, [], [], [], False, True, None, [1, 1]))
+    return _batched("global_avg_pool2d", 2, input, _average, [1, 1], False, True, None)
 
 
 # ---- from the public functions to the operators ----------------------------------------------------------------------
+#
+# A layer of a few pixels takes less time than to check its arguments carelessly: no closures, no list twice.
 
 
 def _check_tensor(op: str, input: Any) -> None:
@@ -256,26 +257,29 @@ def _check_tensor(op: str, input: Any) -> None:
         raise TypeError(f"{op}: input must be a Tensor (got {input!r})")
 
 
-def _batched(op: str, dims: int, input: Tensor, pool: Callable[[Tensor], Any]) -> Any:
-    """``pool`` of a batch, or of the input as a batch of one; one tensor or several."""
+def _batched(op: str, dims: int, input: Tensor, pool: Callable[..., Any], *rest: Any) -> Any:
+    """``pool(input, *rest)`` of a batch, or of the input as a batch of one; one tensor or several."""
     _check_tensor(op, input)
-    if input.dim() == dims + 2:
-        return pool(input)
-    if input.dim() != dims + 1:
-        error = ValueError if op.startswith("adaptive") and input.dim() <= dims else RuntimeError  # PyTorch's habit
+    rank = input.dim()
+    if rank == dims + 2:
+        return pool(input, *rest)
+    if rank != dims + 1:
+        error = ValueError if op.startswith("adaptive") and rank <= dims else RuntimeError  # PyTorch's habit
         raise error(
             f"{op}: input must have {dims + 2} dimensions, or {dims + 1} without a batch (got {list(input.shape)})"
         )
-    result = pool(input.unsqueeze(0))
+    result = pool(input.unsqueeze(0), *rest)
     return result.squeeze(0) if isinstance(result, Tensor) else tuple(each.squeeze(0) for each in result)
 
 
 def _windows(
-    op: str, dims: int, kernel_size: Ints, stride: Ints | None, padding: Ints
-) -> tuple[list[int], list[int], list[int]]:
+    op: str, dims: int, kernel_size: Ints, stride: Ints | None, padding: Ints, dilation: Ints = 1
+) -> list[int]:
+    """Kernel sizes, strides, paddings and dilations in one list, as the operators take them."""
     kernel = each(op, "kernel_size", kernel_size, dims)
     own = stride is None or (isinstance(stride, (list, tuple)) and not stride)  # as PyTorch takes it
-    return kernel, kernel if own else each(op, "stride", stride, dims), each(op, "padding", padding, dims)  # type: ignore[arg-type]
+    strides = kernel if own else each(op, "stride", stride, dims)  # type: ignore[arg-type]
+    return [*kernel, *strides, *each(op, "padding", padding, dims), *each(op, "dilation", dilation, dims)]
 
 
 def _output_size(op: str, input: Tensor, size: int | None | Sequence[int | None]) -> list[int]:
@@ -288,28 +292,12 @@ def _output_size(op: str, input: Tensor, size: int | None | Sequence[int | None]
     return each(op, "output_size", size, 2)  # type: ignore[arg-type]
 
 
-def _with_ids(
-    op: str,
-    dims: int,
-    input: Tensor,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    ceil_mode: bool,
-    output_size: list[int] | None,
-    return_indices: bool,
-) -> Any:
-    windows = (kernel, stride, padding, dilation, ceil_mode, output_size)
-
-    def pool(input: Tensor) -> Any:
-        functional = not torch.compiler.is_compiling() and in_functorch()
-        if not (return_indices or wants_grad(input) or functional):
-            return _max(input, *windows)
-        output, ids = _max_ids(input, *windows)
-        return (output, _indices(ids, input.shape, *windows)) if return_indices else output
-
-    return _batched(op, dims, input, pool)
+def _maxima(input: Tensor, windows: list[int], ceil_mode: bool, return_indices: bool) -> Any:
+    """With ids only where somebody asks for them, or will."""
+    if not (return_indices or wants_grad(input) or (not torch.compiler.is_compiling() and in_functorch())):
+        return _max(input, windows, ceil_mode)
+    output, ids = _max_ids(input, windows, ceil_mode)
+    return (output, _indices(ids, list(input.shape), windows, ceil_mode)) if return_indices else output
 
 
 def _max_pool(
@@ -323,9 +311,8 @@ def _max_pool(
     ceil_mode: bool,
     return_indices: bool,
 ) -> Any:
-    kernel, strides, pads = _windows(op, dims, kernel_size, stride, padding)
-    dilations = each(op, "dilation", dilation, dims)
-    return _with_ids(op, dims, input, kernel, strides, pads, dilations, bool(ceil_mode), None, return_indices)
+    windows = _windows(op, dims, kernel_size, stride, padding, dilation)
+    return _batched(op, dims, input, _maxima, windows, bool(ceil_mode), return_indices)
 
 
 def _avg_pool(
@@ -346,8 +333,7 @@ def _avg_pool(
         if abs(divisor) > _LARGEST_DIVISOR:
             rule = f"be at most {_LARGEST_DIVISOR} in magnitude"
             raise RuntimeError(f"{op}: divisor_override must {rule} (got {divisor})")
-    rest = (bool(ceil_mode), bool(count_include_pad), divisor, None)
-    return _batched(op, dims, input, lambda x: _average(x, *windows, *rest))
+    return _batched(op, dims, input, _average, windows, bool(ceil_mode), bool(count_include_pad), divisor)
 
 
 # ---- shape rule ------------------------------------------------------------------------------------------------------
@@ -363,30 +349,26 @@ def _known(sizes: Sequence[int]) -> bool:
     return not any(isinstance(size, torch.SymInt) for size in sizes)
 
 
-def _taps(input: Sequence[int], kernel: list[int], output_size: list[int] | None) -> int:
+def _adapts(kind: str, windows: list[int]) -> bool:
+    return len(windows) <= 2 and kind in ("max", "avg")
+
+
+def _taps(input: Sequence[int], windows: list[int]) -> int:
     """The elements of the largest window."""
-    if output_size is None:
-        return math.prod(kernel)
+    dims = len(input) - 2
+    if not _adapts("max", windows):
+        return math.prod(windows[:dims])
     taps = 1
-    for size, outputs in zip(input[2:], output_size, strict=True):
+    for size, outputs in zip(input[2:], windows, strict=True):
         exact = outputs > 1 and size % outputs == 0
         taps *= size // outputs if exact else min(size, size // outputs + 2) if outputs > 1 else size
     return taps
 
 
-def _pool_size(
-    kind: str,
-    input: Sequence[int],
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    ceil_mode: bool,
-    output_size: list[int] | None,
-) -> tuple[str, list[int]]:
+def _pool_size(kind: str, input: Sequence[int], windows: list[int], ceil_mode: bool) -> tuple[str, list[int]]:
     """The rules of csrc/pool/check.h, in the same words, for tensors without data: the operator's name and the size of
     the output."""
-    adapts = output_size is not None
+    adapts = _adapts(kind, windows)
     op = f"{'adaptive_' if adapts else ''}{kind}_pool{'1d' if len(input) == 3 else '2d'}"
     if len(input) not in (3, 4):
         raise RuntimeError(f"{op}: input must have 3 or 4 dimensions (got {list(input)})")
@@ -394,15 +376,21 @@ def _pool_size(
     if any(size <= 0 for size in input[2 if adapts else 1 :]):
         raise RuntimeError(f"{op}: input must not be empty but for its batch (got {list(input)})")
     output = list(input[:2])
-    if output_size is not None:
-        check_list(op, "output_size", output_size, dims, 0, "not be negative")
-        if _known(input) and _taps(input, kernel, output_size) > _MOST_TAPS:
+    if adapts:
+        check_list(op, "output_size", windows, dims, 0, "not be negative")
+        if _known(input) and _taps(input, windows) > _MOST_TAPS:
             raise RuntimeError(f"{op}: input must have at most {_MOST_TAPS} positions a window (got {list(input)})")
-        return op, output + output_size
+        return op, output + windows
+    if len(windows) != 4 * dims:
+        rule = f"have {4 * dims} elements, or {dims} where they adapt"
+        raise RuntimeError(f"{op}: windows must {rule} (got {windows})")
+    kernel, stride, padding, dilation = (windows[i * dims : (i + 1) * dims] for i in range(4))
     check_list(op, "kernel_size", kernel, dims, 1, "be positive")
     check_list(op, "stride", stride, dims, 1, "be positive")
     check_list(op, "padding", padding, dims, 0, "not be negative")
     check_list(op, "dilation", dilation, dims, 1, "be positive")
+    if kind != "max" and max(dilation) > 1:
+        raise RuntimeError(f"{op}: dilation must be 1 (got {dilation})")
     if math.prod(kernel) > _MOST_TAPS:
         raise RuntimeError(f"{op}: kernel_size must have at most {_MOST_TAPS} positions (got {kernel})")
     for d in range(dims):
@@ -438,19 +426,19 @@ def _check_ids(op: str, ids: Tensor, size: Sequence[int], taps: int, input: Tens
         raise RuntimeError(f"{op}: ids must be on the device of input, {input.device} (got {ids.device})")
 
 
-def _ids_size(input, kernel, stride, padding, dilation, ceil_mode, output_size=None):
-    op, size = _pool_size("max", input, kernel, stride, padding, dilation, ceil_mode, output_size)
-    return op, size, _taps(input, kernel, output_size)
+def _ids_size(input, windows, ceil_mode):
+    op, size = _pool_size("max", input, windows, ceil_mode)
+    return op, size, _taps(input, windows)
 
 
-def _fake_max(input, kernel, stride, padding, dilation, ceil_mode, output_size=None):
-    op, size = _pool_size("max", input.shape, kernel, stride, padding, dilation, ceil_mode, output_size)
+def _fake_max(input, windows, ceil_mode):
+    op, size = _pool_size("max", input.shape, windows, ceil_mode)
     check_same(op, input)
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
 
 
-def _fake_max_ids(input, kernel, stride, padding, dilation, ceil_mode, output_size=None):
-    op, size, taps = _ids_size(input.shape, kernel, stride, padding, dilation, ceil_mode, output_size)
+def _fake_max_ids(input, windows, ceil_mode):
+    op, size, taps = _ids_size(input.shape, windows, ceil_mode)
     check_same(op, input)
     format = memory_format(input)
     return tuple(
@@ -459,43 +447,42 @@ def _fake_max_ids(input, kernel, stride, padding, dilation, ceil_mode, output_si
     )
 
 
-def _fake_indices(ids, input_size, *windows):
-    op, size, taps = _ids_size(input_size, *windows)
+def _fake_indices(ids, input_size, windows, ceil_mode):
+    op, size, taps = _ids_size(input_size, windows, ceil_mode)
     _check_ids(op, ids, size, taps)
     return torch.empty(size, dtype=torch.int64, device=ids.device, memory_format=memory_format(ids))
 
 
-def _fake_max_grad(grad_output, ids, input_size, *windows):
-    op, size, taps = _ids_size(input_size, *windows)
+def _fake_max_grad(grad_output, ids, input_size, windows, ceil_mode):
+    op, size, taps = _ids_size(input_size, windows, ceil_mode)
     check_same(op, grad_output)
     check_shape(op, "grad_output", grad_output, size)
     _check_ids(op, ids, size, taps, grad_output)
     return grad_output.new_empty(input_size).contiguous(memory_format=memory_format(ids))
 
 
-def _fake_pick(input, ids, *windows):
-    op, size, taps = _ids_size(input.shape, *windows)
+def _fake_pick(input, ids, windows, ceil_mode):
+    op, size, taps = _ids_size(input.shape, windows, ceil_mode)
     check_same(op, input)
     _check_ids(op, ids, size, taps, input)
     return input.new_empty(size).contiguous(memory_format=memory_format(ids))
 
 
-def _avg_size(input, kernel, stride, padding, ceil_mode, divisor_override, output_size):
-    dilation = [1] * (len(input) - 2)
-    op, size = _pool_size("avg", input, kernel, stride, padding, dilation, ceil_mode, output_size)
+def _avg_size(input, windows, ceil_mode, divisor_override):
+    op, size = _pool_size("avg", input, windows, ceil_mode)
     if divisor_override == 0:
         raise RuntimeError(f"{op}: divisor_override must not be zero (got 0)")
     return op, size
 
 
-def _fake_avg(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override, output_size=None):
-    op, size = _avg_size(input.shape, kernel, stride, padding, ceil_mode, divisor_override, output_size)
+def _fake_avg(input, windows, ceil_mode, count_include_pad, divisor_override):
+    op, size = _avg_size(input.shape, windows, ceil_mode, divisor_override)
     check_same(op, input)
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
 
 
-def _fake_avg_grad(grad, input_size, kernel, stride, padding, ceil_mode, pads_count, divisor, output_size=None):
-    op, size = _avg_size(input_size, kernel, stride, padding, ceil_mode, divisor, output_size)
+def _fake_avg_grad(grad, input_size, windows, ceil_mode, count_include_pad, divisor_override):
+    op, size = _avg_size(input_size, windows, ceil_mode, divisor_override)
     check_same(op, grad)
     check_shape(op, "grad_output", grad, size)
     return torch.empty(input_size, dtype=grad.dtype, device=grad.device, memory_format=memory_format(grad))
@@ -520,7 +507,7 @@ def _max_backward(ctx: Any, grad: Tensor) -> tuple:
 
 def _ids_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     input, *ctx.windows = inputs
-    ctx.input_size = input.shape
+    ctx.input_size = list(input.shape)
     ctx.save_for_backward(output[1])
     ctx.mark_non_differentiable(output[1])
 
@@ -542,7 +529,7 @@ def _max_grad_backward(ctx: Any, grad: Tensor) -> tuple:
 
 def _pick_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     input, ids, *ctx.windows = inputs
-    ctx.input_size = input.shape
+    ctx.input_size = list(input.shape)
     ctx.save_for_backward(ids)
 
 
@@ -561,7 +548,7 @@ def _no_gradient(ctx: Any, grad: Tensor) -> tuple:
 
 def _avg_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     input, *ctx.rest = inputs
-    ctx.input_size = input.shape
+    ctx.input_size = list(input.shape)
 
 
 def _avg_backward(ctx: Any, grad: Tensor) -> tuple:

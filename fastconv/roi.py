@@ -405,7 +405,7 @@ def _linear(name: str) -> tuple[Any, Any]:
 
     def setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
         input, boxes, *ctx.rest = inputs
-        ctx.size, ctx.channels_last = input.shape, memory_format(input) == torch.channels_last
+        ctx.size, ctx.channels_last = list(input.shape), memory_format(input) == torch.channels_last
         ctx.save_for_backward(boxes)
 
     def backward(ctx: Any, grad: Tensor) -> tuple:
@@ -438,7 +438,7 @@ def _pool_backward(ctx: Any, grad: Tensor) -> tuple:
 
 def _pool_ids_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     input, boxes, *_ = inputs
-    ctx.size, ctx.channels_last = input.shape, memory_format(input) == torch.channels_last
+    ctx.size, ctx.channels_last = list(input.shape), memory_format(input) == torch.channels_last
     ctx.save_for_backward(output[1], boxes)
     ctx.mark_non_differentiable(output[1])
 
@@ -459,7 +459,7 @@ def _pool_grad_backward(ctx: Any, grad: Tensor) -> tuple:
 
 def _pool_pick_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     input, ids, boxes = inputs
-    ctx.size, ctx.channels_last = input.shape, memory_format(input) == torch.channels_last
+    ctx.size, ctx.channels_last = list(input.shape), memory_format(input) == torch.channels_last
     ctx.save_for_backward(ids, boxes)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastconv._arguments import DTYPES, dtype_name, integer
-from fastconv.pool import _average, _batched, _with_ids
+from fastconv.pool import _average, _batched, _maxima
 
 __all__ = ["spatial_pyramid_pool2d"]
 
@@ -46,23 +46,23 @@ def spatial_pyramid_pool2d(input: Tensor, levels: Sequence[int] = (1, 2, 4), mod
         raise ValueError(f"{op}: levels must be positive, and at least one (got {grids})")
     if mode not in ("max", "avg"):
         raise ValueError(f"{op}: mode must be 'max' or 'avg' (got {mode!r})")
-    return _batched(op, 2, input, lambda x: _pyramid(op, x, grids, mode))
+    return _batched(op, 2, input, _pyramid, op, grids, mode)
 
 
-def _pyramid(op: str, input: Tensor, levels: list[int], mode: str) -> Tensor:
+def _pyramid(input: Tensor, op: str, levels: list[int], mode: str) -> Tensor:
     if input.dtype not in DTYPES:
         raise RuntimeError(f"{op}: input must be float32, float64, bfloat16 or float16 (got {dtype_name(input)})")
     if 0 in input.shape[1:]:
         raise RuntimeError(f"{op}: input must not be empty but for its batch (got {list(input.shape)})")
-    pooled = _maxima(op, input, levels) if mode == "max" else _means(input, levels)
+    pooled = _largest(input, levels) if mode == "max" else _means(input, levels)
     return torch.cat([pooled[level].flatten(1) for level in levels], 1)
 
 
 def _means(input: Tensor, levels: list[int]) -> dict[int, Tensor]:
-    return {level: _average(input, [], [], [], False, True, None, [level, level]) for level in set(levels)}
+    return {level: _average(input, [level, level], False, True, None) for level in set(levels)}
 
 
-def _maxima(op: str, input: Tensor, levels: list[int]) -> dict[int, Tensor]:
+def _largest(input: Tensor, levels: list[int]) -> dict[int, Tensor]:
     """Nested levels: the windows of a grid are unions of those of any grid that is a multiple as fine, whatever the
     size of the input (``floor(o * H / l) = floor(k * o * H / (k * l))``, and the ends likewise). So the maxima of a
     coarse level are those of a fine one's, and levels that divide each other read the input once."""
@@ -70,9 +70,9 @@ def _maxima(op: str, input: Tensor, levels: list[int]) -> dict[int, Tensor]:
     for level in sorted(set(levels), reverse=True):
         multiples = [finer for finer in pooled if finer % level == 0]
         if not multiples:
-            pooled[level] = _with_ids(op, 2, input, [], [], [], [], False, [level, level], False)
+            pooled[level] = _maxima(input, [level, level], False, False)
         else:
             finer = min(multiples)
-            ratio = [finer // level] * 2
-            pooled[level] = _with_ids(op, 2, pooled[finer], ratio, ratio, [0, 0], [1, 1], False, None, False)
+            ratio = finer // level
+            pooled[level] = _maxima(pooled[finer], [ratio] * 4 + [0, 0, 1, 1], False, False)
     return pooled

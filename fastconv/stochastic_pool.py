@@ -1,6 +1,5 @@
 """Stochastic pooling: the public function, and the shape rules and gradients of its operators."""
 
-import math
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from fastconv.pool import (
     _indices,
     _max_grad,
     _pool_size,
+    _taps,
     _windows,
 )
 
@@ -78,13 +78,14 @@ def stochastic_pool2d(
     if not training:
         if return_indices:
             raise ValueError(f"{op}: return_indices must be False in evaluation (got {return_indices})")
-        return _batched(op, 2, input, lambda x: _mean(x, *windows))
+        return _batched(op, 2, input, _mean, windows)
 
-    def pool(input: Tensor) -> Any:
-        output, ids = _draw(input, _seed(generator, input.device), *windows)
-        return (output, _indices(ids, input.shape, *_as_max(windows))) if return_indices else output
+    return _batched(op, 2, input, _drawn, windows, generator, return_indices)
 
-    return _batched(op, 2, input, pool)
+
+def _drawn(input: Tensor, windows: list[int], generator: torch.Generator | None, return_indices: bool) -> Any:
+    output, ids = _draw(input, _seed(generator, input.device), windows)
+    return (output, _indices(ids, list(input.shape), windows, False)) if return_indices else output
 
 
 def _seed(generator: torch.Generator | None, device: torch.device) -> Tensor:
@@ -94,31 +95,24 @@ def _seed(generator: torch.Generator | None, device: torch.device) -> Tensor:
     return seed.to(device, non_blocking=True)
 
 
-def _as_max(windows: Any) -> tuple:
-    """The same windows for the operators of max pooling."""
-    kernel, stride, padding = windows
-    return kernel, stride, padding, [1] * len(kernel), False, None
-
-
 # ---- shape rules -----------------------------------------------------------------------------------------------------
 
 
-def _size(input: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> tuple[list[int], int]:
-    dilation = [1] * (input.dim() - 2)
-    op, size = _pool_size("stochastic", input.shape, kernel, stride, padding, dilation, False, None)
+def _size(input: Tensor, windows: list[int]) -> list[int]:
+    op, size = _pool_size("stochastic", input.shape, windows, False)
     check_same(op, input)
-    return size, math.prod(kernel)
+    return size
 
 
-def _fake_draw(input: Tensor, seed: Tensor, *windows: Any) -> tuple[Tensor, Tensor]:
-    size, taps = _size(input, *windows)
+def _fake_draw(input: Tensor, seed: Tensor, windows: list[int]) -> tuple[Tensor, Tensor]:
+    size, taps = _size(input, windows), _taps(input.shape, windows)
     format = memory_format(input)
     output = torch.empty(size, dtype=input.dtype, device=input.device, memory_format=format)
     return output, torch.empty(size, dtype=_id_dtype(taps), device=input.device, memory_format=format)
 
 
-def _fake_mean(input: Tensor, *windows: Any) -> Tensor:
-    size, _ = _size(input, *windows)
+def _fake_mean(input: Tensor, windows: list[int]) -> Tensor:
+    size = _size(input, windows)
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
 
 
@@ -129,9 +123,9 @@ def _fake_mean(input: Tensor, *windows: Any) -> Tensor:
 
 
 def _draw_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    input, _, *ctx.windows = inputs
+    input, _, ctx.windows = inputs
     values, ids = output
-    ctx.input_size = input.shape
+    ctx.input_size = list(input.shape)
     ctx.save_for_backward(ids, values == 0)
     ctx.mark_non_differentiable(ids)
 
@@ -139,21 +133,21 @@ def _draw_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 def _draw_backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
     ids, nothing = ctx.saved_tensors
     grad = torch.where(nothing, 0, grad)  # masked_fill would lose the memory format
-    return _max_grad(grad, ids, ctx.input_size, *_as_max(ctx.windows)), None, *(None,) * len(ctx.windows)
+    return _max_grad(grad, ids, ctx.input_size, ctx.windows, False), None, None
 
 
 def _mean_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    input, *ctx.windows = inputs
+    input, ctx.windows = inputs
     ctx.save_for_backward(input, output)
 
 
 def _mean_backward(ctx: Any, grad: Tensor) -> tuple:
     input, output = (t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in ctx.saved_tensors)
-    rest = (*ctx.windows, False, True, 1, None)
+    rest = (ctx.windows, False, True, 1)
     sums = _average(input, *rest)
     share = grad.to(input.dtype) / torch.where(sums == 0, torch.inf, sums)
     spread = 2 * input * _average_grad(share, input.shape, *rest) - _average_grad(share * output, input.shape, *rest)
-    return spread.to(grad.dtype), *(None,) * len(ctx.windows)
+    return spread.to(grad.dtype), None
 
 
 _draw = operator("_stochastic_pool", fake=_fake_draw, setup_context=_draw_setup, backward=_draw_backward)

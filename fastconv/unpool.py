@@ -119,8 +119,7 @@ def avg_unpool2d(
     tensor([[[2., 2., 3., 4., 4.]]])
     """
     op = "avg_unpool2d"
-    windows = _windows(op, 2, kernel_size, stride, padding)
-    return _batched(op, 2, input, lambda x: _spread(op, x, *windows, output_size))
+    return _batched(op, 2, input, _spread, op, _windows(op, 2, kernel_size, stride, padding), output_size)
 
 
 def _max_unpool(
@@ -138,7 +137,7 @@ def _max_unpool(
         raise TypeError(f"{op}: indices must be a Tensor (got {indices!r})")
 
     def unpool(x: Tensor) -> Tensor:
-        size = _unpooled_size(op, x, *windows, output_size)
+        size = _unpooled_size(op, x, windows, output_size)
         if x is input:
             return _unpool(x, indices, size)
         check_shape(op, "indices", indices, input.shape)
@@ -147,11 +146,10 @@ def _max_unpool(
     return _batched(op, dims, input, unpool)
 
 
-def _unpooled_size(
-    op: str, input: Tensor, kernel: list[int], stride: list[int], padding: list[int], output_size: Any
-) -> list[int]:
+def _unpooled_size(op: str, input: Tensor, windows: list[int], output_size: Any) -> list[int]:
     """The size of the planes that the windows come from: ``torch.nn.functional._unpool_output_size``."""
-    dims = len(kernel)
+    dims = len(windows) // 4
+    kernel, stride, padding = (windows[i * dims : (i + 1) * dims] for i in range(3))
     check_list(op, "kernel_size", kernel, dims, 1, "be positive")
     check_list(op, "stride", stride, dims, 1, "be positive")
     check_list(op, "padding", padding, dims, 0, "not be negative")
@@ -175,12 +173,11 @@ def _unpooled_size(
     return size
 
 
-def _spread(
-    op: str, input: Tensor, kernel: list[int], stride: list[int], padding: list[int], output_size: Any
-) -> Tensor:
+def _spread(input: Tensor, op: str, windows: list[int], output_size: Any) -> Tensor:
     """The gradient of sums over windows adds up the windows that cover a position; of ones, it counts them."""
-    size = _unpooled_size(op, input, kernel, stride, padding, output_size)
+    size = _unpooled_size(op, input, windows, output_size)
     check_same(op, input)
+    kernel, stride, padding = windows[:2], windows[2:4], windows[4:6]
     for d in range(2):
         if padding[d] > kernel[d] // 2:
             raise RuntimeError(
@@ -191,7 +188,7 @@ def _spread(
     whole = [max(size[d], (input.shape[2 + d] - 1) * stride[d] + kernel[d] - 2 * padding[d]) for d in range(2)]
     if 0 in whole:
         return input.new_empty([*input.shape[:2], *size])
-    rest = (kernel, stride, padding, False, True, 1, None)
+    rest = (windows, False, True, 1)
     # Sums of constants are exact enough, and do not overflow, only in a type that is wider than theirs.
     overlap = kernel[0] > stride[0] or kernel[1] > stride[1]
     wide = input.float() if overlap and input.dtype in (torch.bfloat16, torch.float16) else input

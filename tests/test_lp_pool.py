@@ -139,7 +139,7 @@ def test_unbatched_and_empty() -> None:
 def test_opcheck(ceil: bool, last: bool) -> None:
     x = torch.randn(2, 5, 8, 8)
     x = (x.to(memory_format=torch.channels_last) if last else x).requires_grad_()
-    torch.library.opcheck(ops._l2_pool.default, (x, [3, 2], [2, 1], ceil))
+    torch.library.opcheck(ops._l2_pool.default, (x, [3, 2, 2, 1, 0, 0, 1, 1], ceil))
 
 
 class Net(nn.Module):

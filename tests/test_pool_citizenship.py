@@ -13,18 +13,18 @@ from torch.utils.checkpoint import checkpoint
 import fastconv
 
 ops = torch.ops.fastconv
-#: kernel_size, stride, padding, dilation, ceil_mode
-PLAIN = ([3, 3], [2, 2], [1, 1], [1, 1], False)
+#: kernel sizes, strides, paddings, dilations; ceil_mode
+PLAIN = ([3, 3, 2, 2, 1, 1, 1, 1], False)
 MAX_WINDOWS: dict[str, tuple] = {
     "strided": PLAIN,
-    "dilated, ceil": ([2, 3], [1, 2], [0, 1], [2, 1], True),
-    "adaptive": ([], [], [], [], False, [2, 3]),
+    "dilated, ceil": ([2, 3, 1, 2, 0, 1, 2, 1], True),
+    "adaptive": ([2, 3], False),
 }
 AVG_WINDOWS: dict[str, tuple] = {
-    "strided": ([3, 3], [2, 2], [1, 1], False, True, None),
-    "padding not counted": ([2, 3], [1, 2], [0, 1], True, False, None),
-    "divisor": ([2, 2], [1, 1], [0, 0], False, True, 3),
-    "adaptive": ([], [], [], False, True, None, [2, 3]),
+    "strided": ([3, 3, 2, 2, 1, 1, 1, 1], False, True, None),
+    "padding not counted": ([2, 3, 1, 2, 0, 1, 1, 1], True, False, None),
+    "divisor": ([2, 2, 1, 1, 0, 0, 1, 1], False, True, 3),
+    "adaptive": ([2, 3], False, True, None),
 }
 
 
@@ -73,7 +73,7 @@ def test_opcheck_inputs(input) -> None:
     x = input().detach()
     torch.library.opcheck(ops._max_pool_ids.default, (x, *PLAIN))
     torch.library.opcheck(ops.avg_pool.default, (x, *AVG_WINDOWS["strided"]))
-    torch.library.opcheck(ops.max_pool.default, (randn(2, 4, 9), [3], [2], [1], [1], False))
+    torch.library.opcheck(ops.max_pool.default, (randn(2, 4, 9), [3, 2, 1, 1], False))
 
 
 class Net(nn.Module):

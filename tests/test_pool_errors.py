@@ -18,9 +18,9 @@ ops = torch.ops.fastconv
 BIG = 2**31 - 1
 MOST = 2**30  # elements of a window
 X1, X2 = (1, 4, 7), (1, 4, 5, 6)
-#: kernel_size, stride, padding, dilation, ceil_mode; and those of means
-WINDOWS = ([3, 3], [2, 2], [1, 1], [1, 1], False)
-MEANS = ([3, 3], [2, 2], [1, 1], False, True, None)
+#: kernel sizes, strides, paddings and dilations, and what comes after them; and those of means
+WINDOWS = ([3, 3, 2, 2, 1, 1, 1, 1], False)
+MEANS = ([3, 3, 2, 2, 1, 1, 1, 1], False, True, None)
 
 #: function, size of the input, arguments, message.
 Bad = tuple[str, tuple[int, ...], dict[str, Any], str]
@@ -180,12 +180,12 @@ def operators(bad: Bad, device: str) -> list[Callable[[], Any]]:
         value = kwargs.get(argument, default)
         return [value] * dims if isinstance(value, int) else list(value)
 
-    asked = each("output_size", 0) if "adaptive" in name else None
     kernel = each("kernel_size", 1)
-    lists = (kernel, each("stride", kernel), each("padding", 0))
+    own = [*kernel, *each("stride", kernel), *each("padding", 0), *each("dilation", 1)]
+    listed = each("output_size", 0) if "adaptive" in name else own
     ceil = kwargs.get("ceil_mode", False)
     if "max" in name:
-        windows = (*lists, each("dilation", 1), ceil, asked)
+        windows = (listed, ceil)
         return [
             lambda: ops.max_pool(x, *windows),
             lambda: ops._max_pool_ids(x, *windows),
@@ -193,7 +193,7 @@ def operators(bad: Bad, device: str) -> list[Callable[[], Any]]:
             lambda: ops._max_pool_grad(x, ids, size, *windows),
             lambda: ops._max_pool_pick(x, ids, *windows),
         ]
-    means = (*lists, ceil, True, kwargs.get("divisor_override"), asked)
+    means = (listed, ceil, True, kwargs.get("divisor_override"))
     return [lambda: ops.avg_pool(x, *means), lambda: ops._avg_pool_grad(x, size, *means)]
 
 
@@ -208,25 +208,37 @@ def test_operators(bad: Bad, device: str) -> None:
 @pytest.mark.parametrize(
     ("windows", "message"),
     [
-        (([3], [2, 2], [1, 1], [1, 1], False), "kernel_size must have 2 elements (got [3])"),
-        (([3, 3], [], [1, 1], [1, 1], False), "stride must have 2 elements (got [])"),
-        (([3, 3], [2, 2], [1], [1, 1], False), "padding must have 2 elements (got [1])"),
-        (([3, 3], [2, 2], [1, 1], [1, 1, 1], False), "dilation must have 2 elements (got [1, 1, 1])"),
-        (([2**31, 3], [2, 2], [1, 1], [1, 1], False), f"kernel_size must be at most {BIG} (got [{2**31}, 3])"),
-        (([3, 3], [2, 2**62], [1, 1], [1, 1], False), f"stride must be at most {BIG} (got [2, {2**62}])"),
-        (([3, 3], [2, 2], [2**31, 1], [1, 1], False), f"padding must be at most {BIG} (got [{2**31}, 1])"),
-        (([3, 3], [2, 2], [1, 1], [2**40, 1], False), f"dilation must be at most {BIG} (got [{2**40}, 1])"),
-        (([], [], [], [], False, [3]), "output_size must have 2 elements (got [3])"),
-        (([], [], [], [], False, [3, 2**31]), f"output_size must be at most {BIG} (got [3, {2**31}])"),
+        ([3, 3, 2, 2, 1, 1, 1], "windows must have 8 elements, or 2 where they adapt (got [3, 3, 2, 2, 1, 1, 1])"),
+        ([3, 2, 1, 1], "windows must have 8 elements, or 2 where they adapt (got [3, 2, 1, 1])"),
+        ([2**31, 3, 2, 2, 1, 1, 1, 1], f"kernel_size must be at most {BIG} (got [{2**31}, 3])"),
+        ([3, 3, 2, 2**62, 1, 1, 1, 1], f"stride must be at most {BIG} (got [2, {2**62}])"),
+        ([3, 3, 2, 2, 2**31, 1, 1, 1], f"padding must be at most {BIG} (got [{2**31}, 1])"),
+        ([3, 3, 2, 2, 1, 1, 2**40, 1], f"dilation must be at most {BIG} (got [{2**40}, 1])"),
+        ([3], "output_size must have 2 elements (got [3])"),
+        ([], "output_size must have 2 elements (got [])"),
+        ([3, 2**31], f"output_size must be at most {BIG} (got [3, {2**31}])"),
     ],
 )
-def test_lists(windows: tuple, message: str, device: str) -> None:
+def test_lists(windows: list[int], message: str, device: str) -> None:
     x = torch.ones(X2, device=device)
-    adaptive = "adaptive_" if len(windows) > 5 else ""
-    assert refusal(lambda: ops.max_pool(x, *windows)) == f"{adaptive}max_pool2d: {message}"
-    if "dilation" not in message:
-        means = (*windows[:3], False, True, None, *windows[5:])
-        assert refusal(lambda: ops.avg_pool(x, *means)) == f"{adaptive}avg_pool2d: {message}"
+    adaptive = "adaptive_" if len(windows) <= 2 else ""
+    assert refusal(lambda: ops.max_pool(x, windows, False)) == f"{adaptive}max_pool2d: {message}"
+    assert refusal(lambda: ops.avg_pool(x, windows, False, True, None)) == f"{adaptive}avg_pool2d: {message}"
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_only_maxima_know(device: str) -> None:
+    x, seed = torch.ones(X2, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    dilated = [2, 2, 1, 1, 0, 0, 1, 2]
+    for name, call in (
+        ("avg", lambda windows: ops.avg_pool(x, windows, False, True, None)),
+        ("lp", lambda windows: ops._l2_pool(x, windows, False)),
+        ("stochastic", lambda windows: ops._stochastic_pool(x, seed, windows)),
+        ("stochastic", lambda windows: ops._stochastic_pool_mean(x, windows)),
+    ):
+        assert refusal(lambda c=call: c(dilated)) == f"{name}_pool2d: dilation must be 1 (got [1, 2])"
+        if name != "avg":  # windows of these never adapt
+            assert refusal(lambda c=call: c([2, 2])).startswith(f"{name}_pool2d: windows must have 8 elements")
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -420,7 +432,7 @@ def test_ids_that_name_no_tap_write_nowhere_else() -> None:
     for last in (False, True):
         for kernel, size in ((2, (1, 20, 6, 40)), (13, (1, 20, 14, 16))):
             x = torch.randn(size).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-            windows = ([kernel] * 2, [kernel if kernel == 2 else 1] * 2, [0, 0], [1, 1], False)
+            windows = ([kernel] * 2 + [kernel if kernel == 2 else 1] * 2 + [0, 0, 1, 1], False)
             output, ids = ops._max_pool_ids(x, *windows)
             ids.fill_(255)
             grad = ops._max_pool_grad(torch.ones_like(output), ids, list(size), *windows)

@@ -69,11 +69,11 @@ def test_draws(name: str, dtype: torch.dtype, isa: str) -> None:
     torch.set_num_threads(rng.choice([1, 2]))
     for layout in LAYOUTS:
         input = LAYOUTS[layout](x)
-        given = [list(reference._two(value)) for value in (kernel, stride or kernel, padding)]
-        output, ids = ops._stochastic_pool(input, torch.tensor([seed]), *given)
+        windows = [size for value in (kernel, stride or kernel, padding, 1) for size in reference._two(value)]
+        output, ids = ops._stochastic_pool(input, torch.tensor([seed]), windows)
         assert output.dtype == dtype
         assert torch.equal(output.double(), values), layout
-        got = ops._max_pool_indices(ids, list(size), *given, [1, 1], False)
+        got = ops._max_pool_indices(ids, list(size), windows, False)
         assert torch.equal(got, indices), layout
         last = layout in ("channels_last", "sliced_channels_last") and output.numel() > 0
         if last and size[1:] != (3, 1, 1):
@@ -286,9 +286,9 @@ def test_unbatched_and_empty() -> None:
 def test_opcheck(last: bool) -> None:
     x = draw_input((2, 5, 7, 8), "opcheck", zeros=False).float()
     x = (x.to(memory_format=torch.channels_last) if last else x).requires_grad_()
-    windows = ([3, 2], [2, 1], [1, 0])
-    torch.library.opcheck(ops._stochastic_pool.default, (x, torch.tensor([5]), *windows))
-    torch.library.opcheck(ops._stochastic_pool_mean.default, (x, *windows))
+    windows = [3, 2, 2, 1, 1, 0, 1, 1]
+    torch.library.opcheck(ops._stochastic_pool.default, (x, torch.tensor([5]), windows))
+    torch.library.opcheck(ops._stochastic_pool_mean.default, (x, windows))
 
 
 class Net(nn.Module):
@@ -385,6 +385,6 @@ def test_refused_by_the_operator() -> None:
     x = torch.ones(1, 4, 5, 6)
     for seed in (torch.tensor([1, 2]), torch.tensor([1.0])):
         with pytest.raises(RuntimeError, match="stochastic_pool2d: seed must be int64 of one element"):
-            ops._stochastic_pool(x, seed, [2, 2], [2, 2], [0, 0])
+            ops._stochastic_pool(x, seed, [2, 2, 2, 2, 0, 0, 1, 1])
     with pytest.raises(RuntimeError, match="input must be float32, float64, bfloat16 or float16"):
         stochastic_pool2d(x.long(), 2)

@@ -135,7 +135,7 @@ inline View4 readable(Tensor& tensor) {
   for (bool copied = false;; copied = true) {
     View4 v = view_of(tensor, tensor.const_data_ptr());
     if (settle(v, tensor.size(1), tensor.size(tensor.dim() - 1), tensor.numel()) || copied) return v;
-    tensor = torch::stable::contiguous(tensor, memory_format(tensor));
+    tensor = dense(tensor, memory_format(tensor));
   }
 }
 

@@ -100,7 +100,7 @@ const ConvKernel* find_forward(const ConvParams& p, ConvPlan& plan) { return fin
 class Memory {
  public:
   explicit Memory(int64_t bytes) {
-    if (bytes > 0) tensor_ = torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
+    if (bytes > 0) tensor_ = cpu_scratch(bytes);
   }
   char* get() { return tensor_.defined() ? static_cast<char*>(tensor_.mutable_data_ptr()) : nullptr; }
 
@@ -290,7 +290,7 @@ using Operators = ConvOperators<Cpu>;
 Tensor conv_pack(Tensor input, Tensor weight, Sizes stride, Sizes padding, Sizes dilation, int64_t groups) {
   const ConvForward<Cpu> f(input, weight, std::nullopt, stride, padding, dilation, groups, std::nullopt, std::nullopt);
   int64_t bytes = 0;
-  if (f.output.numel() == 0) return torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
+  if (f.output.numel() == 0) return cpu_scratch(bytes);
   ConvParams p = f.p;
   settle_machine(p);
   join_rows(p);
@@ -298,7 +298,7 @@ Tensor conv_pack(Tensor input, Tensor weight, Sizes stride, Sizes padding, Sizes
   ConvPlan plan;
   const ConvKernel& kernel = served(f.a.op, find_forward(p, plan));
   bytes = Pack::header_bytes() + plan.memory.packed;
-  Tensor result = torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
+  Tensor result = cpu_scratch(bytes);
   Pack* pack = new (result.mutable_data_ptr()) Pack{Pack::kMagic, pack_sample(p), pack_key(p), &kernel, plan};
   kernel.pack(p, plan, pack->weights());
   return result;

@@ -12,10 +12,7 @@ struct Cuda {
 
   Cuda(const char* op, const Tensor& tensor) : guard(op, tensor) {}
   // It may be freed before the kernels run: what is allocated next is used behind them, on the same stream.
-  Tensor scratch(int64_t bytes) const {
-    return torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte, torch::headeronly::Layout::Strided,
-                                guard.device());
-  }
+  Tensor scratch(int64_t bytes) const { return scratch_on(guard.device(), bytes); }
   void forward(ConvParams p) const {
     gather_single(p);
     join_rows(p);

@@ -8,8 +8,6 @@
 
 namespace fastconv {
 
-using Sizes = std::vector<int64_t>;
-
 inline void check_bias(const char* op, const std::optional<Tensor>& bias, int64_t channels, const Tensor& input) {
   if (!bias) return;
   check_same(op, "bias", *bias, input);
@@ -20,7 +18,7 @@ inline void check_bias(const char* op, const std::optional<Tensor>& bias, int64_
 // Its elements, side by side.
 inline const void* dense_bias(std::optional<Tensor>& bias) {
   if (!bias) return nullptr;
-  bias = torch::stable::contiguous(*bias);
+  bias = dense(*bias);
   return bias->const_data_ptr();
 }
 
@@ -57,7 +55,7 @@ struct ConvForward {
     output = empty_as(input, result_sizes(a, a.output), format);
     if (output.numel() == 0) return;
     if (residual) {
-      residual = torch::stable::contiguous(*residual, format);
+      residual = dense(*residual, format);
       p.residual = residual->const_data_ptr();
     }
     p.input = readable(input);
@@ -148,7 +146,7 @@ struct ConvOperators {
     p.weight_g = p.K * p.weight.n;
     p.input = readable(grad_input);
     device.turned(p, grad_input);
-    return torch::stable::contiguous(grad_input, format);
+    return dense(grad_input, format);
   }
 };
 

@@ -18,6 +18,7 @@ using torch::headeronly::IntHeaderOnlyArrayRef;
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using Sizes = std::vector<int64_t>;
 
 // Raises RuntimeError with the message, "<op>: <argument> must <rule> (got <value>)".
 template <class... Parts>
@@ -92,15 +93,62 @@ inline MemoryFormat memory_format(const Tensor& tensor) {
   return is_channels_last(tensor.sizes(), tensor.strides()) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
-inline Tensor empty_as(const Tensor& like, IntHeaderOnlyArrayRef sizes, MemoryFormat format) {
-  try {
-    return torch::stable::empty(sizes, like.scalar_type(), torch::headeronly::Layout::Strided, like.device(), false,
-                                format);
-  } catch (const std::exception&) {  // which says no more than that the call failed
-    check(false, "fastconv: output must fit into memory (got ", text(sizes), ")");
-    throw;
-  }
+// The dimension that is `i`-th from the innermost one.
+inline int64_t inner_dimension(MemoryFormat format, int64_t dims, int64_t i) {
+  constexpr int64_t kChannelsLast[] = {1, 3, 2, 0};
+  return format == MemoryFormat::ChannelsLast ? kChannelsLast[i] : dims - 1 - i;
 }
+
+// Whether the elements lie side by side in the order of the format.
+inline bool is_dense(const Tensor& tensor, MemoryFormat format) {
+  const IntHeaderOnlyArrayRef sizes = tensor.sizes(), strides = tensor.strides();
+  int64_t next = 1;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    const int64_t d = inner_dimension(format, static_cast<int64_t>(sizes.size()), static_cast<int64_t>(i));
+    if (sizes[d] != 1 && strides[d] != next) return false;
+    next *= sizes[d];
+  }
+  return true;
+}
+
+// The tensor itself where it is dense, else a copy. (To ask PyTorch's `contiguous` costs half a microsecond through the
+// dispatcher, also where there is nothing to do.)
+inline Tensor dense(const Tensor& tensor, MemoryFormat format = MemoryFormat::Contiguous) {
+  return is_dense(tensor, format) ? tensor : torch::stable::contiguous(tensor, format);
+}
+
+// Without the dispatcher as well, which for `empty` boxes sizes, dtype, layout and device one by one: 0.9 microseconds
+// a tensor instead of 2.4 (one core of a Xeon with AVX-512).
+inline Tensor empty_on(const torch::stable::Device& device, IntHeaderOnlyArrayRef sizes, MemoryFormat format,
+                       ScalarType type) {
+  const int64_t dims = static_cast<int64_t>(sizes.size());
+  const bool last = format == MemoryFormat::ChannelsLast;
+  Sizes strides(sizes.size());
+  int64_t next = 1;
+  bool fits = true;
+  for (int64_t i = 0; i < dims; ++i) {
+    const int64_t d = inner_dimension(format, dims, i);
+    strides[d] = next;
+    fits = !__builtin_mul_overflow(next, last || sizes[d] > 0 ? sizes[d] : 1, &next) && fits;
+  }
+  AtenTensorHandle made = nullptr;
+  if (fits) {
+    using torch::stable::detail::from, torch::stable::detail::to;
+    fits = aoti_torch_empty_strided(dims, sizes.data(), strides.data(), to<int32_t>(from(type)),
+                                    to<int32_t>(from(device.type())), device.index(), &made) == 0;
+  }
+  check(fits, "fastconv: output must fit into memory (got ", text(sizes), ")");
+  return Tensor(made);
+}
+inline Tensor empty_as(const Tensor& like, IntHeaderOnlyArrayRef sizes, MemoryFormat format) {
+  return empty_on(like.device(), sizes, format, like.scalar_type());
+}
+
+// Bytes for a kernel to work in.
+inline Tensor scratch_on(const torch::stable::Device& device, int64_t bytes) {
+  return empty_on(device, IntHeaderOnlyArrayRef(&bytes, 1), MemoryFormat::Contiguous, ScalarType::Byte);
+}
+inline Tensor cpu_scratch(int64_t bytes) { return scratch_on({torch::headeronly::DeviceType::CPU, -1}, bytes); }
 
 // Of strides, dilations and padding; far beyond use, and no sum or product of them overflows.
 constexpr int64_t kLargest = INT32_MAX;

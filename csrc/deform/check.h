@@ -8,8 +8,6 @@
 
 namespace fastconv {
 
-using Sizes = std::vector<int64_t>;
-
 // `weight`, or where there is none `kernel`: [R, S].
 struct DeformArguments {
   const Tensor &input, &offset;

@@ -14,7 +14,7 @@ struct Cpu {
         static_cast<double>(p.N * p.K * p.P * p.Q) * static_cast<double>((p.weight ? p.C / p.groups : 1) * p.R * p.S);
     p.threads = products < kSmallProducts ? 1 : static_cast<int>(torch::stable::get_num_threads());
     const int64_t bytes = kernel.scratch(p);
-    const Tensor scratch = torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
+    const Tensor scratch = cpu_scratch(bytes);
     kernel.run(p, scratch.mutable_data_ptr());
   }
   void forward(DeformParams& p) const {

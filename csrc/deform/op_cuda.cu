@@ -11,8 +11,7 @@ struct Cuda {
   // It may be freed before the kernels run: what is allocated next is used behind them, on the same stream.
   Tensor scratch(const DeformParams& p) const {
     const int64_t bytes = deform_scratch(p);
-    return torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte, torch::headeronly::Layout::Strided,
-                                guard.device());
+    return scratch_on(guard.device(), bytes);
   }
   void forward(DeformParams& p) const { deform_forward(p, scratch(p).mutable_data_ptr(), guard.stream()); }
   void backward(DeformParams& p) const { deform_backward(p, scratch(p).mutable_data_ptr(), guard.stream()); }

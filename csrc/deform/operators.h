@@ -15,24 +15,23 @@ struct DeformRead {
   std::optional<Tensor> weight, mask;
 
   DeformRead(const DeformArguments& a, DeformParams& p)
-      : format(memory_format(a.input)), input(torch::stable::contiguous(a.input, format)), offset(dense(a.offset)) {
+      : format(memory_format(a.input)),
+        input(dense(a.input, format)),
+        offset(dense(a.offset, memory_format(a.offset))) {
     p.channels_last = format == MemoryFormat::ChannelsLast;
     p.input = data_of(input);
     p.offset = map_of(offset);
     if (a.weight) {
-      weight = torch::stable::contiguous(*a.weight);
+      weight = dense(*a.weight);
       p.weight = data_of(*weight);
     }
     if (a.mask) {
-      mask = dense(*a.mask);
+      mask = dense(*a.mask, memory_format(*a.mask));
       p.mask = map_of(*mask);
     }
   }
 
  private:
-  // In the memory format that it has, if it is one.
-  static Tensor dense(const Tensor& tensor) { return torch::stable::contiguous(tensor, memory_format(tensor)); }
-
   static DeformMap map_of(const Tensor& dense) {
     const int64_t channels = dense.size(1), pixels = dense.size(2) * dense.size(3);
     const bool last = memory_format(dense) == MemoryFormat::ChannelsLast;
@@ -85,7 +84,7 @@ struct DeformOperators {
     const DeformRead read(a, p);
     Tensor added;
     if (bias) {
-      added = torch::stable::contiguous(*bias);
+      added = dense(*bias);
       p.bias = data_of(added);
     }
     p.output = output.mutable_data_ptr();
@@ -108,7 +107,7 @@ struct DeformOperators {
     if (p.N == 0 && wanted.weight) torch::stable::zero_(grad_weight);
     if (p.N > 0) {
       const DeformRead read(a, p);
-      grad_output = torch::stable::contiguous(grad_output, read.format);
+      grad_output = dense(grad_output, read.format);
       p.output = data_of(grad_output);
       if (wanted.input) p.grad_input = grad_input.mutable_data_ptr();
       if (wanted.offset) p.grad_offset = grad_offset.mutable_data_ptr();

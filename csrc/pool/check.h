@@ -6,18 +6,29 @@
 
 namespace fastconv {
 
-using Sizes = std::vector<int64_t>;
-
 // The taps of a window are counted in 32 bits, with room for distances.
 constexpr int64_t kMostTaps = int64_t{1} << 30;
 // Of an input that has windows; nothing that is computed from it and from arguments up to kLargest overflows.
 constexpr int64_t kLargestInput = int64_t{1} << 60;
 
-// Where the windows are: of a size, or as many as `output_size` says.
+// Where the windows are, as operators are told: one list, because each list of a call is boxed by itself, which takes
+// a microsecond. It has the sizes of the windows, their strides, paddings and dilations, each for all dimensions; or
+// the sizes of the output alone, to which windows adapt.
 struct PoolWindows {
-  const Sizes &kernel, &stride, &padding, &dilation;
+  IntHeaderOnlyArrayRef kernel, stride, padding, dilation;
   bool ceil_mode;
-  const std::optional<Sizes>& output_size;
+
+  PoolWindows(const Sizes& list, size_t dims, bool ceil)
+      : kernel(part(list, dims, 0)),
+        stride(part(list, dims, 1)),
+        padding(part(list, dims, 2)),
+        dilation(part(list, dims, 3)),
+        ceil_mode(ceil) {}
+
+ private:
+  static IntHeaderOnlyArrayRef part(const Sizes& list, size_t dims, size_t number) {
+    return {list.data() + number * dims, dims};
+  }
 };
 
 // An operator's arguments after the rules have been checked.
@@ -50,10 +61,11 @@ inline PoolAxis adaptive_axis(int64_t size, int64_t outputs) {
   return {size, outputs, most < size ? most : size, 1, 0, 1, true};
 }
 
-// `kind`: "max" or "avg".
-inline PoolArguments check_pool(const char* kind, IntHeaderOnlyArrayRef input, const PoolWindows& windows) {
+// `kind`: "max", "avg", "lp" or "stochastic". Only the first knows dilation, only the first two have windows that
+// adapt.
+inline PoolArguments check_pool(const char* kind, IntHeaderOnlyArrayRef input, const Sizes& list, bool ceil_mode) {
   PoolArguments a;
-  const bool adapts = windows.output_size.has_value();
+  const bool adapts = list.size() <= 2 && (kind[0] == 'm' || kind[0] == 'a');
   a.op = std::string(adapts ? "adaptive_" : "") + kind + (input.size() == 3 ? "_pool1d" : "_pool2d");
   const char* op = a.op.c_str();
   check(input.size() == 3 || input.size() == 4, op, ": input must have 3 or 4 dimensions (got ", text(input), ")");
@@ -64,20 +76,25 @@ inline PoolArguments check_pool(const char* kind, IntHeaderOnlyArrayRef input, c
   a.output = {input[0], input[1]};
   PoolAxis axes[2] = {{1, 1, 1, 1, 0, 1, false}, {}};
   if (adapts) {
-    check_list(op, "output_size", *windows.output_size, dims, 0, "not be negative");
+    check_list(op, "output_size", list, dims, 0, "not be negative");
     int64_t taps = 1;
     for (size_t d = 0; d < dims; ++d) {
       PoolAxis& axis = axes[d + 2 - dims];
-      axis = adaptive_axis(input[2 + d], (*windows.output_size)[d]);
+      axis = adaptive_axis(input[2 + d], list[d]);
       check(axis.kernel <= kMostTaps / taps, op, ": input must have at most ", kMostTaps, " positions a window (got ",
             text(input), ")");
       taps *= axis.kernel;
     }
   } else {
+    check(list.size() == 4 * dims, op, ": windows must have ", 4 * dims, " elements, or ", dims,
+          " where they adapt (got ", text(list), ")");
+    const PoolWindows windows(list, dims, ceil_mode);
     check_list(op, "kernel_size", windows.kernel, dims, 1, "be positive");
     check_list(op, "stride", windows.stride, dims, 1, "be positive");
     check_list(op, "padding", windows.padding, dims, 0, "not be negative");
     check_list(op, "dilation", windows.dilation, dims, 1, "be positive");
+    for (int64_t d : windows.dilation)
+      check(d == 1 || kind[0] == 'm', op, ": dilation must be 1 (got ", text(windows.dilation), ")");
     check(windows.kernel[0] <= kMostTaps / (dims == 2 ? windows.kernel[1] : 1), op, ": kernel_size must have at most ",
           kMostTaps, " positions (got ", text(windows.kernel), ")");
     for (size_t d = 0; d < dims; ++d) {

@@ -9,7 +9,7 @@ template <class Kernel, class Params>
 void run_with_scratch(const Kernel& kernel, const Params& p) {
   const int64_t bytes = kernel.scratch(p);
   Tensor scratch;
-  if (bytes > 0) scratch = torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
+  if (bytes > 0) scratch = cpu_scratch(bytes);
   kernel.run(p, bytes > 0 ? scratch.mutable_data_ptr() : nullptr);
 }
 

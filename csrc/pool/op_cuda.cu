@@ -20,8 +20,7 @@ struct Cuda {
   double least(PoolParams&) const { return 0; }  // to know it somebody would have to wait for the GPU
   std::optional<int64_t> unpool_scatter(UnpoolParams& p) const {
     const int64_t bytes = unpool_scratch(p);
-    const Tensor reaches = torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte,
-                                                torch::headeronly::Layout::Strided, guard.device());
+    const Tensor reaches = scratch_on(guard.device(), bytes);
     fastconv::unpool_scatter(p, reaches.mutable_data_ptr(), guard.stream());
     return std::nullopt;
   }

@@ -6,33 +6,26 @@
 
 namespace fastconv {
 
-inline const Sizes kUndilated1 = {1}, kUndilated2 = {1, 1};
-inline const Sizes& undilated(size_t dims) { return dims == 1 ? kUndilated1 : kUndilated2; }
-
 template <class Device>
 struct PoolOperators {
-  static Tensor max_pool(Tensor input, Sizes kernel, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode,
-                         std::optional<Sizes> output_size) {
-    return max_forward(input, {kernel, stride, padding, dilation, ceil_mode, output_size}, nullptr);
+  static Tensor max_pool(Tensor input, Sizes windows, bool ceil_mode) {
+    return max_forward(input, windows, ceil_mode, nullptr);
   }
 
-  static std::tuple<Tensor, Tensor> max_pool_ids(Tensor input, Sizes kernel, Sizes stride, Sizes padding,
-                                                 Sizes dilation, bool ceil_mode, std::optional<Sizes> output_size) {
+  static std::tuple<Tensor, Tensor> max_pool_ids(Tensor input, Sizes windows, bool ceil_mode) {
     Tensor ids;
-    Tensor output = max_forward(input, {kernel, stride, padding, dilation, ceil_mode, output_size}, &ids);
+    Tensor output = max_forward(input, windows, ceil_mode, &ids);
     return {output, ids};
   }
 
-  static Tensor max_pool_indices(Tensor ids, Sizes input_size, Sizes kernel, Sizes stride, Sizes padding,
-                                 Sizes dilation, bool ceil_mode, std::optional<Sizes> output_size) {
-    const PoolArguments a = check_pool("max", input_size, {kernel, stride, padding, dilation, ceil_mode, output_size});
+  static Tensor max_pool_indices(Tensor ids, Sizes input_size, Sizes windows, bool ceil_mode) {
+    const PoolArguments a = check_pool("max", input_size, windows, ceil_mode);
     check_ids(a, ids);
     const Device device(a.op.c_str(), ids);
     const MemoryFormat format = memory_format(ids);
-    Tensor indices = torch::stable::empty(a.output, ScalarType::Long, torch::headeronly::Layout::Strided, ids.device(),
-                                          false, format);
+    Tensor indices = empty_on(ids.device(), a.output, format, ScalarType::Long);
     if (indices.numel() == 0) return indices;
-    ids = torch::stable::contiguous(ids, format);
+    ids = dense(ids, format);
     PoolParams p = pool_params(a, Dtype::kFloat32, format);
     p.ids = const_cast<void*>(ids.const_data_ptr());
     p.id_bytes = id_bytes(a);
@@ -41,47 +34,33 @@ struct PoolOperators {
     return indices;
   }
 
-  static Tensor max_pool_grad(Tensor grad_output, Tensor ids, Sizes input_size, Sizes kernel, Sizes stride,
-                              Sizes padding, Sizes dilation, bool ceil_mode, std::optional<Sizes> output_size) {
-    return max_move(&Device::max_backward, grad_output, ids,
-                    check_pool("max", input_size, {kernel, stride, padding, dilation, ceil_mode, output_size}), true);
+  static Tensor max_pool_grad(Tensor grad_output, Tensor ids, Sizes input_size, Sizes windows, bool ceil_mode) {
+    return max_move(&Device::max_backward, grad_output, ids, check_pool("max", input_size, windows, ceil_mode), true);
   }
 
-  static Tensor max_pool_pick(Tensor input, Tensor ids, Sizes kernel, Sizes stride, Sizes padding, Sizes dilation,
-                              bool ceil_mode, std::optional<Sizes> output_size) {
-    return max_move(&Device::max_pick, input, ids,
-                    check_pool("max", input.sizes(), {kernel, stride, padding, dilation, ceil_mode, output_size}),
-                    false);
+  static Tensor max_pool_pick(Tensor input, Tensor ids, Sizes windows, bool ceil_mode) {
+    return max_move(&Device::max_pick, input, ids, check_pool("max", input.sizes(), windows, ceil_mode), false);
   }
 
-  static Tensor avg_pool(Tensor input, Sizes kernel, Sizes stride, Sizes padding, bool ceil_mode,
-                         bool count_include_pad, std::optional<int64_t> divisor_override,
-                         std::optional<Sizes> output_size) {
-    const auto given = input.sizes();
-    const Sizes size(given.begin(), given.end());
-    return avg(&Device::avg, input, size, {kernel, stride, padding, undilated(size.size() - 2), ceil_mode, output_size},
-               count_include_pad, divisor_override, false);
+  static Tensor avg_pool(Tensor input, Sizes windows, bool ceil_mode, bool count_include_pad,
+                         std::optional<int64_t> divisor_override) {
+    return avg(&Device::avg, input, check_pool("avg", input.sizes(), windows, ceil_mode), count_include_pad,
+               divisor_override, false);
   }
 
-  static Tensor avg_pool_grad(Tensor grad_output, Sizes input_size, Sizes kernel, Sizes stride, Sizes padding,
-                              bool ceil_mode, bool count_include_pad, std::optional<int64_t> divisor_override,
-                              std::optional<Sizes> output_size) {
-    return avg(&Device::avg_backward, grad_output, input_size,
-               {kernel, stride, padding, undilated(input_size.size() - 2), ceil_mode, output_size}, count_include_pad,
+  static Tensor avg_pool_grad(Tensor grad_output, Sizes input_size, Sizes windows, bool ceil_mode,
+                              bool count_include_pad, std::optional<int64_t> divisor_override) {
+    return avg(&Device::avg_backward, grad_output, check_pool("avg", input_size, windows, ceil_mode), count_include_pad,
                divisor_override, true);
   }
 
-  static Tensor l2_pool(Tensor input, Sizes kernel, Sizes stride, bool ceil_mode) {
-    const std::optional<Sizes> own = std::nullopt;
-    const Sizes padding(kernel.size(), 0);
-    const PoolArguments a =
-        check_pool("lp", input.sizes(), {kernel, stride, padding, undilated(input.dim() - 2), ceil_mode, own});
+  static Tensor l2_pool(Tensor input, Sizes windows, bool ceil_mode) {
+    const PoolArguments a = check_pool("lp", input.sizes(), windows, ceil_mode);
     return forward(&Device::l2, input, a, nullptr, [&](PoolParams& p) { p.divisor = ceil_mode ? 0 : 1; });
   }
 
-  static std::tuple<Tensor, Tensor> stochastic_pool(Tensor input, Tensor seed, Sizes kernel, Sizes stride,
-                                                    Sizes padding) {
-    const PoolArguments a = check_stochastic(input, kernel, stride, padding);
+  static std::tuple<Tensor, Tensor> stochastic_pool(Tensor input, Tensor seed, Sizes windows) {
+    const PoolArguments a = check_pool("stochastic", input.sizes(), windows, false);
     check(seed.scalar_type() == ScalarType::Long && seed.numel() == 1, a.op,
           ": seed must be int64 of one element (got ", dtype_name(seed.scalar_type()), " of ", seed.numel(), ")");
     check(seed.device() == input.device(), a.op, ": seed must be on the device of input");
@@ -93,8 +72,8 @@ struct PoolOperators {
     return {output, ids};
   }
 
-  static Tensor stochastic_pool_mean(Tensor input, Sizes kernel, Sizes stride, Sizes padding) {
-    const PoolArguments a = check_stochastic(input, kernel, stride, padding);
+  static Tensor stochastic_pool_mean(Tensor input, Sizes windows) {
+    const PoolArguments a = check_pool("stochastic", input.sizes(), windows, false);
     return forward(&Device::weighted, input, a, nullptr,
                    [&](PoolParams& p) { check_not_negative(a, Device(a.op.c_str(), input), p); });
   }
@@ -130,8 +109,8 @@ struct PoolOperators {
     Tensor result = empty_as(given, size, format);
     if (result.numel() == 0) return result;
     const bool scatters = run == &Device::unpool_scatter;
-    given = torch::stable::contiguous(given, format);
-    indices = torch::stable::contiguous(indices, format);
+    given = dense(given, format);
+    indices = dense(indices, format);
     const auto of_plane = [](const Tensor& t) { return t.dim() == 3 ? t.size(2) : t.size(2) * t.size(3); };
     UnpoolParams p = {};
     p.element_bytes = static_cast<int>(given.element_size());
@@ -149,13 +128,7 @@ struct PoolOperators {
   }
 
   static Tensor empty_ids(const PoolArguments& a, const Tensor& like, MemoryFormat format) {
-    return torch::stable::empty(a.output, id_type(a), torch::headeronly::Layout::Strided, like.device(), false, format);
-  }
-
-  static PoolArguments check_stochastic(const Tensor& input, const Sizes& kernel, const Sizes& stride,
-                                        const Sizes& padding) {
-    const std::optional<Sizes> own = std::nullopt;
-    return check_pool("stochastic", input.sizes(), {kernel, stride, padding, undilated(input.dim() - 2), false, own});
+    return empty_on(like.device(), a.output, format, id_type(a));
   }
 
   static void check_not_negative(const PoolArguments& a, const Device& device, PoolParams& p) {
@@ -169,8 +142,8 @@ struct PoolOperators {
     check(false, a.op, ": input must not be negative (got ", got.str(), ")");
   }
 
-  static Tensor max_forward(Tensor input, const PoolWindows& windows, Tensor* ids) {
-    return forward(&Device::max, input, check_pool("max", input.sizes(), windows), ids, [](PoolParams&) {});
+  static Tensor max_forward(Tensor input, const Sizes& windows, bool ceil_mode, Tensor* ids) {
+    return forward(&Device::max, input, check_pool("max", input.sizes(), windows, ceil_mode), ids, [](PoolParams&) {});
   }
 
   // Output, and ids where they are asked for, from the input; `fill` adds what is the operator's own to the params,
@@ -184,7 +157,7 @@ struct PoolOperators {
     Tensor output = empty_as(input, a.output, format);
     if (ids) *ids = empty_ids(a, input, format);
     if (output.numel() == 0) return output;
-    input = torch::stable::contiguous(input, format);
+    input = dense(input, format);
     p.input = const_cast<void*>(input.const_data_ptr());
     p.output = output.mutable_data_ptr();
     if (ids) {
@@ -209,8 +182,8 @@ struct PoolOperators {
     Tensor result = empty_as(given, to_input ? a.input : a.output, format);
     if (result.numel() == 0) return result;
     if (given.numel() == 0) return torch::stable::zero_(result);
-    given = torch::stable::contiguous(given, format);
-    ids = torch::stable::contiguous(ids, format);
+    given = dense(given, format);
+    ids = dense(ids, format);
     PoolParams p = pool_params(a, dtype, format);
     p.input = to_input ? result.mutable_data_ptr() : const_cast<void*>(given.const_data_ptr());
     p.output = to_input ? const_cast<void*>(given.const_data_ptr()) : result.mutable_data_ptr();
@@ -221,9 +194,8 @@ struct PoolOperators {
   }
 
   // The mean of windows, or its gradient: `given` [N, C, H, W] or [N, C, P, Q] to the other.
-  static Tensor avg(Run run, Tensor given, const Sizes& input_size, const PoolWindows& windows, bool padding_counts,
-                    std::optional<int64_t> divisor, bool to_input) {
-    const PoolArguments a = check_pool("avg", input_size, windows);
+  static Tensor avg(Run run, Tensor given, const PoolArguments& a, bool padding_counts, std::optional<int64_t> divisor,
+                    bool to_input) {
     const Dtype dtype = dtype_of(a.op.c_str(), given);
     check(!divisor || *divisor != 0, a.op, ": divisor_override must not be zero (got 0)");
     if (to_input) check_shape(a.op.c_str(), "grad_output", given, a.output);
@@ -232,7 +204,7 @@ struct PoolOperators {
     Tensor result = empty_as(given, to_input ? a.input : a.output, format);
     if (result.numel() == 0) return result;
     if (given.numel() == 0) return torch::stable::zero_(result);
-    given = torch::stable::contiguous(given, format);
+    given = dense(given, format);
     PoolParams p = pool_params(a, dtype, format);
     p.input = to_input ? result.mutable_data_ptr() : const_cast<void*>(given.const_data_ptr());
     p.output = to_input ? const_cast<void*>(given.const_data_ptr()) : result.mutable_data_ptr();

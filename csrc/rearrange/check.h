@@ -14,7 +14,7 @@ inline Tensor prepare_channel_shuffle(const char* op, Tensor& input, int64_t gro
   const int64_t N = input.size(0), C = input.size(1);
   check(C % groups == 0, op, ": groups must divide the number of channels ", C, " (got ", groups, ")");
   const MemoryFormat format = memory_format(input);
-  input = torch::stable::contiguous(input, format);
+  input = dense(input, format);
   Tensor output = empty_as(input, input.sizes(), format);
   int64_t pixels = 1;
   for (int64_t d = 2; d < input.dim(); ++d) pixels *= input.size(d);

@@ -6,8 +6,6 @@
 
 namespace fastconv {
 
-using Sizes = std::vector<int64_t>;
-
 // Of the positions of a plane: ids have 32 bits.
 constexpr int64_t kMostPositions = INT32_MAX;
 constexpr int64_t kMostSamples = 1 << 15;

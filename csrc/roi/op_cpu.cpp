@@ -35,7 +35,7 @@ struct Cpu {
     p.threads = elements + written < kSmallElements ? 1 : static_cast<int>(torch::stable::get_num_threads());
     const int64_t bytes = kernel.scratch(p);
     Tensor scratch;
-    if (bytes > 0) scratch = torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
+    if (bytes > 0) scratch = cpu_scratch(bytes);
     kernel.run(p, bytes > 0 ? scratch.mutable_data_ptr() : nullptr);
   }
   void forward(RoiParams& p) const { run(FASTCONV_KERNELS(roi_kernels).forward, p, false); }

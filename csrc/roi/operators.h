@@ -59,8 +59,8 @@ struct RoiOperators {
     Tensor output = empty_as(input, size, format);
     RoiParams p = roi_params(a, input.sizes(), size, dtype_of(a.op(), input), format);
     if (output.numel() == 0) return output;
-    input = torch::stable::contiguous(input, format);
-    ids = torch::stable::contiguous(ids, format);
+    input = dense(input, format);
+    ids = dense(ids, format);
     boxes = prepared(boxes, input);
     device.check_boxes(a.op(), p, boxes);
     p.boxes = boxes.const_data_ptr();
@@ -84,7 +84,7 @@ struct RoiOperators {
   // Boxes as kernels read them.
   static Tensor prepared(const Tensor& boxes, const Tensor& given) {
     const ScalarType type = given.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-    return torch::stable::contiguous(torch::stable::to(boxes, type));
+    return dense(boxes.scalar_type() == type ? boxes : torch::stable::to(boxes, type));
   }
 
   static Tensor forward(const RoiArguments& a, Tensor input, Tensor boxes, Tensor* ids) {
@@ -92,12 +92,10 @@ struct RoiOperators {
     const Device device(a.op(), input);
     const MemoryFormat format = memory_format(input);
     Tensor output = empty_as(input, size, format);
-    if (ids)
-      *ids = torch::stable::empty(size, ScalarType::Int, torch::headeronly::Layout::Strided, input.device(), false,
-                                  format);
+    if (ids) *ids = empty_on(input.device(), size, format, ScalarType::Int);
     RoiParams p = roi_params(a, input.sizes(), size, dtype_of(a.op(), input), format);
     if (output.numel() == 0) return output;
-    input = torch::stable::contiguous(input, format);
+    input = dense(input, format);
     boxes = prepared(boxes, input);
     device.check_boxes(a.op(), p, boxes);
     p.boxes = boxes.const_data_ptr();
@@ -119,7 +117,7 @@ struct RoiOperators {
     RoiParams p = roi_params(a, input_size, size, dtype_of(a.op(), grad_output), format);
     if (grad_input.numel() == 0) return grad_input;
     if (grad_output.numel() == 0) return torch::stable::zero_(grad_input);
-    grad_output = torch::stable::contiguous(grad_output, format);
+    grad_output = dense(grad_output, format);
     boxes = prepared(boxes, grad_output);
     device.check_boxes(a.op(), p, boxes);
     p.boxes = boxes.const_data_ptr();
@@ -127,7 +125,7 @@ struct RoiOperators {
     p.output = const_cast<void*>(grad_output.const_data_ptr());
     Tensor dense_ids;
     if (ids) {
-      dense_ids = torch::stable::contiguous(*ids, format);
+      dense_ids = dense(*ids, format);
       p.ids = const_cast<int32_t*>(static_cast<const int32_t*>(dense_ids.const_data_ptr()));
     }
     device.backward(p);

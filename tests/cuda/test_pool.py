@@ -298,7 +298,7 @@ def test_no_batch_and_an_empty_one(shape: tuple[int, ...]) -> None:
 def test_opcheck(layout: Callable[[Tensor], Tensor]) -> None:
     x = layout(torch.randn((2, 6, 8, 9), device=DEVICE)).requires_grad_()
     ops = torch.ops.fastconv
-    windows = ([3, 3], [2, 2], [1, 1], [1, 1], False)
+    windows = ([3, 3, 2, 2, 1, 1, 1, 1], False)
     for op in (ops.max_pool, ops._max_pool_ids):
         torch.library.opcheck(op.default, (x, *windows))
-    torch.library.opcheck(ops.avg_pool.default, (x, [3, 3], [2, 2], [1, 1], False, True, None))
+    torch.library.opcheck(ops.avg_pool.default, (x, [3, 3, 2, 2, 1, 1, 1, 1], False, True, None))
