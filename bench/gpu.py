@@ -7,7 +7,8 @@ timed is the GPU alone, as replays of a CUDA graph over so many sets of buffers 
 use; fastconv and its peers take turns. The bandwidth that rows are measured by is that of a copy in the
 same run.
 
-    python bench/gpu.py [--family pool,adaptive_pool] [--case S01,S05] [--dtype bfloat16,float32] [--json FILE]
+    python bench/gpu.py [--family pool,adaptive_pool] [--case S01,S05] [--dtype bfloat16,float32] [--kernel NAME]
+                        [--json FILE]
 """
 
 import argparse
@@ -501,12 +502,14 @@ def main() -> None:
     parser.add_argument("--family", default="all", help=f"of {', '.join(FAMILIES)}; several with commas")
     parser.add_argument("--case", default="all", help="identifiers in bench/shapes.csv, with commas")
     parser.add_argument("--dtype", default="bfloat16,float32")
+    parser.add_argument("--kernel", default="auto", help="the only convolution kernel of fastconv's that may run")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no further case after this long")
     parser.add_argument("--json", type=Path, help="write every sample to this file")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("bench/gpu.py needs an NVIDIA GPU, and PyTorch finds none")
+    fastconv.flags(kernel=options.kernel)
     started = time.monotonic()
     with open(SHAPES, newline="") as file:
         cases = [case for case in csv.DictReader(file) if case["family"] in FAMILIES]

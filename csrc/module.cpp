@@ -16,6 +16,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa_supported", [] { return isa_name(isa_supported()); }, "The best one for this machine and this build.");
   m.def("isa_select", &isa_select, "Switches to the named instruction set; False where this machine lacks it.");
   m.def("conv_kernels", &conv_kernel_names, "The convolution kernels, in the order in which they are asked.");
+  m.def("conv_cuda_kernels", &conv_cuda_kernel_names, "Those of CUDA tensors, likewise.");
   m.def("conv_force_kernel", &conv_force_kernel, "Runs only the named kernel; '' returns to the table's order.");
   m.def("conv_forced_kernel", &conv_forced_kernel, "The only kernel that may run, or ''.");
   m.def("conv_skip_kernel", &conv_skip_kernel, "Leaves the named kernel out of the table's order; '' leaves out none.");

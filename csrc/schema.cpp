@@ -23,6 +23,8 @@ constexpr const char* kSchemas[] = {
     "int[] dilation, int groups) -> Tensor",
     "_conv_grad_weight(Tensor grad_output, Tensor input, SymInt[] weight_size, int[] stride, int[] padding, "
     "int[] dilation, int groups) -> Tensor",
+    // The only kernel that convolutions of CUDA tensors may run from now on; '' returns to the table's order.
+    "_conv_cuda_force(str kernel) -> ()",
     // Windows of kernel_size, or with output_size as many as that says (and the arguments before it without meaning);
     // 1-D and 2-D by the rank of input. ids: which element of each window has won.
     "max_pool(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode, "

@@ -297,6 +297,10 @@ def test_text() -> None:
     assert two.kernel == "channel+rows"
 
 
+#: In the order in which they are asked.
+CUDA = ["depthwise_planes", "depthwise_pixels", "implicit_gemm", "grouped", "general"]
+
+
 @pytest.mark.parametrize(
     ("kernel", "sizes", "kwargs"),
     [
@@ -315,6 +319,30 @@ def test_it_names_the_kernel_that_cuda_tensors_run(kernel: str, sizes: tuple, kw
     assert kernel in str(found)
     turned = fastconv.explain("conv_transpose2d", *sizes, device="cuda", **{"stride": 2} | kwargs)
     assert (turned.way, turned.kernel) == ("spread", kernel)
+
+
+def test_it_follows_the_kernel_that_is_asked_for_on_cuda() -> None:
+    sizes = (2, 32, 9, 9), (32, 32, 3, 3)
+    found = fastconv.explain("conv2d", *sizes, device="cuda")
+    assert found.runs[0].passed_by == (
+        ("depthwise_planes", "cannot serve these arguments"),
+        ("depthwise_pixels", "cannot serve these arguments"),
+    )
+    few = fastconv.explain("conv2d", sizes[0], (4, 32, 3, 3), device="cuda")
+    assert few.runs[0].passed_by[-1] == ("implicit_gemm", "not preferred")
+    nothing = fastconv.explain("conv2d", (2, 0, 9, 9), (32, 0, 3, 3), device="cuda")
+    assert nothing.runs[0].passed_by == tuple((name, "there is nothing to add up") for name in CUDA[:-1])
+    for name in CUDA:
+        with fastconv.flags(kernel=name):
+            for given in (sizes, (sizes[0], (4, 32, 3, 3))):
+                asked = fastconv.explain("conv2d", *given, device="cuda")
+                assert asked.kernel == (None if name.startswith("depthwise") else name)
+                assert {reason for other, reason in asked.runs[0].passed_by if other != name} <= {
+                    "another kernel is asked for by name"
+                }
+            assert fastconv.explain("conv2d", (2, 0, 9, 9), (32, 0, 3, 3), device="cuda").kernel == "general"
+    with fastconv.flags(kernel="pixel"):
+        assert fastconv.explain("conv2d", *sizes, device="cuda").kernel is None
 
 
 @pytest.mark.parametrize(

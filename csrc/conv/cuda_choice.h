@@ -3,9 +3,8 @@
 // themselves stand in cuda.cuh, in the same order.
 #pragma once
 #include <algorithm>
-#include <cstring>
 
-#include "conv/params.h"
+#include "conv/table.h"
 
 namespace fastconv {
 
@@ -69,10 +68,10 @@ inline bool conv_depthwise(const ConvParams& p) { return p.C == 1 && p.K == 1 &&
 inline bool conv_both_last(const ConvParams& p) { return p.input.c == 1 && p.output.c == 1; }
 inline bool conv_both_planes(const ConvParams& p) { return p.input.w == 1 && p.output.w == 1; }
 
-inline bool conv_planes_apply(const ConvParams& p) {
+inline bool conv_planes_serve(const ConvParams& p) {
   return conv_depthwise(p) && conv_both_planes(p) && conv_plane_tile(p).fits;
 }
-inline bool conv_pixels_apply(const ConvParams& p) { return conv_depthwise(p) && conv_both_last(p); }
+inline bool conv_pixels_serve(const ConvParams& p) { return conv_depthwise(p) && conv_both_last(p); }
 
 // Whether positions and channels fit into 32 bits with room to add a few.
 inline bool conv_small_sizes(const ConvParams& p) {
@@ -82,13 +81,9 @@ inline bool conv_small_sizes(const ConvParams& p) {
     if (size >= kMost) return false;
   return p.C * p.R * p.S < kMost;
 }
-inline bool conv_products_apply(const ConvParams& p) {
-  return p.K >= kConvFewChannels && p.C * p.R * p.S >= 8 && conv_small_sizes(p);
-}
-inline bool conv_grouped_applies(const ConvParams& p) {
-  return p.C * p.R * p.S > 0 && (conv_both_last(p) || conv_both_planes(p));
-}
-inline bool conv_always_applies(const ConvParams&) { return true; }
+inline bool conv_products_pay(const ConvParams& p) { return p.K >= kConvFewChannels && p.C * p.R * p.S >= 8; }
+inline bool conv_grouped_serves(const ConvParams& p) { return conv_both_last(p) || conv_both_planes(p); }
+inline bool conv_always(const ConvParams&) { return true; }
 
 inline int64_t conv_weight_elements(const ConvParams& p) { return p.G * p.K * p.C * p.R * p.S; }
 inline int64_t conv_packs_all(const ConvParams& p) { return conv_weight_elements(p) * p.element_size(); }
@@ -109,28 +104,35 @@ inline int64_t conv_packs_taps(const ConvParams& p) {
   return p.R * p.S == 1 && lies_well ? 0 : conv_packs(p, conv_by_eights(p));
 }
 
+// As a row of the CPU's tables, but for a plan: `preferred` says whether a kernel should serve, `serves` whether it
+// can.
 struct ConvCudaRule {
   const char* name;
-  bool (*applies)(const ConvParams&);
+  bool (*preferred)(const ConvParams&);
+  bool (*serves)(const ConvParams&);
   int64_t (*packs)(const ConvParams&);  // bytes of weights in another order
 };
 
 // Also of the input gradient, and of transposed convolutions: all kernels take inputs that are spread out.
-constexpr ConvCudaRule kConvCudaForward[] = {{"depthwise_planes", conv_planes_apply, conv_packs_none},
-                                             {"depthwise_pixels", conv_pixels_apply, conv_packs_all},
-                                             {"implicit_gemm", conv_products_apply, conv_packs_taps},
-                                             {"grouped", conv_grouped_applies, conv_packs_fours},
-                                             {"general", conv_always_applies, conv_packs_none}};
-constexpr ConvCudaRule kConvCudaGradWeight[] = {{"depthwise", conv_depthwise, conv_packs_none},
-                                                {"implicit_gemm", conv_products_apply, conv_packs_none},
-                                                {"general", conv_always_applies, conv_packs_none}};
+constexpr ConvCudaRule kConvCudaForward[] = {{"depthwise_planes", conv_always, conv_planes_serve, conv_packs_none},
+                                             {"depthwise_pixels", conv_always, conv_pixels_serve, conv_packs_all},
+                                             {"implicit_gemm", conv_products_pay, conv_small_sizes, conv_packs_taps},
+                                             {"grouped", conv_always, conv_grouped_serves, conv_packs_fours},
+                                             {"general", conv_always, conv_always, conv_packs_none}};
+constexpr ConvCudaRule kConvCudaGradWeight[] = {{"depthwise", conv_always, conv_depthwise, conv_packs_none},
+                                                {"implicit_gemm", conv_products_pay, conv_small_sizes, conv_packs_none},
+                                                {"general", conv_always, conv_always, conv_packs_none}};
 
-// The place of the first that applies; or of the one of this name, or -1 where that is none or does not apply.
+// The row that serves, or null: that of the name `only` does not, or there is none.
+template <size_t Count, class PassBy>
+const ConvCudaRule* conv_cuda_choose(const ConvCudaRule (&table)[Count], const ConvParams& p, const char* only,
+                                     const PassBy& pass_by) {
+  if (conv_adds_nothing(p)) only = table[Count - 1].name;
+  return conv_first(table, p, {only, nullptr}, [&](const ConvCudaRule& rule) { return rule.serves(p); }, pass_by);
+}
 template <size_t Count>
-int conv_cuda_choose(const ConvCudaRule (&table)[Count], const ConvParams& p, const char* only = nullptr) {
-  for (size_t i = 0; i < Count; ++i)
-    if ((!only || std::strcmp(only, table[i].name) == 0) && table[i].applies(p)) return static_cast<int>(i);
-  return -1;
+const ConvCudaRule* conv_cuda_choose(const ConvCudaRule (&table)[Count], const ConvParams& p, const char* only) {
+  return conv_cuda_choose(table, p, only, conv_pass_by_silently);
 }
 
 }  // namespace fastconv

@@ -13,6 +13,7 @@ from on_gpu import DEVICE, TOLERANCE, close, placed, run
 from torch import Tensor
 
 import fastconv
+from fastconv._native import native
 
 WEIGHTS = ["conv_weight_pairs", "conv_weight_products", "conv_add_parts"]
 DEPTHWISE = pytest.mark.kernels("conv_depthwise_planes", "conv_depthwise_pixels", "conv_pack", *WEIGHTS)
@@ -199,6 +200,25 @@ def test_graph_capture(layout: str, capture: Callable) -> None:
             graph.replay()
             for result, wanted in zip(results, step(), strict=True):
                 assert torch.equal(result, wanted)
+
+
+@DEPTHWISE
+@PRODUCTS
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_kernel_that_is_asked_for_by_name(layout: str) -> None:
+    """It runs, and gives what the others give; or it is an error, as `explain` says."""
+    for groups in (1, 32):
+        case = Case(size=(2, 32, 9, 10), out=32, groups=groups)
+        tensors = case.tensors(torch.float32)
+        wanted, own = case(tensors), placed(tensors, layout)
+        for kernel in native.conv_cuda_kernels():
+            with fastconv.flags(kernel=kernel):
+                if fastconv.explain("conv2d", *own.values(), padding=1, groups=groups).kernel:
+                    close(case(own), wanted)
+                    continue
+                with pytest.raises(RuntimeError, match=rf"conv2d: kernel must be able to serve .* \(got {kernel}\)"):
+                    case(own)
+        close(case(own), wanted)
 
 
 @PRODUCTS

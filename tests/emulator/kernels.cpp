@@ -250,10 +250,10 @@ extern "C" const char* emulated_conv(int64_t direction, const char* kernel, int6
 extern "C" int64_t emulated_conv_scratch(int64_t direction, const char* kernel, int64_t dtype, const int64_t* fields,
                                          void* const* memory, const int64_t* limits) {
   const auto p = conv_params(direction, dtype, 0, fields, memory);
-  const bool grad = direction == 2;
-  const int found = grad ? fastconv::conv_cuda_choose(fastconv::kConvCudaGradWeight, p, kernel)
-                         : fastconv::conv_cuda_choose(fastconv::kConvCudaForward, p, kernel);
-  if (found < 0) return -1;
-  return grad ? fastconv::conv_grad_weight_scratch(p, {limits[0], limits[1], limits[2]}, kernel)
-              : fastconv::conv_scratch(p, kernel);
+  try {
+    return direction == 2 ? fastconv::conv_grad_weight_scratch(p, "conv2d", {limits[0], limits[1], limits[2]}, kernel)
+                          : fastconv::conv_scratch(p, "conv2d", kernel);
+  } catch (const std::runtime_error&) {
+    return -1;
+  }
 }
