@@ -19,7 +19,7 @@ ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: str(t).remov
 ACTIVATIONS = ["", "relu", "relu6", "silu", "hardswish"]  # in the order of Activation
 FORWARD = ["depthwise_planes", "depthwise_pixels", "implicit_gemm", "grouped", "general"]
 GRAD_WEIGHT = ["depthwise", "implicit_gemm", "general"]
-PART, SUMS = 512, 8 << 20  # of ConvLimits
+PART, SUMS, TERMS = 512, 8 << 20, 128  # of ConvLimits
 FORWARDS, TURNED, WEIGHTS = 0, 1, 2  # directions
 
 
@@ -48,6 +48,7 @@ class Gpu:
     max_grid: int = ALL_BLOCKS
     part: int = PART
     sums: int = SUMS
+    terms: int = TERMS
     shift: int = 0  # elements from a multiple of 256 bytes
     activation: str = ""
 
@@ -89,7 +90,7 @@ class Gpu:
             names = ["input", "weight", "bias", "output", "residual"]
             memory = (ctypes.c_void_p * 5)(*(at.get(name) for name in names))
             kernel = ctypes.c_char_p(self.kernel.encode() if self.kernel else None)
-            limits = (ctypes.c_int64 * 3)(self.max_grid, self.part, self.sums)
+            limits = (ctypes.c_int64 * 4)(self.max_grid, self.part, self.sums, self.terms)
             dtype, fields = DTYPES.index(self.dtype), self.fields()
             ask = self.emulator.library.emulated_conv_scratch
             ask.restype = ctypes.c_int64
@@ -177,7 +178,6 @@ OWN = [
     _case("planes in tiles, rows in the padding", 1, 2, (47, 47), 2, 1, padding=1, groups=2),
     _case("a plane too large to share", 1, 1, (1, 2), 1, (3, 3), padding=(200, 200), dilation=200, groups=1),
 ]
-BY_NAME |= {case.name: case for case in OWN}
 #: Small ones, for everything else, by the kernel that is chosen for them.
 USUAL = {
     "implicit_gemm": _case("gemm", 2, 32, (5, 7), 40, 3, padding=1, stride=(1, 2), groups=2),
@@ -185,6 +185,7 @@ USUAL = {
     "odd groups": _case("odd groups", 2, 6, (5, 7), 9, 3, padding=1, groups=3),
     "depthwise": _case("depthwise", 2, 16, (6, 7), 16, 3, padding=1, groups=16),
 }
+BY_NAME |= {case.name: case for case in [*OWN, *USUAL.values()]}
 
 
 @pytest.mark.parametrize("name", [*CHOSEN, *(case.name for case in OWN)])
@@ -206,7 +207,7 @@ def test_sixteen_bits(emulator: Emulator, channels_last: bool, name: str) -> Non
     gpu = Gpu(emulator, BY_NAME[name], dtype, channels_last, kernel="implicit_gemm")
     for check in (gpu.check_forward, gpu.check_grad_input):
         assert check()
-        assert "conv_tensor_products" in emulator.launched()[-1]
+        assert any("conv_tensor_products" in name for name in emulator.launched())
     assert gpu.check_grad_weight()
 
 
@@ -252,6 +253,22 @@ def test_limits(emulator: Emulator, channels_last: bool, case: str, limits: dict
     Gpu(emulator, USUAL[case], dtype, channels_last, **limits).check()
 
 
+#: Steps that end within a tap, parts of no step, tails of channels and pixels, residues, a kernel of one.
+PARTS = ["gemm", "a kernel of one", "groups_2_of_20_to_35", "in_place_cropped", "up_3x3", "dilation_2_stride_3"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("name", PARTS)
+@BOTH_LAYOUTS
+def test_sums_in_parts(emulator: Emulator, channels_last: bool, name: str, dtype: torch.dtype) -> None:
+    """Of few tiles several blocks have each a part of the sum, and the parts are added up; also by a single block."""
+    for grid in (ALL_BLOCKS, 1):
+        gpu = Gpu(emulator, BY_NAME[name], dtype, channels_last, kernel="implicit_gemm", max_grid=grid, terms=8)
+        for check in (gpu.check_forward, gpu.check_grad_input):
+            assert check()
+            assert "conv_add_outputs" in emulator.launched()[-1]
+
+
 @pytest.mark.parametrize("case", USUAL)
 def test_input_and_output_in_different_layouts(emulator: Emulator, case: str) -> None:
     for last in (False, True):
@@ -278,15 +295,18 @@ def test_accesses_are_wide_where_they_are_aligned(emulator: Emulator, dtype: tor
 @pytest.mark.parametrize("case", USUAL)
 @BOTH_LAYOUTS
 def test_activation_and_residual(emulator: Emulator, channels_last: bool, case: str, activation: str) -> None:
-    gpu = Gpu(emulator, USUAL[case], torch.float32, channels_last, activation=activation)
+    gpus = [Gpu(emulator, USUAL[case], torch.float32, channels_last, activation=activation, terms=terms)
+            for terms in ([TERMS, 8] if case == "implicit_gemm" else [TERMS])]  # fmt: skip
+    gpu = gpus[0]
     p = problem(gpu.case)
     residual = 3 * torch.randn(gpu.sizes[1], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     residual[0, 0, 0, 0] = float("nan")
     function = getattr(torch.nn.functional, activation) if activation else lambda x: x
     wanted = function(p.output + residual)
     given = {"input": p.input, "weight": p.weight, "bias": p.bias, "residual": residual}
-    got = gpu.run(FORWARDS, given, "output", gpu.sizes[1])
-    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-4, equal_nan=True)
+    for one in gpus:  # with a sum in parts, too: nothing is added to the parts
+        got = one.run(FORWARDS, given, "output", gpu.sizes[1])
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-4, equal_nan=True)
 
 
 @BOTH_LAYOUTS

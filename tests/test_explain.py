@@ -321,6 +321,23 @@ def test_it_names_the_kernel_that_cuda_tensors_run(kernel: str, sizes: tuple, kw
     assert (turned.way, turned.kernel) == ("spread", kernel)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "kwargs", "parts"),
+    [
+        (((1, 512, 7, 7), (512, 512, 3, 3)), dict(padding=1), 16),  # 8 tiles of 49 pixels by 64 channels
+        (((1, 512, 7, 7), (2048, 512, 1, 1)), {}, 4),
+        (((1, 2048, 7, 7), (512, 2048, 1, 1)), dict(dtype=torch.bfloat16), 16),
+        (((1, 256, 7, 7), (512, 256, 1, 1)), {}, 2),  # of 128 terms
+        (((8, 64, 56, 56), (64, 64, 3, 3)), dict(padding=1), 1),
+        (((64, 512, 7, 7), (512, 512, 3, 3)), dict(padding=1), 1),
+    ],
+)
+def test_few_tiles_are_split_along_the_sum(sizes: tuple, kwargs: dict, parts: int) -> None:
+    found = fastconv.explain("conv2d", *sizes, device="cuda", **kwargs)
+    assert found.kernel == "implicit_gemm"
+    assert found.runs[0].scratch_bytes == (4 * parts * prod(found.output) if parts > 1 else 0)
+
+
 def test_it_follows_the_kernel_that_is_asked_for_on_cuda() -> None:
     sizes = (2, 32, 9, 9), (32, 32, 3, 3)
     found = fastconv.explain("conv2d", *sizes, device="cuda")

@@ -34,8 +34,10 @@ size_t conv_place(const char* op, const ConvCudaRule (&table)[Count], const Conv
 }
 
 // A convolution, and the bytes of device memory that it needs; `only`: the name of the kernel that has to serve it.
-inline int64_t conv_scratch(const ConvParams& p, const char* op, const char* only = nullptr) {
-  return kConvCudaForward[conv_place(op, kConvCudaForward, p, only)].packs(p);
+inline int64_t conv_scratch(const ConvParams& p, const char* op, const ConvLimits& limits = {},
+                            const char* only = nullptr) {
+  const ConvMemory memory = kConvCudaForward[conv_place(op, kConvCudaForward, p, only)].memory(p, limits);
+  return conv_behind_packed(memory) + memory.scratch;
 }
 inline void conv_forward(const ConvParams& p, void* scratch, const Stream& stream, const ConvLimits& limits = {},
                          const char* only = nullptr) {

@@ -58,8 +58,8 @@ struct ConvArgs {
   ConvPlaneTile tile;
   int64_t packed_k;  // output channels of a group in the packed weights, those that are not there included
   int64_t lanes;     // channels that a block has side by side
-  int64_t parts;     // into which pixels are split
-  void* sums;        // [parts, the weight's elements], in the type that is added up in; or null: there is one part
+  int64_t parts;     // into which pixels are split, or the terms of an output's sum
+  void* sums;        // [parts, the result's elements], in the type that is added up in; or null: there is one part
   void* packed;
   int64_t items;
 };
@@ -117,12 +117,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_pack(const ConvArgs args) {
 
 // ---- launchers ----
 
-// What the tests may lower to reach at small sizes what only huge tensors do on a GPU.
-struct ConvLimits {
-  int64_t grid = kMaxGrid;  // blocks
-  int64_t part = 512;       // pixels that are worth a part of the gradient of the weights, at least
-  int64_t sums = 8 << 20;   // bytes, of all these parts
-};
+static_assert(ConvLimits{}.grid == kMaxGrid, "as many blocks as there may be");
 
 inline ConvAxis conv_axis(int64_t inputs, int64_t outputs, int64_t taps, int64_t stride, int64_t dilation, int64_t pad,
                           int64_t up) {

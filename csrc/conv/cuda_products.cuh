@@ -4,6 +4,9 @@
 // memory while the step before is multiplied; a thread has a tile of 8 or 4 pixels by 4 channels in float32, or float64
 // for that. Taps that none of the tile's pixels reads anything but padding through are left out.
 //
+// Few tiles would leave most of the GPU idle. Then a block has a part of the sum, in whole steps, and conv_add_outputs
+// adds the parts up in their order: no atomics, and each call gives the same bits again.
+//
 // Where the input lies in contiguous memory neighbouring threads load neighbouring pixels, in channels_last memory
 // neighbouring channels, 16 bytes at once where they can. Weights of more than one tap are brought into the order in
 // which they are read first.
@@ -159,21 +162,21 @@ __global__ void __launch_bounds__(kConvThreads) conv_products(const ConvArgs arg
     conv_place_pixels(args, tile, shared);
     sync_block();
     A sum[ConvOwn<Columns>::kRows][4] = {};
-    const int64_t steps = quotient(tile.h.count * tile.w.count * args.p.C + Tiles::kStep - 1, Tiles::kStep);
-    if (steps > 0) {
+    const ConvSteps steps = tile.steps(args, Tiles::kStep);
+    if (steps.first < steps.last) {
       ConvLoader<T, Columns, Wide> loader = {args, tile, shared, {}, {}};
-      ConvCursor cursor = {0, 0, 0};
+      ConvCursor cursor = tile.cursor(args, steps.first * Tiles::kStep);
       loader.load(cursor, thread);
       loader.keep(0, thread);
       sync_block();
-      for (int64_t step = 0; step < steps; ++step) {
-        const int buffer = static_cast<int>(step % 2);
-        if (step + 1 < steps) {
+      int buffer = 0;
+      for (int64_t step = steps.first; step < steps.last; ++step, buffer = 1 - buffer) {
+        if (step + 1 < steps.last) {
           cursor = loader.ahead(cursor, Tiles::kStep);
           loader.load(cursor, thread);
         }
         conv_multiply(shared, buffer, own, sum);
-        if (step + 1 < steps) loader.keep(1 - buffer, thread);
+        if (step + 1 < steps.last) loader.keep(1 - buffer, thread);
         sync_block();
       }
     }
@@ -185,14 +188,12 @@ __global__ void __launch_bounds__(kConvThreads) conv_products(const ConvArgs arg
 // ---- launchers ----
 
 template <class T, int Columns>
-void conv_products_of(const ConvLauncher& call, ConvArgs args) {
+void conv_products_of(const ConvLauncher& call, const ConvArgs& args) {
   const ConvParams& p = call.p;
-  args.items = conv_pixel_tiles(p) * p.G * ceil_divide(p.K, Columns);
-  constexpr int64_t kShared = sizeof(ConvTiles<T, Columns>);
+  auto* kernel = conv_products<T, Columns, false>;
   if constexpr (sizeof(T) == 4)
-    if (conv_wide(p.input, p.C, kWide<T>, sizeof(T)))
-      return call.run(conv_products<T, Columns, true>, args, args.items, kShared);
-  call.run(conv_products<T, Columns, false>, args, args.items, kShared);
+    if (conv_wide(p.input, p.C, kWide<T>, sizeof(T))) kernel = conv_products<T, Columns, true>;
+  conv_run_products<T>(call, kernel, args, Columns, sizeof(ConvTiles<T, Columns>));
 }
 
 // 16-bit types on chips whose tensor cores know only some of them, or which have none, are the general kernel's.
@@ -203,6 +204,7 @@ inline void conv_products_forward(const ConvLauncher& call) {
   with_element(p.dtype, [&](auto element) {
     using T = decltype(element);
     ConvArgs args = call.args();
+    args.parts = conv_sum_parts(p, call.limits);
     if (conv_packs_taps(p) > 0) call.pack<T>(args, conv_by_eights(p));
     if constexpr (sizeof(T) == 2) {
       conv_tensor_forward<T>(call, args, device);
@@ -210,7 +212,7 @@ inline void conv_products_forward(const ConvLauncher& call) {
       args.by_channel = args.p.weight.n != 1 && p.K > 1;
       args.wide_output = conv_wide(p.output, p.K, 4, sizeof(T));
       if constexpr (sizeof(T) == 4)
-        if (p.K > 32) return conv_products_of<T, 64>(call, args);
+        if (conv_tile_channels(p) == 64) return conv_products_of<T, 64>(call, args);
       conv_products_of<T, 32>(call, args);
     }
   });

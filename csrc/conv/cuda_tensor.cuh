@@ -144,7 +144,7 @@ __device__ __forceinline__ void conv_tensor_store(const ConvArgs& args, const Co
     }
     sync_block();
     const int64_t first = tile.k + turn;
-    if (args.wide_output) {
+    if (args.wide_output && args.parts == 1) {
       for (int e = static_cast<int>(threadIdx.x); e < kConvPixels * kTurn / kTensorWide; e += kConvThreads) {
         const int pixel = e / (kTurn / kTensorWide), from = e % (kTurn / kTensorWide) * kTensorWide;
         if (shared.to[pixel] < 0 || first + from >= p.K) continue;
@@ -160,8 +160,11 @@ __device__ __forceinline__ void conv_tensor_store(const ConvArgs& args, const Co
         const int pixel = args.channels_last ? e / kTurn : e % kConvPixels;
         const int from = args.channels_last ? e % kTurn : e / kConvPixels;
         if (shared.to[pixel] < 0 || first + from >= p.K) continue;
-        const int64_t channel = tile.g * p.K + first + from;
-        conv_store<T>(p, stage[pixel * kLine + from], channel, shared.to[pixel] + channel * p.output.c);
+        const int64_t channel = tile.g * p.K + first + from, to = shared.to[pixel] + channel * p.output.c;
+        if (args.parts == 1)
+          conv_store<T>(p, stage[pixel * kLine + from], channel, to);
+        else
+          static_cast<float*>(p.output.data)[to] = stage[pixel * kLine + from];
       }
     }
   }
@@ -179,8 +182,10 @@ __global__ void __launch_bounds__(kConvThreads) conv_tensor_products(const ConvA
       conv_place_pixels(args, tile, shared);
       sync_block();
       float sum[2][ConvWarp<Columns>::kProducts][4] = {};
-      const int64_t steps = quotient(tile.h.count * tile.w.count * args.p.C + kTensorStep - 1, kTensorStep);
-      ConvTensorLoader<T, Columns, Wide> loader = {args, tile, shared, thread, {0, 0, 0}, {}};
+      const ConvSteps own = tile.steps(args, kTensorStep);
+      const int64_t steps = own.last - own.first;
+      ConvTensorLoader<T, Columns, Wide> loader = {
+          args, tile, shared, thread, tile.cursor(args, own.first * kTensorStep), {}};
 #pragma unroll
       for (int i = 0; i < kTensorBuffers - 1; ++i) {
         if (i < steps) {
@@ -213,12 +218,10 @@ __global__ void __launch_bounds__(kConvThreads) conv_tensor_products(const ConvA
 // ---- launchers ----
 
 template <class T, int Columns>
-void conv_tensor_of(const ConvLauncher& call, ConvArgs args) {
-  const ConvParams& p = call.p;
-  args.items = conv_pixel_tiles(p) * p.G * ceil_divide(p.K, Columns);
-  call.run(conv_wide(p.input, p.C, kTensorWide, sizeof(T)) ? conv_tensor_products<T, Columns, true>
-                                                           : conv_tensor_products<T, Columns, false>,
-           args, args.items, sizeof(ConvTensorTiles<T, Columns>));
+void conv_tensor_of(const ConvLauncher& call, const ConvArgs& args) {
+  const bool wide = conv_wide(call.p.input, call.p.C, kTensorWide, sizeof(T));
+  conv_run_products<T>(call, wide ? conv_tensor_products<T, Columns, true> : conv_tensor_products<T, Columns, false>,
+                       args, Columns, sizeof(ConvTensorTiles<T, Columns>));
 }
 
 // The weights are in order already.
@@ -227,7 +230,7 @@ void conv_tensor_forward(const ConvLauncher& call, ConvArgs args, const DeviceLi
   const ConvParams& p = call.p;
   args.wide_output = conv_wide(p.output, p.K, kTensorWide, sizeof(T));
   // Larger tiles read less, as long as there are enough of them.
-  if (p.K > 64 && conv_pixel_tiles(p) * p.G * ceil_divide(p.K, 128) >= device.multiprocessors)
+  if (args.parts == 1 && p.K > 64 && conv_pixel_tiles(p) * p.G * ceil_divide(p.K, 128) >= device.multiprocessors)
     return conv_tensor_of<T, 128>(call, args);
   conv_tensor_of<T, 64>(call, args);
 }

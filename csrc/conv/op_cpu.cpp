@@ -384,7 +384,9 @@ ConvRun cuda_run(ConvParams p) {
                        [&](const char* name, const char* reason) { found.passed_by.emplace_back(name, reason); });
   if (!rule) return found;
   found.kernel = rule->name;
-  found.packed = rule->packs(p);
+  const ConvMemory memory = rule->memory(p, {});
+  found.packed = memory.packed;
+  found.scratch = memory.scratch;
   return found;
 }
 

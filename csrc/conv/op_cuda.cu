@@ -35,7 +35,7 @@ struct Cuda {
     join_rows(p);
     const Stream stream = guard.stream();
     const char* only = forced.load(std::memory_order_relaxed);
-    conv_forward(p, scratch(conv_scratch(p, stream.op, only)).mutable_data_ptr(), stream, {}, only);
+    conv_forward(p, scratch(conv_scratch(p, stream.op, {}, only)).mutable_data_ptr(), stream, {}, only);
   }
   void turned(const ConvParams& p, Tensor&) const { forward(spread_params(p)); }
   void grad_weight(ConvParams p) const {

@@ -18,7 +18,7 @@ from fastconv._native import native
 WEIGHTS = ["conv_weight_pairs", "conv_weight_products", "conv_add_parts"]
 DEPTHWISE = pytest.mark.kernels("conv_depthwise_planes", "conv_depthwise_pixels", "conv_pack", *WEIGHTS)
 PRODUCTS = pytest.mark.kernels(
-    "conv_products", "conv_tensor_products", "conv_grouped", "conv_general", "conv_pack", *WEIGHTS
+    "conv_products", "conv_tensor_products", "conv_add_outputs", "conv_grouped", "conv_general", "conv_pack", *WEIGHTS
 )
 
 
@@ -63,6 +63,8 @@ CASES = {
     "dense": Case(),
     "many channels": Case(size=(2, 136, 14, 13), out=200),
     "1x1": Case(size=(2, 64, 28, 28), out=128, kernel=(1, 1), padding=0),
+    "few pixels": Case(size=(1, 256, 7, 7), out=200),  # a sum in parts
+    "few pixels of groups": Case(size=(1, 520, 7, 5), out=70, kernel=(1, 1), padding=0, groups=2),
     "stem": Case(size=(2, 3, 64, 65), out=64, kernel=(7, 7), stride=2, padding=3),
     "dilated": Case(size=(1, 64, 20, 21), padding=12, dilation=12),
     "strided": Case(stride=2, kernel=(2, 5)),
@@ -133,10 +135,10 @@ def test_every_call_gives_the_same_bits(layout: str) -> None:
 @pytest.mark.parametrize("activation", ["relu", "relu6", "silu", "hardswish"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_activation_and_residual(layout: str, activation: str) -> None:
-    for groups in (1, 8, 32):
-        case = Case(size=(2, 32, 20, 18), out=32, groups=groups)
+    cases = [Case(size=(2, 32, 20, 18), out=32, groups=groups) for groups in (1, 8, 32)]
+    for case in [*cases, Case(size=(2, 256, 5, 5), out=32)]:
         tensors = case.tensors(torch.float32)
-        residual = torch.randn(2, 32, 20, 18)
+        residual = torch.randn(2, 32, *case.size[2:])
         wanted = case(tensors, activation=activation, residual=residual)
         close(case(placed(tensors, layout), activation=activation, residual=residual.to(DEVICE)), wanted)
 
