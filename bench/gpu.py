@@ -416,9 +416,9 @@ def conv_of(case: dict[str, str], library: Any, weight: Tensor) -> Function:
 
 
 def conv_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> list[Row]:
-    """Forward; then forward and backward. The peer is PyTorch, with cuDNN's choice by measurement and without TF32, as
-    fastconv has none; outputs are compared with PyTorch's in float64. What has to be moved: all tensors; in training
-    their gradients too, and input, weight and the output's gradient once more."""
+    """Forward; then forward and backward. The peer is PyTorch, with cuDNN's choice by measurement; neither of the two
+    uses TF32. Outputs are compared with PyTorch's in float64. What has to be moved: all tensors; in training their
+    gradients too, and input, weight and the output's gradient once more."""
     shape = tuple(int(case[k]) for k in ("N_gpu", "C", "H", "W"))
     output_shape = (shape[0], int(case["K"]), int(case["P"]), int(case["Q"]))
     groups, kernel = int(case["groups"]), (int(case["R"]), int(case["S"]))

@@ -51,6 +51,7 @@ class Gpu:
     terms: int = TERMS
     shift: int = 0  # elements from a multiple of 256 bytes
     activation: str = ""
+    tf32: bool = False
 
     @property
     def turned(self) -> bool:
@@ -94,12 +95,13 @@ class Gpu:
             dtype, fields = DTYPES.index(self.dtype), self.fields()
             ask = self.emulator.library.emulated_conv_scratch
             ask.restype = ctypes.c_int64
-            scratch = ask(ctypes.c_int64(direction), kernel, ctypes.c_int64(dtype), fields, memory, limits)
+            tf32 = ctypes.c_int64(self.tf32)
+            scratch = ask(ctypes.c_int64(direction), kernel, ctypes.c_int64(dtype), tf32, fields, memory, limits)
             if scratch < 0:
                 return None
             self.emulator.launched()
             with self.emulator.buffers(("scratch", np.empty(max(1, scratch), np.uint8), 0, False)) as (own,):
-                self.emulator.call("emulated_conv", direction, kernel, dtype, ACTIVATIONS.index(self.activation),
+                self.emulator.call("emulated_conv", direction, kernel, dtype, tf32, ACTIVATIONS.index(self.activation),
                                    fields, memory, ctypes.c_void_p(own.address), limits)  # fmt: skip
             written = torch.from_numpy(buffers[-1].download()).view(self.dtype)
             return written.permute(0, 3, 1, 2) if self.last(result) else written
@@ -137,7 +139,7 @@ class Gpu:
             return False
         p = problem(self.case)
         expected, scale = self.four(getattr(p, name)), self.four(getattr(p, f"scale_{name}"))
-        assert_close_to_reference(name, got, expected, scale)
+        assert_close_to_reference(name, got, expected, scale, tf32=self.tf32)
         return True
 
     def check(self) -> None:
@@ -253,17 +255,53 @@ def test_limits(emulator: Emulator, channels_last: bool, case: str, limits: dict
     Gpu(emulator, USUAL[case], dtype, channels_last, **limits).check()
 
 
+@pytest.mark.parametrize("name", [name for name in TENSOR if name != "patches_16"])
+@BOTH_LAYOUTS
+def test_tf32(emulator: Emulator, channels_last: bool, name: str) -> None:
+    gpu = Gpu(emulator, BY_NAME[name], torch.float32, channels_last, kernel="implicit_gemm", tf32=True)
+    for check, kernel in (
+        (gpu.check_forward, "conv_tensor_products<float, "),
+        (gpu.check_grad_input, "conv_tensor_products<float, "),
+        (gpu.check_grad_weight, "conv_weight_products<float, true>"),
+    ):
+        assert check()
+        assert any(kernel in name for name in emulator.launched())
+
+
+@BOTH_LAYOUTS
+def test_tf32_rounds_to_nearest(emulator: Emulator, channels_last: bool) -> None:
+    """Of a number in the middle between two of 11 bits the larger one, not what is left when bits are cut off; and
+    parts of sums are added up in float32."""
+    case = BY_NAME["a kernel of one"]
+    middle, small = 1 + 2**-11, 2**-20
+    weight = torch.zeros(24, 32, 1, 1)
+    weight[:, 0] = middle
+    weight[:, 9] = 1
+    x = torch.zeros(3, 32, 5, 7)
+    x[:, 0] = -middle
+    x[:, 9] = small
+    for tf32, wanted in ((True, small - (1 + 2**-10) ** 2), (False, small - middle**2)):
+        for terms in (TERMS, 8):
+            gpu = Gpu(emulator, case, torch.float32, channels_last, kernel="implicit_gemm", tf32=tf32, terms=terms)
+            got = gpu.run(FORWARDS, {"input": x, "weight": weight}, "output", gpu.sizes[1])
+            assert torch.equal(got, torch.full_like(got, wanted))
+            kernel = "conv_tensor_products<" if tf32 else "conv_products<"
+            assert any(name.startswith(kernel) for name in emulator.launched())
+
+
 #: Steps that end within a tap, parts of no step, tails of channels and pixels, residues, a kernel of one.
 PARTS = ["gemm", "a kernel of one", "groups_2_of_20_to_35", "in_place_cropped", "up_3x3", "dilation_2_stride_3"]
 
 
-@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize(("dtype", "tf32"), [*((dtype, False) for dtype in DTYPES[:3]), (torch.float32, True)], ids=str)
 @pytest.mark.parametrize("name", PARTS)
 @BOTH_LAYOUTS
-def test_sums_in_parts(emulator: Emulator, channels_last: bool, name: str, dtype: torch.dtype) -> None:
+def test_sums_in_parts(emulator: Emulator, channels_last: bool, name: str, dtype: torch.dtype, tf32: bool) -> None:
     """Of few tiles several blocks have each a part of the sum, and the parts are added up; also by a single block."""
     for grid in (ALL_BLOCKS, 1):
-        gpu = Gpu(emulator, BY_NAME[name], dtype, channels_last, kernel="implicit_gemm", max_grid=grid, terms=8)
+        gpu = Gpu(
+            emulator, BY_NAME[name], dtype, channels_last, kernel="implicit_gemm", max_grid=grid, terms=8, tf32=tf32
+        )
         for check in (gpu.check_forward, gpu.check_grad_input):
             assert check()
             assert "conv_add_outputs" in emulator.launched()[-1]

@@ -36,7 +36,8 @@ struct ConvQuery {
   bool transposed;
   std::vector<int64_t> output_padding;  // of a transposed one
   bool bias;
-  bool cuda;  // of CUDA tensors
+  bool cuda;        // of CUDA tensors
+  bool allow_tf32;  // to these
 };
 struct ConvRun {
   std::string kernel;                                          // empty where none serves

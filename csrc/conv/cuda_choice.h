@@ -100,19 +100,24 @@ inline bool conv_grouped_serves(const ConvParams& p) { return conv_both_last(p) 
 inline bool conv_always(const ConvParams&) { return true; }
 
 inline int64_t conv_weight_elements(const ConvParams& p) { return p.G * p.K * p.C * p.R * p.S; }
-// Output channels of a group in packed weights, with zeros behind the last: tensor cores are given eight at once.
+inline bool conv_on_tensor_cores(const ConvParams& p) { return p.element_size() == 2 || p.tf32; }
+// Output channels of a group in packed weights, with zeros behind the last; tensor cores are given 16 bytes at once.
 inline int64_t conv_by_fours(const ConvParams& p) { return (p.K + kConvFour - 1) / kConvFour * kConvFour; }
-inline int64_t conv_by_eights(const ConvParams& p) { return p.element_size() == 2 ? (p.K + 7) / 8 * 8 : p.K; }
+inline int64_t conv_by_wide(const ConvParams& p) {
+  const int64_t wide = conv_on_tensor_cores(p) ? 16 / p.element_size() : 1;
+  return (p.K + wide - 1) / wide * wide;
+}
 inline int64_t conv_packs(const ConvParams& p, int64_t channels) {
   return p.G * p.R * p.S * p.C * channels * p.element_size();
 }
 // Weights of one tap are read as they lie where they can be.
 inline int64_t conv_packs_taps(const ConvParams& p) {
   const View4& w = p.weight;
-  const bool eights =
-      p.K % 8 == 0 && w.c % 8 == 0 && p.weight_g % 8 == 0 && reinterpret_cast<uintptr_t>(w.data) % 16 == 0;
-  const bool lies_well = p.element_size() == 2 ? w.n == 1 && eights : w.n == 1 || w.c == 1 || p.C == 1;
-  return p.R * p.S == 1 && lies_well ? 0 : conv_packs(p, conv_by_eights(p));
+  const int64_t wide = 16 / p.element_size();
+  const bool whole =
+      p.K % wide == 0 && w.c % wide == 0 && p.weight_g % wide == 0 && reinterpret_cast<uintptr_t>(w.data) % 16 == 0;
+  const bool lies_well = conv_on_tensor_cores(p) ? w.n == 1 && whole : w.n == 1 || w.c == 1 || p.C == 1;
+  return p.R * p.S == 1 && lies_well ? 0 : conv_packs(p, conv_by_wide(p));
 }
 
 // Tiles of pixels, those of all residues.
@@ -122,7 +127,7 @@ inline int64_t conv_pixel_tiles(const ConvParams& p) {
 }
 // Output channels of a tile; on tensor cores twice as many where there are enough tiles.
 inline int64_t conv_tile_channels(const ConvParams& p) {
-  return p.dtype == Dtype::kFloat64 || (p.dtype == Dtype::kFloat32 && p.K <= 32) ? 32 : 64;
+  return p.dtype == Dtype::kFloat64 || (!conv_on_tensor_cores(p) && p.K <= 32) ? 32 : 64;
 }
 
 inline int64_t conv_outputs(const ConvParams& p) { return p.N * p.G * p.K * p.P * p.Q; }

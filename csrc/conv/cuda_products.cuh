@@ -1,8 +1,8 @@
-// Convolution of float32 and float64 as a product of matrices that is never written down. A block has a tile of 128
-// pixels (of any images; of one residue, where the input is spread out) by 64 or 32 output channels of a group. It sums
-// up over (tap, channel) in steps of 8: what the tile's pixels read, and the weights, go through registers into shared
-// memory while the step before is multiplied; a thread has a tile of 8 or 4 pixels by 4 channels in float32, or float64
-// for that. Taps that none of the tile's pixels reads anything but padding through are left out.
+// Convolution of float32 (without TF32) and float64 as a product of matrices that is never written down. A block has a
+// tile of 128 pixels (of any images; of one residue, where the input is spread out) by 64 or 32 output channels of a
+// group. It sums up over (tap, channel) in steps of 8: what the tile's pixels read, and the weights, go through
+// registers into shared memory while the step before is multiplied; a thread has a tile of 8 or 4 pixels by 4 channels
+// in float32, or float64 for that. Taps that none of the tile's pixels reads anything but padding through are left out.
 //
 // Few tiles would leave most of the GPU idle. Then a block has a part of the sum, in whole steps, and conv_add_outputs
 // adds the parts up in their order: no atomics, and each call gives the same bits again.
@@ -205,10 +205,10 @@ inline void conv_products_forward(const ConvLauncher& call) {
     using T = decltype(element);
     ConvArgs args = call.args();
     args.parts = conv_sum_parts(p, call.limits);
-    if (conv_packs_taps(p) > 0) call.pack<T>(args, conv_by_eights(p));
-    if constexpr (sizeof(T) == 2) {
-      conv_tensor_forward<T>(call, args, device);
-    } else {
+    if (conv_packs_taps(p) > 0) call.pack<T>(args, conv_by_wide(p));
+    if constexpr (sizeof(T) <= 4)
+      if (conv_on_tensor_cores(p) && device.capability >= 80) return conv_tensor_forward<T>(call, args, device);
+    if constexpr (sizeof(T) > 2) {
       args.by_channel = args.p.weight.n != 1 && p.K > 1;
       args.wide_output = conv_wide(p.output, p.K, 4, sizeof(T));
       if constexpr (sizeof(T) == 4)

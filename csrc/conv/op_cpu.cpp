@@ -396,7 +396,7 @@ ConvAnswer conv_explain(const ConvQuery& q) {
   const ConvArguments a = q.transposed ? check_conv_transpose(q.input, q.weight, q.stride, q.padding, q.output_padding,
                                                               q.dilation, q.groups)
                                        : check_conv(q.input, q.weight, q.stride, q.padding, q.dilation, q.groups);
-  ConvParams p = conv_params(a, dtype_named(a.op, q.dtype));
+  ConvParams p = conv_params(a, dtype_named(a.op, q.dtype), q.allow_tf32);
   const bool last = is_channels_last(q.input, q.input_strides);
   ConvAnswer answer = {};
   p.weight = view_of(nullptr, q.weight_strides);

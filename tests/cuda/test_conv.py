@@ -2,7 +2,7 @@
 
 The kernels' indexing is tested on any machine by test_conv_cuda.py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,17 @@ DEPTHWISE = pytest.mark.kernels("conv_depthwise_planes", "conv_depthwise_pixels"
 PRODUCTS = pytest.mark.kernels(
     "conv_products", "conv_tensor_products", "conv_add_outputs", "conv_grouped", "conv_general", "conv_pack", *WEIGHTS
 )
+
+
+@pytest.fixture(autouse=True)
+def strict() -> Iterator[None]:
+    """Without TF32, which PyTorch allows convolutions by default."""
+    places = torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    before = [place.fp32_precision for place in places]
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    for place, value in zip(places, before, strict=True):
+        place.fp32_precision = value
 
 
 @dataclass(frozen=True)
@@ -202,6 +213,29 @@ def test_graph_capture(layout: str, capture: Callable) -> None:
             graph.replay()
             for result, wanted in zip(results, step(), strict=True):
                 assert torch.equal(result, wanted)
+
+
+@PRODUCTS
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tf32(layout: str) -> None:
+    """As near as factors of 11 bits allow, and not nearer: they were rounded. On chips older than 8.0 they are not."""
+    for name in ("dense", "many channels", "stem", "groups", "transposed", "few pixels"):
+        case = CASES[name]
+        tensors = {key: t.double() for key, t in case.tensors(torch.float32).items()}
+        output = case(tensors)
+        grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+        wanted = run(case, tensors, grad.double())
+        own = placed({key: t.float() for key, t in tensors.items()}, layout)
+        exact = run(case, own, LAYOUTS[layout](grad.to(DEVICE)))
+        torch.backends.cudnn.allow_tf32 = True
+        got = run(case, own, LAYOUTS[layout](grad.to(DEVICE)))
+        torch.backends.cudnn.allow_tf32 = False
+        for key in ("output", "input", "weight"):
+            size = wanted[key].square().mean().sqrt()
+            error, least = ((t[key].cpu().double() - wanted[key]).square().mean().sqrt() / size for t in (got, exact))
+            assert error < 2**-10
+            assert least < 1e-5
+            assert error > 1e-5 or torch.cuda.get_device_capability() < (8, 0)
 
 
 @DEPTHWISE
