@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cases import CASES, TRANSPOSED_CASES, Case, TransposedCase, problem
-from emulated import Emulator, emulator
+from emulated import Emulator, KernelError, emulator
 from layouts import assert_close_to_reference
 from test_pool_cuda import ALL_BLOCKS, BOTH_LAYOUTS
 from torch import Tensor
@@ -237,6 +237,15 @@ def test_every_gradient_of_weights_by_its_name(emulator: Emulator, channels_last
         if Gpu(emulator, case, torch.float32, channels_last, kernel=kernel).check_grad_weight()
     ]
     assert served == (["depthwise"] if kernel == "depthwise" else [case.name for case in USUAL.values()])
+
+
+@pytest.mark.parametrize(("direction", "kernel"), [(FORWARDS, "depthwise_pixels"), (WEIGHTS, "depthwise")])
+def test_a_kernel_that_cannot_serve_is_an_error(emulator: Emulator, direction: int, kernel: str) -> None:
+    gpu = Gpu(emulator, USUAL["implicit_gemm"])
+    nowhere, limits = (ctypes.c_void_p * 5)(), (ctypes.c_int64 * 4)(ALL_BLOCKS, PART, SUMS, TERMS)
+    with pytest.raises(KernelError, match=rf"^conv2d: kernel must be able to serve these arguments \(got {kernel}\)"):
+        emulator.call("emulated_conv", direction, ctypes.c_char_p(kernel.encode()), 0, 0, 0, gpu.fields(), nowhere,
+                      ctypes.c_void_p(), limits)  # fmt: skip
 
 
 @pytest.mark.parametrize("case", USUAL)

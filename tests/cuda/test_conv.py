@@ -126,6 +126,8 @@ def test_under_the_sanitizer(layout: str) -> None:
         for dtype in (torch.float32, torch.bfloat16):
             for stride in (1, 2):
                 check(Case(size=(2, 16, 17, 19), out=out, groups=groups, stride=stride), dtype, layout)
+    for dtype in (torch.float32, torch.bfloat16):
+        check(Case(size=(1, 64, 5, 5), out=24), dtype, layout)  # a sum in parts
 
 
 @DEPTHWISE
