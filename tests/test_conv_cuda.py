@@ -19,7 +19,7 @@ ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: str(t).remov
 ACTIVATIONS = ["", "relu", "relu6", "silu", "hardswish"]  # in the order of Activation
 FORWARD = ["depthwise_planes", "depthwise_pixels", "implicit_gemm", "grouped", "general"]
 GRAD_WEIGHT = ["depthwise", "implicit_gemm", "general"]
-PART, SUMS, TERMS = 512, 8 << 20, 128  # of ConvLimits
+PART, SUMS, TERMS, CHIP = 512, 8 << 20, 128, 90  # of ConvLimits
 FORWARDS, TURNED, WEIGHTS = 0, 1, 2  # directions
 
 
@@ -49,6 +49,7 @@ class Gpu:
     part: int = PART
     sums: int = SUMS
     terms: int = TERMS
+    chip: int = CHIP
     shift: int = 0  # elements from a multiple of 256 bytes
     activation: str = ""
     tf32: bool = False
@@ -91,7 +92,7 @@ class Gpu:
             names = ["input", "weight", "bias", "output", "residual"]
             memory = (ctypes.c_void_p * 5)(*(at.get(name) for name in names))
             kernel = ctypes.c_char_p(self.kernel.encode() if self.kernel else None)
-            limits = (ctypes.c_int64 * 4)(self.max_grid, self.part, self.sums, self.terms)
+            limits = (ctypes.c_int64 * 5)(self.max_grid, self.part, self.sums, self.terms, self.chip)
             dtype, fields = DTYPES.index(self.dtype), self.fields()
             ask = self.emulator.library.emulated_conv_scratch
             ask.restype = ctypes.c_int64
@@ -242,7 +243,7 @@ def test_every_gradient_of_weights_by_its_name(emulator: Emulator, channels_last
 @pytest.mark.parametrize(("direction", "kernel"), [(FORWARDS, "depthwise_pixels"), (WEIGHTS, "depthwise")])
 def test_a_kernel_that_cannot_serve_is_an_error(emulator: Emulator, direction: int, kernel: str) -> None:
     gpu = Gpu(emulator, USUAL["implicit_gemm"])
-    nowhere, limits = (ctypes.c_void_p * 5)(), (ctypes.c_int64 * 4)(ALL_BLOCKS, PART, SUMS, TERMS)
+    nowhere, limits = (ctypes.c_void_p * 5)(), (ctypes.c_int64 * 5)(ALL_BLOCKS, PART, SUMS, TERMS, CHIP)
     with pytest.raises(KernelError, match=rf"^conv2d: kernel must be able to serve these arguments \(got {kernel}\)"):
         emulator.call("emulated_conv", direction, ctypes.c_char_p(kernel.encode()), 0, 0, 0, gpu.fields(), nowhere,
                       ctypes.c_void_p(), limits)  # fmt: skip
@@ -275,6 +276,23 @@ def test_tf32(emulator: Emulator, channels_last: bool, name: str) -> None:
     ):
         assert check()
         assert any(kernel in name for name in emulator.launched())
+
+
+@pytest.mark.parametrize("name", ["gemm", "a kernel of one", "groups_2_of_20_to_35", "up_3x3"])
+@pytest.mark.parametrize("terms", [TERMS, 8])
+@BOTH_LAYOUTS
+def test_without_tensor_cores(emulator: Emulator, channels_last: bool, terms: int, name: str) -> None:
+    """What would be theirs is multiplied as float32: 16-bit types, and float32 without a rounding to TF32."""
+    case = BY_NAME[name]
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        more = {"terms": terms, "chip": 75, "tf32": dtype == torch.float32}
+        gpu = Gpu(emulator, case, dtype, channels_last, kernel="implicit_gemm", **more)
+        for check, kernel in ((gpu.check_forward, "conv_products<"), (gpu.check_grad_weight, "conv_weight_products<")):
+            assert check()
+            launched = emulator.launched()
+            assert any(name.startswith(kernel) for name in launched)
+            assert not any("tensor" in name or ("weight_products" in name and "true" in name) for name in launched)
+        assert gpu.check_grad_input()
 
 
 @BOTH_LAYOUTS

@@ -148,6 +148,9 @@ struct ConvLauncher {
     args.packed = scratch;
     return args;
   }
+  bool tensor_cores() const {
+    return conv_on_tensor_cores(p) && std::min<int64_t>(device_limits(stream).capability, limits.chip) >= 80;
+  }
   // The weights in the order of conv_pack, from there on, with room for so many output channels a group.
   template <class T>
   void pack(ConvArgs& args, int64_t channels) const {

@@ -29,6 +29,7 @@ struct ConvLimits {
   int64_t part = 512;        // pixels that are worth a part of the gradient of the weights, at least
   int64_t sums = 8 << 20;    // bytes, of all these parts
   int64_t terms = 128;       // of an output's sum that are worth a part of it, at least
+  int64_t chip = INT32_MAX;  // compute capability, times ten, beyond which nothing is used
 };
 
 // Of a number that is added up in.

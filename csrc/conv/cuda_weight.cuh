@@ -204,7 +204,7 @@ __device__ __forceinline__ void conv_load_stage(const ConvArgs& args, int64_t g,
 // The sums of a thread, and where in the tile they are: 4 by 4; on tensor cores, what it has of a warp's four products.
 template <class T, bool Tensor>
 struct ConvWeightSums {
-  using A = T;
+  using A = Accumulate<T>;
   A sum[4][4];
   int down, across;
 
@@ -212,9 +212,9 @@ struct ConvWeightSums {
   __device__ __forceinline__ void add(const ConvWeightTiles<T>& shared) {
 #pragma unroll 8
     for (int i = 0; i < kConvStage; ++i) {
-      alignas(16) A a[4], b[4];
-      copy_wide<sizeof a>(a, shared.grads[i] + down);
-      copy_wide<sizeof b>(b, shared.inputs[i] + across);
+      A a[4], b[4];
+      load_wide<4>(shared.grads[i] + down, a);
+      load_wide<4>(shared.inputs[i] + across, b);
 #pragma unroll
       for (int y = 0; y < 4; ++y)
 #pragma unroll
@@ -254,7 +254,7 @@ struct ConvWeightSums<T, true> {
 
 template <class T, bool Tensor>
 __global__ void __launch_bounds__(kConvThreads) conv_weight_products(const ConvArgs args) {
-  if constexpr (!Tensor || kTensorCores) {
+  if constexpr (Tensor ? kTensorCores : sizeof(T) > 2 || kNoTensorCores) {
     using Sums = ConvWeightSums<T, Tensor>;
     auto& shared = *dynamic_shared<ConvWeightTiles<T>>();
     const ConvParams& p = args.p;
@@ -357,23 +357,19 @@ inline void conv_pairs_grad_weight(const ConvLauncher& call) {
   });
 }
 
-// Enough for conv_weight_pairs too, whose 16-bit types are where there are no tensor cores for them.
 inline int64_t conv_weight_products_scratch(const ConvParams& p, const ConvLimits& limits) {
-  const int64_t products = conv_sums_bytes(p, conv_weight_tiles(p), limits);
-  return p.element_size() == 2 ? std::max(products, conv_pairs_scratch(p, limits)) : products;
+  return conv_sums_bytes(p, conv_weight_tiles(p), limits);
 }
 inline void conv_products_grad_weight(const ConvLauncher& call) {
   const ConvParams& p = call.p;
-  const bool tensor = device_limits(call.stream).capability >= 80 && conv_on_tensor_cores(p);
-  if (p.element_size() == 2 && !tensor) return conv_pairs_grad_weight(call);
   with_element(p.dtype, [&](auto element) {
     using T = decltype(element);
     ConvArgs args = call.args();
     args.wide_input = conv_wide(p.input, p.C, kWide<T>, sizeof(T));
     args.wide_output = conv_wide(p.output, p.K, kWide<T>, sizeof(T));
-    auto* kernel = conv_weight_products<T, sizeof(T) == 2>;
-    if constexpr (sizeof(T) == 4)
-      if (tensor) kernel = conv_weight_products<T, true>;
+    auto* kernel = conv_weight_products<T, false>;
+    if constexpr (sizeof(T) <= 4)
+      if (call.tensor_cores()) kernel = conv_weight_products<T, true>;
     conv_in_parts<T>(call, kernel, args, conv_weight_tiles(p), sizeof(ConvWeightTiles<T>));
   });
 }

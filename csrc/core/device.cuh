@@ -144,6 +144,13 @@ constexpr bool kTensorCores = false;
 #else
 constexpr bool kTensorCores = true;
 #endif
+// Whether it is one on which kernels have to do without; those that multiply 16-bit types as float32 do nothing
+// elsewhere.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+constexpr bool kNoTensorCores = false;
+#else
+constexpr bool kNoTensorCores = true;
+#endif
 
 // A [16, 16] (4 registers of two 16-bit values a lane), B [16, 8] (2), D [16, 8] in float32 (4).
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bfloat16) {

@@ -241,7 +241,7 @@ extern "C" const char* emulated_conv(int64_t direction, const char* kernel, int6
                                      const int64_t* limits) {
   return error_of([&] {
     const auto p = conv_params(direction, dtype, tf32, activation, fields, memory);
-    const fastconv::ConvLimits at = {limits[0], limits[1], limits[2], limits[3]};
+    const fastconv::ConvLimits at = {limits[0], limits[1], limits[2], limits[3], limits[4]};
     const fastconv::Stream stream = {"conv2d", 0, nullptr};
     if (direction == 2) return fastconv::conv_grad_weight(p, scratch, stream, at, kernel);
     fastconv::conv_forward(p, scratch, stream, at, kernel);
@@ -252,7 +252,7 @@ extern "C" const char* emulated_conv(int64_t direction, const char* kernel, int6
 extern "C" int64_t emulated_conv_scratch(int64_t direction, const char* kernel, int64_t dtype, int64_t tf32,
                                          const int64_t* fields, void* const* memory, const int64_t* limits) {
   const auto p = conv_params(direction, dtype, tf32, 0, fields, memory);
-  const fastconv::ConvLimits at = {limits[0], limits[1], limits[2], limits[3]};
+  const fastconv::ConvLimits at = {limits[0], limits[1], limits[2], limits[3], limits[4]};
   try {
     return direction == 2 ? fastconv::conv_grad_weight_scratch(p, "conv2d", at, kernel)
                           : fastconv::conv_scratch(p, "conv2d", at, kernel);
