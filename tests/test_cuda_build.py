@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from test_gpu_status import gpu_status, load
 
 from fastconv import _native
@@ -47,6 +48,25 @@ def test_keeps_its_cuda_runtime_to_itself() -> None:
         ["nm", "-D", "--defined-only", str(LIBRARY)], capture_output=True, text=True, check=True
     ).stdout
     assert not re.findall(r" [TtWw] (cuda[A-Z]\w+|cu[A-Z]\w+|__cuda\w+)", symbols)
+
+
+@built
+@pytest.mark.skipif(torch.version.cuda is not None, reason="PyTorch has a libtorch_cuda.so of its own")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler on PATH")
+def test_it_loads_and_is_told_which_kernel_may_run(tmp_path: Path) -> None:
+    """Beside a PyTorch without CUDA, whose one function that the library asks for stands in a library of our own."""
+    source, stub = tmp_path / "stub.c", tmp_path / "libtorch_cuda.so"
+    source.write_text("int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }\n")
+    subprocess.run(["cc", "-shared", "-fPIC", f"-Wl,-soname,{stub.name}", "-o", stub, source], check=True)
+    program = (
+        "import sys, torch, fastconv\n"
+        f"torch.ops.load_library({str(LIBRARY)!r})\n"
+        "sys.modules['fastconv.flags'].HAS_CUDA = True\n"
+        "with fastconv.flags(kernel='implicit_gemm'): print(fastconv.flags())\n"
+    )
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert "kernel='implicit_gemm'" in done.stdout, done.stderr
 
 
 @built
