@@ -14,17 +14,18 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 CPP := $(shell find csrc $(wildcard tests/emulator) -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test bench lint format wheel gpu-check clean FORCE
+.PHONY: help demo test bench lint format wheel gpu-check cuda-report clean FORCE
 .NOTPARALLEL: # two installations into one environment would race; the build itself is parallel
 
 help:
-	@echo 'make demo       a photograph through whole networks, PyTorch against fastconv, with pictures'
-	@echo 'make test       the test suite, in WORKERS processes (one for each core, at most 8)'
-	@echo 'make bench      layers of published networks against PyTorch (ARGS="--full --json out.json")'
-	@echo 'make lint       ruff, mypy and clang-format; make format applies what they can'
-	@echo 'make wheel      source archive and wheel in dist/'
-	@echo 'make gpu-check  the checks that need a GPU, with the system Python'
-	@echo 'make clean      removes all that the commands above have made'
+	@echo 'make demo         a photograph through whole networks, PyTorch against fastconv, with pictures'
+	@echo 'make test         the test suite, in WORKERS processes (one for each core, at most 8)'
+	@echo 'make bench        layers of published networks against PyTorch (ARGS="--full --json out.json")'
+	@echo 'make lint         ruff, mypy and clang-format; make format applies what they can'
+	@echo 'make wheel        source archive and wheel in dist/'
+	@echo 'make gpu-check    the checks that need a GPU, with the system Python'
+	@echo 'make cuda-report  registers, spills and shared memory of every CUDA kernel, to build/cuda-report.txt'
+	@echo 'make clean        removes all that the commands above have made'
 	@echo 'ARGS are passed on; TORCH ($(TORCH)) says which PyTorch to install, PYTHON ($(PYTHON)) for which Python.'
 
 demo: $(VENV)/.with-demo
@@ -54,6 +55,9 @@ wheel: $(VENV)/.torch
 
 gpu-check:
 	$(PYTHON) tools/gpu_check.py $(ARGS)
+
+cuda-report: $(VENV)/.with-test
+	$(BIN)/python tools/cuda_report.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache fastconv/*.so \

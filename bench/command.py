@@ -123,8 +123,9 @@ def bench(
     settings = {"batch": batch, "kernel": kernel, "budget": budget}
     if not (cases and directions and dtypes and layouts):
         raise click.ClickException("bench: the options must leave something to measure (got nothing)")
-    if not native.conv_force_kernel(kernel):
+    if kernel not in ("", *native.conv_kernels()):
         raise click.ClickException(f"bench: --kernel must be of {', '.join(native.conv_kernels())} (got {kernel!r})")
+    native.conv_force_kernel(kernel)
 
     machine = describe()
     console = Console()

@@ -7,7 +7,8 @@ timed is the GPU alone, as replays of a CUDA graph over so many sets of buffers 
 use; fastconv and its peers take turns. The bandwidth that rows are measured by is that of a copy in the
 same run.
 
-    python bench/gpu.py [--family pool,adaptive_pool] [--case S01,S05] [--dtype bfloat16,float32] [--json FILE]
+    python bench/gpu.py [--family pool,adaptive_pool] [--case S01,S05] [--dtype bfloat16,float32] [--kernel NAME]
+                        [--json FILE]
 """
 
 import argparse
@@ -415,9 +416,9 @@ def conv_of(case: dict[str, str], library: Any, weight: Tensor) -> Function:
 
 
 def conv_rows(case: dict[str, str], dtype: torch.dtype, compiled: bool) -> list[Row]:
-    """Forward; then forward and backward. The peer is PyTorch, with cuDNN's choice by measurement and without TF32, as
-    fastconv has none; outputs are compared with PyTorch's in float64. What has to be moved: all tensors; in training
-    their gradients too, and input, weight and the output's gradient once more."""
+    """Forward; then forward and backward. The peer is PyTorch, with cuDNN's choice by measurement; neither of the two
+    uses TF32. Outputs are compared with PyTorch's in float64. What has to be moved: all tensors; in training their
+    gradients too, and input, weight and the output's gradient once more."""
     shape = tuple(int(case[k]) for k in ("N_gpu", "C", "H", "W"))
     output_shape = (shape[0], int(case["K"]), int(case["P"]), int(case["Q"]))
     groups, kernel = int(case["groups"]), (int(case["R"]), int(case["S"]))
@@ -501,12 +502,14 @@ def main() -> None:
     parser.add_argument("--family", default="all", help=f"of {', '.join(FAMILIES)}; several with commas")
     parser.add_argument("--case", default="all", help="identifiers in bench/shapes.csv, with commas")
     parser.add_argument("--dtype", default="bfloat16,float32")
+    parser.add_argument("--kernel", default="auto", help="the only convolution kernel of fastconv's that may run")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no further case after this long")
     parser.add_argument("--json", type=Path, help="write every sample to this file")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("bench/gpu.py needs an NVIDIA GPU, and PyTorch finds none")
+    fastconv.flags(kernel=options.kernel)
     started = time.monotonic()
     with open(SHAPES, newline="") as file:
         cases = [case for case in csv.DictReader(file) if case["family"] in FAMILIES]

@@ -68,7 +68,9 @@ macro(fastconv_cuda_library)
     string(REGEX REPLACE "[af]$" "" newest_number "${newest}")
     target_compile_definitions(_C_cuda PRIVATE USE_CUDA FASTCONV_NEWEST_CHIP=${newest_number})
     target_compile_options(_C_cuda PRIVATE
-      "$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings;-Xcompiler=-Wall>")
+      "$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings;-Xcompiler=-Wall;-Xptxas=-v>")
+    set_property(TARGET _C_cuda PROPERTY CUDA_COMPILER_LAUNCHER # what ptxas says of the kernels stays beside the objects
+                 sh ${CMAKE_SOURCE_DIR}/cmake/keep_ptxas.sh ${CMAKE_CUDA_COMPILER_LAUNCHER})
     # --exclude-libs: this library's own copy of the CUDA runtime stays its own, PyTorch has another.
     target_link_options(_C_cuda PRIVATE LINKER:--exclude-libs,ALL LINKER:--no-as-needed)
     target_link_libraries(_C_cuda PRIVATE torch_stable torch_cuda_stub)

@@ -9,20 +9,23 @@ constexpr const char* kSchemas[] = {
     "channel_shuffle(Tensor input, int groups) -> Tensor",
     "channel_unshuffle(Tensor input, int groups) -> Tensor",
     // activation(convolution + bias + residual); 1-D and 2-D by the rank of weight; padding is that before, then that
-    // after, each dimension (where it may be negative: the end of the input is left out).
+    // after, each dimension (where it may be negative: the end of the input is left out). allow_tf32: float32 on CUDA
+    // may be rounded to TF32 before it is multiplied.
     "conv(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, "
-    "Tensor? residual=None, str? activation=None) -> Tensor",
+    "Tensor? residual=None, str? activation=None, bool allow_tf32=False) -> Tensor",
     // Padding is the same before and after each dimension.
     "conv_transpose(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] output_padding, "
-    "int[] dilation, int groups) -> Tensor",
+    "int[] dilation, int groups, bool allow_tf32=False) -> Tensor",
     // The weight packed for inputs like this one, and the same convolution with such a pack.
     "_conv_pack(Tensor input, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups) -> Tensor",
     "_conv_packed(Tensor input, Tensor weight, Tensor? bias, Tensor pack, int[] stride, int[] padding, "
     "int[] dilation, int groups, Tensor? residual=None, str? activation=None) -> Tensor",
     "_conv_grad_input(Tensor grad_output, Tensor weight, SymInt[] input_size, int[] stride, int[] padding, "
-    "int[] dilation, int groups) -> Tensor",
+    "int[] dilation, int groups, bool allow_tf32=False) -> Tensor",
     "_conv_grad_weight(Tensor grad_output, Tensor input, SymInt[] weight_size, int[] stride, int[] padding, "
-    "int[] dilation, int groups) -> Tensor",
+    "int[] dilation, int groups, bool allow_tf32=False) -> Tensor",
+    // The only kernel that convolutions of CUDA tensors may run from now on; '' returns to the table's order.
+    "_conv_cuda_force(str kernel) -> ()",
     // Of pooling, `windows` says where these are: kernel sizes, strides, paddings and dilations, one after the other,
     // each for all dimensions; or the sizes of the output alone, where windows adapt. 1-D and 2-D by the rank of input.
     // ids: which element of each window has won.

@@ -70,7 +70,8 @@ def conv2d(
 
     Args:
         input: ``Tensor[N, C, H, W]`` or ``Tensor[C, H, W]``; float32, float64, bfloat16 or float16 (16-bit types are
-            accumulated in float32); contiguous, channels_last or any other strides.
+            accumulated in float32, and on CUDA float32 is multiplied in TF32 where ``torch.backends.cudnn`` allows it);
+            contiguous, channels_last or any other strides.
         weight: ``Tensor[K, C / groups, R, S]``.
         bias: ``Tensor[K]`` or None.
         stride, dilation: positive number of elements, one for both dimensions or one for each.
@@ -122,10 +123,11 @@ def _conv(
     unbatched = input.dim() == dims + 1
     if unbatched:
         input = input.unsqueeze(0)
-    if activation is None and residual is None:
+    tf32 = allows_tf32(input)
+    if activation is None and residual is None and not tf32:
         output = _convolve(input, weight, bias, *rest)
     else:
-        output = _finished(op, input, weight, bias, rest, activation, residual, unbatched)
+        output = _finished(op, input, weight, bias, rest, activation, residual, tf32, unbatched)
     return output.squeeze(0) if unbatched else output
 
 
@@ -137,6 +139,7 @@ def _finished(
     rest: tuple,
     activation: str | None,
     residual: Tensor | None,
+    tf32: bool,
     unbatched: bool,
 ) -> Tensor:
     if residual is not None:
@@ -148,8 +151,25 @@ def _finished(
         raise TypeError(f"{op}: {_ACTIVATION_RULE} (got {activation!r})")
     # The gradient of these is in terms of their argument, so they are a step of their own where one is wanted.
     later = _SMOOTH.get(activation or "") if wants_grad(input, weight, bias, residual) else None
-    output = _convolve(input, weight, bias, *rest, residual, None if later else activation)
+    output = _convolve(input, weight, bias, *rest, residual, None if later else activation, tf32)
     return later(output) if later else output
+
+
+def tf32_is_allowed() -> bool:
+    """What PyTorch says of convolutions on CUDA: ``torch.backends.cudnn.conv.fp32_precision``, which
+    ``torch.backends.cudnn.allow_tf32`` sets too."""
+    return torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32"
+
+
+# A program that is compiled keeps the answer of then. This is torch.compiler.assume_constant_result, which would load
+# the compiler with every import.
+tf32_is_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def allows_tf32(input: Tensor) -> bool:
+    """Whether a convolution of this tensor may round to TF32 what it multiplies. The gradients do as their forward
+    pass did."""
+    return input.is_cuda and input.dtype is torch.float32 and tf32_is_allowed()
 
 
 def _lists(
@@ -266,7 +286,9 @@ def _op(weight: Sequence[int]) -> str:
     return "conv1d" if len(weight) == 3 else "conv2d"
 
 
-def _fake_conv(input, weight, bias, stride, padding, dilation, groups, residual=None, activation=None):
+def _fake_conv(
+    input, weight, bias, stride, padding, dilation, groups, residual=None, activation=None, allow_tf32=False
+):
     op = _op(weight.shape)
     size = _output_size(input.shape, weight.shape, stride, padding, dilation, groups)
     check_same(op, input, weight=weight, bias=bias, residual=residual)
@@ -279,7 +301,7 @@ def _fake_conv(input, weight, bias, stride, padding, dilation, groups, residual=
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
 
 
-def _fake_grad_input(grad_output, weight, input_size, stride, padding, dilation, groups):
+def _fake_grad_input(grad_output, weight, input_size, stride, padding, dilation, groups, allow_tf32=False):
     op = _op(weight.shape)
     size = _output_size(input_size, weight.shape, stride, padding, dilation, groups)
     check_same(op, grad_output, weight=weight)
@@ -288,7 +310,7 @@ def _fake_grad_input(grad_output, weight, input_size, stride, padding, dilation,
     return torch.empty(input_size, dtype=grad_output.dtype, device=grad_output.device, memory_format=format)
 
 
-def _fake_grad_weight(grad_output, input, weight_size, stride, padding, dilation, groups):
+def _fake_grad_weight(grad_output, input, weight_size, stride, padding, dilation, groups, allow_tf32=False):
     op = _op(weight_size)
     size = _output_size(input.shape, weight_size, stride, padding, dilation, groups)
     check_same(op, input, grad_output=grad_output)
@@ -303,9 +325,10 @@ def _fake_grad_weight(grad_output, input, weight_size, stride, padding, dilation
 
 
 def _conv_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    input, weight, bias, *ctx.rest = inputs
-    ctx.rest, epilogue = ctx.rest[:4], ctx.rest[4:]
-    residual, ctx.activation = epilogue or (None, None)
+    input, weight, bias, *rest = inputs
+    defaults: list[Any] = [None, None, False]
+    ctx.rest = rest[:4]
+    residual, ctx.activation, ctx.tf32 = rest[4:] + defaults[len(rest) - 4 :]
     ctx.input_size, ctx.weight_size = list(input.shape), list(weight.shape)
     if ctx.activation in _SMOOTH:
         ctx.save_for_backward(input, weight, bias, residual)
@@ -320,15 +343,15 @@ def _conv_backward(ctx: Any, grad: Tensor) -> tuple:
     input, weight, *others = ctx.saved_tensors
     if ctx.activation in _SMOOTH:
         bias, residual = others
-        before = _convolve(input, weight, bias, *ctx.rest, residual, None)
+        before = _convolve(input, weight, bias, *ctx.rest, residual, None, ctx.tf32)
         grad = grad * _SLOPE[ctx.activation](before)
     elif ctx.activation == "relu":
         grad = torch.ops.aten.threshold_backward(grad, others[0].detach(), 0)
     elif ctx.activation == "relu6":
         grad = torch.ops.aten.hardtanh_backward(grad, others[0].detach(), 0.0, 6.0)
     needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    grad_input = _grad_input(grad, weight, ctx.input_size, *ctx.rest) if needs_input else None
-    grad_weight = _grad_weight(grad, input, ctx.weight_size, *ctx.rest) if needs_weight else None
+    grad_input = _grad_input(grad, weight, ctx.input_size, *ctx.rest, ctx.tf32) if needs_input else None
+    grad_weight = _grad_weight(grad, input, ctx.weight_size, *ctx.rest, ctx.tf32) if needs_weight else None
     grad_bias = grad.sum([0, *range(2, grad.dim())]) if needs_bias else None
     # As many as there were arguments: a plain call gives seven, and the dispatcher leaves out defaults.
     epilogue = [grad if needs else None for needs in ctx.needs_input_grad[7:]]
@@ -348,7 +371,8 @@ _SLOPE = {"silu": _silu_slope, "hardswish": _hardswish_slope}
 
 
 def _grad_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    first, second, _, *ctx.rest = inputs
+    first, second, _, *rest = inputs
+    ctx.rest, ctx.tf32 = rest[:4], rest[4:] == [True]
     ctx.save_for_backward(first, second)
 
 
@@ -356,9 +380,9 @@ def _grad_input_backward(ctx: Any, grad: Tensor) -> tuple:
     grad_output, weight = ctx.saved_tensors
     needs_grad_output, needs_weight = ctx.needs_input_grad[:2]
     return (
-        _convolve(grad, weight, None, *ctx.rest) if needs_grad_output else None,
-        _grad_weight(grad_output, grad, weight.shape, *ctx.rest) if needs_weight else None,
-        *(None,) * 5,
+        _convolve(grad, weight, None, *ctx.rest, None, None, ctx.tf32) if needs_grad_output else None,
+        _grad_weight(grad_output, grad, weight.shape, *ctx.rest, ctx.tf32) if needs_weight else None,
+        *(None,) * len(ctx.needs_input_grad[2:]),
     )
 
 
@@ -366,9 +390,9 @@ def _grad_weight_backward(ctx: Any, grad: Tensor) -> tuple:
     grad_output, input = ctx.saved_tensors
     needs_grad_output, needs_input = ctx.needs_input_grad[:2]
     return (
-        _convolve(input, grad, None, *ctx.rest) if needs_grad_output else None,
-        _grad_input(grad_output, grad, input.shape, *ctx.rest) if needs_input else None,
-        *(None,) * 5,
+        _convolve(input, grad, None, *ctx.rest, None, None, ctx.tf32) if needs_grad_output else None,
+        _grad_input(grad_output, grad, input.shape, *ctx.rest, ctx.tf32) if needs_input else None,
+        *(None,) * len(ctx.needs_input_grad[2:]),
     )
 
 

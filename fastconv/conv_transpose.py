@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastconv._arguments import check_list, check_same, check_shape, each
 from fastconv._operator import memory_format, operator
-from fastconv.conv import _check_common, _check_types, _convolve, _grad_weight
+from fastconv.conv import _check_common, _check_types, _convolve, _grad_weight, allows_tf32
 
 __all__ = ["conv_transpose1d", "conv_transpose2d"]
 
@@ -121,11 +121,11 @@ def _conv_transpose(
         each(op, "dilation", dilation, dims),
     )
     unbatched = input.dim() == dims + 1
-    output = _transpose(input.unsqueeze(0) if unbatched else input, weight, bias, *lists, groups)
+    output = _transpose(input.unsqueeze(0) if unbatched else input, weight, bias, *lists, groups, allows_tf32(input))
     return output.squeeze(0) if unbatched else output
 
 
-def _fake_conv_transpose(input, weight, bias, stride, padding, output_padding, dilation, groups):
+def _fake_conv_transpose(input, weight, bias, stride, padding, output_padding, dilation, groups, allow_tf32=False):
     """The rules of ``check_conv_transpose`` in csrc/conv/check.h, in the same words, for tensors without data."""
     given, taps = input.shape, weight.shape
     op = "conv_transpose1d" if len(taps) == 3 else "conv_transpose2d"
@@ -164,7 +164,8 @@ def _fake_conv_transpose(input, weight, bias, stride, padding, output_padding, d
 
 
 def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    input, weight, _, stride, padding, output_padding, dilation, groups = inputs
+    input, weight, _, stride, padding, output_padding, dilation, groups, *tf32 = inputs
+    ctx.tf32 = tf32 == [True]
     # The convolution that this one turns round.
     pads = [*padding, *(p - o for p, o in zip(padding, output_padding, strict=True))]
     ctx.rest, ctx.weight_size = (stride, pads, dilation, groups), list(weight.shape)
@@ -177,10 +178,10 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple:
     input, weight = ctx.saved_tensors
     needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     return (
-        _convolve(grad_output, weight, None, *ctx.rest) if needs_input else None,
-        _grad_weight(input, grad_output, ctx.weight_size, *ctx.rest) if needs_weight else None,
+        _convolve(grad_output, weight, None, *ctx.rest, None, None, ctx.tf32) if needs_input else None,
+        _grad_weight(input, grad_output, ctx.weight_size, *ctx.rest, ctx.tf32) if needs_weight else None,
         grad_output.sum([0, *range(2, grad_output.dim())]) if needs_bias else None,
-        *(None,) * 5,
+        *(None,) * len(ctx.needs_input_grad[3:]),
     )
 
 

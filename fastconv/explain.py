@@ -12,7 +12,7 @@ from fastconv import _roofline
 from fastconv._arguments import each
 from fastconv._native import native
 from fastconv._operator import memory_format as format_of
-from fastconv.conv import _lists, conv1d, conv2d
+from fastconv.conv import _lists, conv1d, conv2d, tf32_is_allowed
 from fastconv.conv_transpose import conv_transpose1d, conv_transpose2d
 
 __all__ = ["Explanation", "Run", "explain"]
@@ -201,7 +201,9 @@ def explain(
     with torch.no_grad():
         output = family.function(**operands, **kwargs)  # refuses what a call would refuse
     flops, query = family.query(operands["input"], operands["weight"], output, **kwargs)
-    runs, way = _ask(operands, output, threads, {**query, "cuda": device == "cuda"})
+    cuda = device == "cuda"
+    query |= {"cuda": cuda, "allow_tf32": cuda and tf32_is_allowed()}
+    runs, way = _ask(operands, output, threads, query)
     used = max((run.threads for run in runs), default=1)
     return Explanation(
         op=family.function.__name__,

@@ -3,7 +3,7 @@
 from types import TracebackType
 from typing import Any
 
-from fastconv._native import ISAS, native
+from fastconv._native import HAS_CUDA, ISAS, native, ops
 
 __all__ = ["flags"]
 
@@ -21,6 +21,8 @@ class flags:
             the machine has it. At first it is the best one, or what ``FASTCONV_CPU_ISA`` in the environment caps it to.
         kernel: the only convolution kernel that may run, by its name in ``fastconv.explain``; arguments that it
             cannot serve are an error, and ``winograd`` is not asked. ``"auto"`` returns to the choice by arguments.
+            CPU and CUDA have kernels of their own, some of the same name; a name that only one of the two knows is an
+            error for tensors of the other.
 
     Raises:
         TypeError: a switch of another type, or given by position.
@@ -80,7 +82,9 @@ def _switch(wanted: dict[str, Any]) -> None:
     if "isa" in wanted:
         native.isa_select(wanted["isa"])
     if "kernel" in wanted:
-        kernel = wanted["kernel"]
-        if kernel == "" or not native.conv_force_kernel("" if kernel == "auto" else kernel):
-            kernels = [*native.conv_kernels(), "auto"]
-            raise ValueError(f"flags: kernel must be one of {', '.join(kernels)} (got {kernel!r})")
+        kernel = "" if wanted["kernel"] == "auto" else wanted["kernel"]
+        if wanted["kernel"] == "" or not native.conv_force_kernel(kernel):
+            kernels = [*dict.fromkeys(native.conv_kernels() + native.conv_cuda_kernels()), "auto"]
+            raise ValueError(f"flags: kernel must be one of {', '.join(kernels)} (got {wanted['kernel']!r})")
+        if HAS_CUDA:
+            ops._conv_cuda_force(kernel)

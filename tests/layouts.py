@@ -61,17 +61,17 @@ _OUTPUT_ROUNDING = {
 
 
 def assert_close_to_reference(
-    name: str, got: Tensor, expected: Tensor, scale: Tensor, *, patches: bool = False
+    name: str, got: Tensor, expected: Tensor, scale: Tensor, *, patches: bool = False, tf32: bool = False
 ) -> None:
     """Each element within a few roundings of the sum that it is: relative to the magnitudes that were added
     up (``scale``), in the dtype of the accumulation, plus one rounding of a 16-bit result.
 
     ``patches``: Winograd's transforms may have been used. Then an element has roundings of its whole patch, and more of
-    them (docs/numerics.md).
+    them (docs/numerics.md). ``tf32``: both factors of a product were rounded to 11 bits first.
     """
     assert got.shape == expected.shape, f"{name}: {list(got.shape)} instead of {list(expected.shape)}"
     rounding, smallest = _OUTPUT_ROUNDING[got.dtype]
-    accumulation = 2e-15 if got.dtype == torch.float64 else 1e-6
+    accumulation = 2e-15 if got.dtype == torch.float64 else 1e-6 + (2**-10 + 2**-22) * tf32
     if patches and got.dtype != torch.float64:
         accumulation = 1e-5
         scale = scale.amax((-2, -1), keepdim=True)

@@ -114,6 +114,7 @@ def test_an_interrupt_keeps_what_was_measured(bench, monkeypatch):
         (["--threads", "all"], "bench: --threads must be positive integers (got 'all')"),
         (["--dtype", ","], "bench: the options must leave something to measure (got nothing)"),
         (["--kernel", "fastest"], f"bench: --kernel must be of {', '.join(native.conv_kernels())} (got 'fastest')"),
+        (["--kernel", "implicit_gemm"], "bench: --kernel must be of "),  # one of CUDA's
         (["--json", "missing/rows.json"], "bench: --json must lie in a folder that exists"),
         (
             ["report", "--output", "missing/page.html", SHAPES],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cases import CASES, TRANSPOSED_CASES, Case, TransposedCase, problem
-from emulated import Emulator, emulator
+from emulated import Emulator, KernelError, emulator
 from layouts import assert_close_to_reference
 from test_pool_cuda import ALL_BLOCKS, BOTH_LAYOUTS
 from torch import Tensor
@@ -19,7 +19,7 @@ ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: str(t).remov
 ACTIVATIONS = ["", "relu", "relu6", "silu", "hardswish"]  # in the order of Activation
 FORWARD = ["depthwise_planes", "depthwise_pixels", "implicit_gemm", "grouped", "general"]
 GRAD_WEIGHT = ["depthwise", "implicit_gemm", "general"]
-PART, SUMS = 512, 8 << 20  # of ConvLimits
+PART, SUMS, TERMS, CHIP = 512, 8 << 20, 128, 90  # of ConvLimits
 FORWARDS, TURNED, WEIGHTS = 0, 1, 2  # directions
 
 
@@ -48,8 +48,11 @@ class Gpu:
     max_grid: int = ALL_BLOCKS
     part: int = PART
     sums: int = SUMS
+    terms: int = TERMS
+    chip: int = CHIP
     shift: int = 0  # elements from a multiple of 256 bytes
     activation: str = ""
+    tf32: bool = False
 
     @property
     def turned(self) -> bool:
@@ -89,16 +92,17 @@ class Gpu:
             names = ["input", "weight", "bias", "output", "residual"]
             memory = (ctypes.c_void_p * 5)(*(at.get(name) for name in names))
             kernel = ctypes.c_char_p(self.kernel.encode() if self.kernel else None)
-            limits = (ctypes.c_int64 * 3)(self.max_grid, self.part, self.sums)
+            limits = (ctypes.c_int64 * 5)(self.max_grid, self.part, self.sums, self.terms, self.chip)
             dtype, fields = DTYPES.index(self.dtype), self.fields()
             ask = self.emulator.library.emulated_conv_scratch
             ask.restype = ctypes.c_int64
-            scratch = ask(ctypes.c_int64(direction), kernel, ctypes.c_int64(dtype), fields, memory, limits)
+            tf32 = ctypes.c_int64(self.tf32)
+            scratch = ask(ctypes.c_int64(direction), kernel, ctypes.c_int64(dtype), tf32, fields, memory, limits)
             if scratch < 0:
                 return None
             self.emulator.launched()
             with self.emulator.buffers(("scratch", np.empty(max(1, scratch), np.uint8), 0, False)) as (own,):
-                self.emulator.call("emulated_conv", direction, kernel, dtype, ACTIVATIONS.index(self.activation),
+                self.emulator.call("emulated_conv", direction, kernel, dtype, tf32, ACTIVATIONS.index(self.activation),
                                    fields, memory, ctypes.c_void_p(own.address), limits)  # fmt: skip
             written = torch.from_numpy(buffers[-1].download()).view(self.dtype)
             return written.permute(0, 3, 1, 2) if self.last(result) else written
@@ -136,7 +140,7 @@ class Gpu:
             return False
         p = problem(self.case)
         expected, scale = self.four(getattr(p, name)), self.four(getattr(p, f"scale_{name}"))
-        assert_close_to_reference(name, got, expected, scale)
+        assert_close_to_reference(name, got, expected, scale, tf32=self.tf32)
         return True
 
     def check(self) -> None:
@@ -177,7 +181,6 @@ OWN = [
     _case("planes in tiles, rows in the padding", 1, 2, (47, 47), 2, 1, padding=1, groups=2),
     _case("a plane too large to share", 1, 1, (1, 2), 1, (3, 3), padding=(200, 200), dilation=200, groups=1),
 ]
-BY_NAME |= {case.name: case for case in OWN}
 #: Small ones, for everything else, by the kernel that is chosen for them.
 USUAL = {
     "implicit_gemm": _case("gemm", 2, 32, (5, 7), 40, 3, padding=1, stride=(1, 2), groups=2),
@@ -185,6 +188,7 @@ USUAL = {
     "odd groups": _case("odd groups", 2, 6, (5, 7), 9, 3, padding=1, groups=3),
     "depthwise": _case("depthwise", 2, 16, (6, 7), 16, 3, padding=1, groups=16),
 }
+BY_NAME |= {case.name: case for case in [*OWN, *USUAL.values()]}
 
 
 @pytest.mark.parametrize("name", [*CHOSEN, *(case.name for case in OWN)])
@@ -203,11 +207,10 @@ TENSOR = ["tiles of pixels and channels", "a kernel of one", "kernel_1", "dense_
 @BOTH_LAYOUTS
 def test_sixteen_bits(emulator: Emulator, channels_last: bool, name: str) -> None:
     dtype = [torch.bfloat16, torch.float16][(len(name) + channels_last) % 2]
-    gpu = Gpu(emulator, BY_NAME[name], dtype, channels_last)
-    assert gpu.check_forward()
-    tensor = "conv_tensor_products" in emulator.launched()[-1]
-    assert tensor == (gpu.sizes[gpu.turned ^ True][1] // gpu.case.groups >= 12)
-    assert gpu.check_grad_input()
+    gpu = Gpu(emulator, BY_NAME[name], dtype, channels_last, kernel="implicit_gemm")
+    for check in (gpu.check_forward, gpu.check_grad_input):
+        assert check()
+        assert any("conv_tensor_products" in name for name in emulator.launched())
     assert gpu.check_grad_weight()
 
 
@@ -220,9 +223,7 @@ def test_every_kernel_by_its_name(emulator: Emulator, channels_last: bool, kerne
         gpu = Gpu(emulator, case, torch.float32, channels_last, kernel=kernel)
         served += [case.name] * (gpu.check_forward() + gpu.check_grad_input())
     depthwise = ["depthwise"] * 2 + ["depthwise_odd"] * 2
-    if kernel == "implicit_gemm":
-        assert served[:2] == ["gemm"] * 2
-    elif kernel in ("grouped", "general"):
+    if kernel in ("implicit_gemm", "grouped", "general"):
         assert len(served) == 2 * len(cases)
     else:
         assert served == (depthwise if channels_last == (kernel == "depthwise_pixels") else [])
@@ -236,9 +237,16 @@ def test_every_gradient_of_weights_by_its_name(emulator: Emulator, channels_last
         for case in USUAL.values()
         if Gpu(emulator, case, torch.float32, channels_last, kernel=kernel).check_grad_weight()
     ]
-    assert served == {"depthwise": ["depthwise"], "implicit_gemm": ["gemm"]}.get(
-        kernel, [case.name for case in USUAL.values()]
-    )
+    assert served == (["depthwise"] if kernel == "depthwise" else [case.name for case in USUAL.values()])
+
+
+@pytest.mark.parametrize(("direction", "kernel"), [(FORWARDS, "depthwise_pixels"), (WEIGHTS, "depthwise")])
+def test_a_kernel_that_cannot_serve_is_an_error(emulator: Emulator, direction: int, kernel: str) -> None:
+    gpu = Gpu(emulator, USUAL["implicit_gemm"])
+    nowhere, limits = (ctypes.c_void_p * 5)(), (ctypes.c_int64 * 5)(ALL_BLOCKS, PART, SUMS, TERMS, CHIP)
+    with pytest.raises(KernelError, match=rf"^conv2d: kernel must be able to serve these arguments \(got {kernel}\)"):
+        emulator.call("emulated_conv", direction, ctypes.c_char_p(kernel.encode()), 0, 0, 0, gpu.fields(), nowhere,
+                      ctypes.c_void_p(), limits)  # fmt: skip
 
 
 @pytest.mark.parametrize("case", USUAL)
@@ -255,6 +263,75 @@ def test_limits(emulator: Emulator, channels_last: bool, case: str, limits: dict
     """One block for everything, tensors that begin anywhere, gradients of weights in parts."""
     dtype = torch.bfloat16 if "shift" in limits else torch.float32
     Gpu(emulator, USUAL[case], dtype, channels_last, **limits).check()
+
+
+@pytest.mark.parametrize("name", [name for name in TENSOR if name != "patches_16"])
+@BOTH_LAYOUTS
+def test_tf32(emulator: Emulator, channels_last: bool, name: str) -> None:
+    gpu = Gpu(emulator, BY_NAME[name], torch.float32, channels_last, kernel="implicit_gemm", tf32=True)
+    for check, kernel in (
+        (gpu.check_forward, "conv_tensor_products<float, "),
+        (gpu.check_grad_input, "conv_tensor_products<float, "),
+        (gpu.check_grad_weight, "conv_weight_products<float, true>"),
+    ):
+        assert check()
+        assert any(kernel in name for name in emulator.launched())
+
+
+@pytest.mark.parametrize("name", ["gemm", "a kernel of one", "groups_2_of_20_to_35", "up_3x3"])
+@pytest.mark.parametrize("terms", [TERMS, 8])
+@BOTH_LAYOUTS
+def test_without_tensor_cores(emulator: Emulator, channels_last: bool, terms: int, name: str) -> None:
+    """What would be theirs is multiplied as float32: 16-bit types, and float32 without a rounding to TF32."""
+    case = BY_NAME[name]
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        more = {"terms": terms, "chip": 75, "tf32": dtype == torch.float32}
+        gpu = Gpu(emulator, case, dtype, channels_last, kernel="implicit_gemm", **more)
+        for check, kernel in ((gpu.check_forward, "conv_products<"), (gpu.check_grad_weight, "conv_weight_products<")):
+            assert check()
+            launched = emulator.launched()
+            assert any(name.startswith(kernel) for name in launched)
+            assert not any("tensor" in name or ("weight_products" in name and "true" in name) for name in launched)
+        assert gpu.check_grad_input()
+
+
+@BOTH_LAYOUTS
+def test_tf32_rounds_to_nearest(emulator: Emulator, channels_last: bool) -> None:
+    """Of a number in the middle between two of 11 bits the larger one, not what is left when bits are cut off; and
+    parts of sums are added up in float32."""
+    case = BY_NAME["a kernel of one"]
+    middle, small = 1 + 2**-11, 2**-20
+    weight = torch.zeros(24, 32, 1, 1)
+    weight[:, 0] = middle
+    weight[:, 9] = 1
+    x = torch.zeros(3, 32, 5, 7)
+    x[:, 0] = -middle
+    x[:, 9] = small
+    for tf32, wanted in ((True, small - (1 + 2**-10) ** 2), (False, small - middle**2)):
+        for terms in (TERMS, 8):
+            gpu = Gpu(emulator, case, torch.float32, channels_last, kernel="implicit_gemm", tf32=tf32, terms=terms)
+            got = gpu.run(FORWARDS, {"input": x, "weight": weight}, "output", gpu.sizes[1])
+            assert torch.equal(got, torch.full_like(got, wanted))
+            kernel = "conv_tensor_products<" if tf32 else "conv_products<"
+            assert any(name.startswith(kernel) for name in emulator.launched())
+
+
+#: Steps that end within a tap, parts of no step, tails of channels and pixels, residues, a kernel of one.
+PARTS = ["gemm", "a kernel of one", "groups_2_of_20_to_35", "in_place_cropped", "up_3x3", "dilation_2_stride_3"]
+
+
+@pytest.mark.parametrize(("dtype", "tf32"), [*((dtype, False) for dtype in DTYPES[:3]), (torch.float32, True)], ids=str)
+@pytest.mark.parametrize("name", PARTS)
+@BOTH_LAYOUTS
+def test_sums_in_parts(emulator: Emulator, channels_last: bool, name: str, dtype: torch.dtype, tf32: bool) -> None:
+    """Of few tiles several blocks have each a part of the sum, and the parts are added up; also by a single block."""
+    for grid in (ALL_BLOCKS, 1):
+        gpu = Gpu(
+            emulator, BY_NAME[name], dtype, channels_last, kernel="implicit_gemm", max_grid=grid, terms=8, tf32=tf32
+        )
+        for check in (gpu.check_forward, gpu.check_grad_input):
+            assert check()
+            assert "conv_add_outputs" in emulator.launched()[-1]
 
 
 @pytest.mark.parametrize("case", USUAL)
@@ -283,15 +360,18 @@ def test_accesses_are_wide_where_they_are_aligned(emulator: Emulator, dtype: tor
 @pytest.mark.parametrize("case", USUAL)
 @BOTH_LAYOUTS
 def test_activation_and_residual(emulator: Emulator, channels_last: bool, case: str, activation: str) -> None:
-    gpu = Gpu(emulator, USUAL[case], torch.float32, channels_last, activation=activation)
+    gpus = [Gpu(emulator, USUAL[case], torch.float32, channels_last, activation=activation, terms=terms)
+            for terms in ([TERMS, 8] if case == "implicit_gemm" else [TERMS])]  # fmt: skip
+    gpu = gpus[0]
     p = problem(gpu.case)
     residual = 3 * torch.randn(gpu.sizes[1], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     residual[0, 0, 0, 0] = float("nan")
     function = getattr(torch.nn.functional, activation) if activation else lambda x: x
     wanted = function(p.output + residual)
     given = {"input": p.input, "weight": p.weight, "bias": p.bias, "residual": residual}
-    got = gpu.run(FORWARDS, given, "output", gpu.sizes[1])
-    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-4, equal_nan=True)
+    for one in gpus:  # with a sum in parts, too: nothing is added to the parts
+        got = one.run(FORWARDS, given, "output", gpu.sizes[1])
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-4, equal_nan=True)
 
 
 @BOTH_LAYOUTS

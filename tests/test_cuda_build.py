@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from test_gpu_status import gpu_status, load
 
 from fastconv import _native
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = Path(_native.__file__).with_name("_C_cuda.so")
 built = pytest.mark.skipif(not LIBRARY.exists(), reason="fastconv is built without CUDA here")
+cuda_report = load("cuda_report")
 has_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
 
 
@@ -45,6 +48,55 @@ def test_keeps_its_cuda_runtime_to_itself() -> None:
         ["nm", "-D", "--defined-only", str(LIBRARY)], capture_output=True, text=True, check=True
     ).stdout
     assert not re.findall(r" [TtWw] (cuda[A-Z]\w+|cu[A-Z]\w+|__cuda\w+)", symbols)
+
+
+@built
+@pytest.mark.skipif(torch.version.cuda is not None, reason="PyTorch has a libtorch_cuda.so of its own")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler on PATH")
+def test_it_loads_and_is_told_which_kernel_may_run(tmp_path: Path) -> None:
+    """Beside a PyTorch without CUDA, whose one function that the library asks for stands in a library of our own."""
+    source, stub = tmp_path / "stub.c", tmp_path / "libtorch_cuda.so"
+    source.write_text("int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }\n")
+    subprocess.run(["cc", "-shared", "-fPIC", f"-Wl,-soname,{stub.name}", "-o", stub, source], check=True)
+    program = (
+        "import sys, torch, fastconv\n"
+        f"torch.ops.load_library({str(LIBRARY)!r})\n"
+        "sys.modules['fastconv.flags'].HAS_CUDA = True\n"
+        "with fastconv.flags(kernel='implicit_gemm'): print(fastconv.flags())\n"
+    )
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert "kernel='implicit_gemm'" in done.stdout, done.stderr
+
+
+@built
+def test_no_kernel_spills() -> None:
+    """More than the report's few: results would be right, and slow."""
+    kernels = cuda_report.collect()
+    if not kernels:
+        pytest.skip("fastconv was built elsewhere: what ptxas said of its kernels is not here")
+    assert not [k for k in kernels if k.spills_too_much]
+    assert {k.kernel.partition("<")[0] for k in kernels} == {k.name for k in gpu_status.cuda_kernels()}
+    for name in cuda_report.MAY_SPILL:
+        assert any(k.kernel.startswith(name) for k in kernels), f"{name} is excused, and does not exist"
+
+
+def test_what_ptxas_says_is_read() -> None:
+    symbol = "_ZN8fastconv12_GLOBAL__N_14poolIfLi2EEEvNS0_4ArgsIiEE"
+    kernels = cuda_report.parse("pool", "".join(
+        f"ptxas info    : Compiling entry function '{symbol}' for '{chip}'\n"
+        f"ptxas info    : Function properties for {symbol}\n"
+        f"    {spilled} bytes stack frame, {spilled} bytes spill stores, 12 bytes spill loads\n"
+        f"ptxas info    : Used 40 registers, used 1 barriers, 16 bytes cumulative stack size, {shared}\n"
+        f"ptxas info    : Compile time = 1.000 ms\n"
+        for chip, spilled, shared in (("sm_80", 8, "264 bytes smem, 4 bytes cmem[0]"), ("sm_90a", 200, ""))
+    ))  # fmt: skip
+    first, second = kernels
+    assert first == cuda_report.Resources("pool", "pool<float, 2>", "sm_80", 40, 8, 8, 12, 264)
+    assert second == cuda_report.Resources("pool", "pool<float, 2>", "sm_90a", 40, 200, 200, 12, 0)
+    assert not first.spills_too_much
+    assert second.spills_too_much
+    assert "pool<float, 2> sm_90a" in cuda_report.render(kernels)
 
 
 @has_nvcc

@@ -300,6 +300,10 @@ def test_text() -> None:
     assert two.kernel == "channel+rows"
 
 
+#: In the order in which they are asked.
+CUDA = ["depthwise_planes", "depthwise_pixels", "implicit_gemm", "grouped", "general"]
+
+
 @pytest.mark.parametrize(
     ("kernel", "sizes", "kwargs"),
     [
@@ -318,6 +322,47 @@ def test_it_names_the_kernel_that_cuda_tensors_run(kernel: str, sizes: tuple, kw
     assert kernel in str(found)
     turned = fastconv.explain("conv_transpose2d", *sizes, device="cuda", **{"stride": 2} | kwargs)
     assert (turned.way, turned.kernel) == ("spread", kernel)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kwargs", "parts"),
+    [
+        (((1, 512, 7, 7), (512, 512, 3, 3)), dict(padding=1), 16),  # 8 tiles of 49 pixels by 64 channels
+        (((1, 512, 7, 7), (2048, 512, 1, 1)), {}, 4),
+        (((1, 2048, 7, 7), (512, 2048, 1, 1)), dict(dtype=torch.bfloat16), 16),
+        (((1, 256, 7, 7), (512, 256, 1, 1)), {}, 2),  # of 128 terms
+        (((8, 64, 56, 56), (64, 64, 3, 3)), dict(padding=1), 1),
+        (((64, 512, 7, 7), (512, 512, 3, 3)), dict(padding=1), 1),
+    ],
+)
+def test_few_tiles_are_split_along_the_sum(sizes: tuple, kwargs: dict, parts: int) -> None:
+    found = fastconv.explain("conv2d", *sizes, device="cuda", **kwargs)
+    assert found.kernel == "implicit_gemm"
+    assert found.runs[0].scratch_bytes == (4 * parts * prod(found.output) if parts > 1 else 0)
+
+
+def test_it_follows_the_kernel_that_is_asked_for_on_cuda() -> None:
+    sizes = (2, 32, 9, 9), (32, 32, 3, 3)
+    found = fastconv.explain("conv2d", *sizes, device="cuda")
+    assert found.runs[0].passed_by == (
+        ("depthwise_planes", "cannot serve these arguments"),
+        ("depthwise_pixels", "cannot serve these arguments"),
+    )
+    few = fastconv.explain("conv2d", sizes[0], (4, 32, 3, 3), device="cuda")
+    assert few.runs[0].passed_by[-1] == ("implicit_gemm", "not preferred")
+    nothing = fastconv.explain("conv2d", (2, 0, 9, 9), (32, 0, 3, 3), device="cuda")
+    assert nothing.runs[0].passed_by == tuple((name, "there is nothing to add up") for name in CUDA[:-1])
+    for name in CUDA:
+        with fastconv.flags(kernel=name):
+            for given in (sizes, (sizes[0], (4, 32, 3, 3))):
+                asked = fastconv.explain("conv2d", *given, device="cuda")
+                assert asked.kernel == (None if name.startswith("depthwise") else name)
+                assert {reason for other, reason in asked.runs[0].passed_by if other != name} <= {
+                    "another kernel is asked for by name"
+                }
+            assert fastconv.explain("conv2d", (2, 0, 9, 9), (32, 0, 3, 3), device="cuda").kernel == "general"
+    with fastconv.flags(kernel="pixel"):
+        assert fastconv.explain("conv2d", *sizes, device="cuda").kernel is None
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The switches of the process: what they switch, that they nest and come back, and what they refuse."""
 
+import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ from kernels import SUPPORTED
 import fastconv
 from fastconv._native import ISAS, native
 from fastconv.flags import in_force
+
+KERNELS = [*native.conv_kernels(), "depthwise_planes", "implicit_gemm", "auto"]
 
 
 @pytest.fixture
@@ -92,6 +96,36 @@ def test_kernel_and_isa_are_what_runs() -> None:
         fastconv.conv2d(x, weight)
 
 
+def test_a_kernel_of_cuda_is_an_error_on_the_cpu() -> None:
+    x, weight = torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3)
+    for name in native.conv_cuda_kernels():
+        assert name in KERNELS
+    for name in set(native.conv_cuda_kernels()) - set(native.conv_kernels()):
+        with (
+            fastconv.flags(kernel=name),
+            pytest.raises(RuntimeError, match=rf"conv2d: kernel must be able to serve these arguments \(got {name}\)"),
+        ):
+            fastconv.conv2d(x, weight)
+
+
+def test_the_library_of_cuda_is_told(monkeypatch, before) -> None:
+    """It keeps the name for itself: one library does not see what the other one has."""
+    told: list[str] = []
+    module = sys.modules["fastconv.flags"]
+    monkeypatch.setattr(module, "HAS_CUDA", True)
+    monkeypatch.setattr(module, "ops", SimpleNamespace(_conv_cuda_force=told.append))
+    with fastconv.flags(kernel="implicit_gemm"):
+        assert told[-1] == "implicit_gemm"
+        with pytest.raises(ValueError, match="kernel must be one of"):
+            fastconv.flags(kernel="fastest")
+        assert told[-1] == "implicit_gemm"
+        with fastconv.flags(kernel="auto"):
+            assert told[-1] == ""
+        assert told[-1] == "implicit_gemm"
+    assert told[-1] == ""
+    assert in_force() == before
+
+
 def test_a_row_that_is_switched_off_is_not_asked() -> None:
     """What ``winograd=False`` does to the row of that name, shown by a row that is preferred elsewhere."""
     x, weight = torch.randn(2, 40, 9, 10), torch.randn(40, 2, 3, 3)
@@ -155,9 +189,9 @@ def test_the_number_of_the_choice_changes_with_it() -> None:
         (
             dict(kernel="fastest"),
             ValueError,
-            f"kernel must be one of {', '.join(native.conv_kernels())}, auto (got 'fastest')",
+            f"kernel must be one of {', '.join(KERNELS)} (got 'fastest')",
         ),
-        (dict(kernel=""), ValueError, f"kernel must be one of {', '.join(native.conv_kernels())}, auto (got '')"),
+        (dict(kernel=""), ValueError, f"kernel must be one of {', '.join(KERNELS)} (got '')"),
         (dict(kernel=True), TypeError, "kernel must be a string (got True)"),
         (dict(winograd=1), TypeError, "winograd must be True or False (got 1)"),
         (dict(winograd="no"), TypeError, "winograd must be True or False (got 'no')"),

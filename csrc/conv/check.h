@@ -139,7 +139,7 @@ inline View4 readable(Tensor& tensor) {
   }
 }
 
-inline ConvParams conv_params(const ConvArguments& a, Dtype dtype) {
+inline ConvParams conv_params(const ConvArguments& a, Dtype dtype, bool allow_tf32 = false) {
   ConvParams p;
   p.dtype = dtype;
   p.N = a.input[0];
@@ -162,6 +162,7 @@ inline ConvParams conv_params(const ConvArguments& a, Dtype dtype) {
   p.bias = nullptr;
   p.residual = nullptr;
   p.activation = Activation::kNone;
+  p.tf32 = allow_tf32 && dtype == Dtype::kFloat32;
   p.prepacked = false;
   p.halved = false;
   p.threads = 1;

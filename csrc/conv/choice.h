@@ -7,10 +7,13 @@
 
 namespace fastconv {
 
-std::vector<std::string> conv_kernel_names();  // in the order in which they are asked
+// In the order in which they are asked; those of CUDA tensors can be named on every machine.
+std::vector<std::string> conv_kernel_names();
+std::vector<std::string> conv_cuda_kernel_names();
 
 // Makes every convolution of this process run the named kernel, or fail where it cannot serve the arguments; an empty
-// name returns to the table's order. False where there is no such kernel.
+// name returns to the table's order. False where there is no such kernel. CUDA tensors know of it as soon as their own
+// library is told (_conv_cuda_force).
 bool conv_force_kernel(const std::string& name);
 std::string conv_forced_kernel();
 
@@ -33,7 +36,8 @@ struct ConvQuery {
   bool transposed;
   std::vector<int64_t> output_padding;  // of a transposed one
   bool bias;
-  bool cuda;  // of CUDA tensors
+  bool cuda;        // of CUDA tensors
+  bool allow_tf32;  // to these
 };
 struct ConvRun {
   std::string kernel;                                          // empty where none serves

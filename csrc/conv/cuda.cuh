@@ -3,8 +3,6 @@
 // gives the same bits again.
 #pragma once
 #include <iterator>
-#include <stdexcept>
-#include <string>
 
 #include "conv/cuda_depthwise.cuh"
 #include "conv/cuda_general.cuh"
@@ -29,30 +27,31 @@ constexpr ConvCudaGradWeight kConvGradWeight[] = {{conv_pairs_scratch, conv_pair
 static_assert(std::size(kConvForward) == std::size(kConvCudaForward), "one kernel for each rule");
 static_assert(std::size(kConvGradWeight) == std::size(kConvCudaGradWeight), "one kernel for each rule");
 
+// The place in its table of the kernel that serves, or of the only one that may.
 template <size_t Count>
-int conv_cuda_serving(const ConvCudaRule (&table)[Count], const ConvParams& p, const char* only) {
-  const int found = conv_cuda_choose(table, p, only);
-  if (found < 0) throw std::invalid_argument(std::string(only) + " does not serve this convolution");
-  return found;
+size_t conv_place(const char* op, const ConvCudaRule (&table)[Count], const ConvParams& p, const char* only) {
+  return static_cast<size_t>(&conv_served(op, conv_cuda_choose(table, p, only), only) - table);
 }
 
 // A convolution, and the bytes of device memory that it needs; `only`: the name of the kernel that has to serve it.
-inline int64_t conv_scratch(const ConvParams& p, const char* only = nullptr) {
-  return kConvCudaForward[conv_cuda_serving(kConvCudaForward, p, only)].packs(p);
+inline int64_t conv_scratch(const ConvParams& p, const char* op, const ConvLimits& limits = {},
+                            const char* only = nullptr) {
+  const ConvMemory memory = kConvCudaForward[conv_place(op, kConvCudaForward, p, only)].memory(p, limits);
+  return conv_behind_packed(memory) + memory.scratch;
 }
 inline void conv_forward(const ConvParams& p, void* scratch, const Stream& stream, const ConvLimits& limits = {},
                          const char* only = nullptr) {
-  kConvForward[conv_cuda_serving(kConvCudaForward, p, only)]({p, stream, limits, scratch});
+  kConvForward[conv_place(stream.op, kConvCudaForward, p, only)]({p, stream, limits, scratch});
 }
 
 // The same for the gradient of the weight, which is dense.
-inline int64_t conv_grad_weight_scratch(const ConvParams& p, const ConvLimits& limits = {},
+inline int64_t conv_grad_weight_scratch(const ConvParams& p, const char* op, const ConvLimits& limits = {},
                                         const char* only = nullptr) {
-  return kConvGradWeight[conv_cuda_serving(kConvCudaGradWeight, p, only)].scratch(p, limits);
+  return kConvGradWeight[conv_place(op, kConvCudaGradWeight, p, only)].scratch(p, limits);
 }
 inline void conv_grad_weight(const ConvParams& p, void* scratch, const Stream& stream, const ConvLimits& limits = {},
                              const char* only = nullptr) {
-  kConvGradWeight[conv_cuda_serving(kConvCudaGradWeight, p, only)].run({p, stream, limits, scratch});
+  kConvGradWeight[conv_place(stream.op, kConvCudaGradWeight, p, only)].run({p, stream, limits, scratch});
 }
 
 }  // namespace

@@ -58,8 +58,8 @@ struct ConvArgs {
   ConvPlaneTile tile;
   int64_t packed_k;  // output channels of a group in the packed weights, those that are not there included
   int64_t lanes;     // channels that a block has side by side
-  int64_t parts;     // into which pixels are split
-  void* sums;        // [parts, the weight's elements], in the type that is added up in; or null: there is one part
+  int64_t parts;     // into which pixels are split, or the terms of an output's sum
+  void* sums;        // [parts, the result's elements], in the type that is added up in; or null: there is one part
   void* packed;
   int64_t items;
 };
@@ -117,12 +117,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_pack(const ConvArgs args) {
 
 // ---- launchers ----
 
-// What the tests may lower to reach at small sizes what only huge tensors do on a GPU.
-struct ConvLimits {
-  int64_t grid = kMaxGrid;  // blocks
-  int64_t part = 512;       // pixels that are worth a part of the gradient of the weights, at least
-  int64_t sums = 8 << 20;   // bytes, of all these parts
-};
+static_assert(ConvLimits{}.grid == kMaxGrid, "as many blocks as there may be");
 
 inline ConvAxis conv_axis(int64_t inputs, int64_t outputs, int64_t taps, int64_t stride, int64_t dilation, int64_t pad,
                           int64_t up) {
@@ -152,6 +147,9 @@ struct ConvLauncher {
     args.channels_last = p.output.c == 1;
     args.packed = scratch;
     return args;
+  }
+  bool tensor_cores() const {
+    return conv_on_tensor_cores(p) && std::min<int64_t>(device_limits(stream).capability, limits.chip) >= 80;
   }
   // The weights in the order of conv_pack, from there on, with room for so many output channels a group.
   template <class T>

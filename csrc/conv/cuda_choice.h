@@ -3,9 +3,9 @@
 // themselves stand in cuda.cuh, in the same order.
 #pragma once
 #include <algorithm>
-#include <cstring>
+#include <numeric>
 
-#include "conv/params.h"
+#include "conv/table.h"
 
 namespace fastconv {
 
@@ -17,6 +17,20 @@ constexpr int64_t kConvShared = 48 << 10;
 constexpr int64_t kConvFewChannels = 12;
 // Output channels of a thread where they are few.
 constexpr int64_t kConvFour = 4;
+
+// Pixels of a tile of products.
+constexpr int kConvPixels = 128;
+// Blocks that keep a large chip busy.
+constexpr int64_t kConvBusy = 128;
+
+// What the tests may lower to reach at small sizes what only huge tensors do on a GPU.
+struct ConvLimits {
+  int64_t grid = INT32_MAX;  // blocks
+  int64_t part = 512;        // pixels that are worth a part of the gradient of the weights, at least
+  int64_t sums = 8 << 20;    // bytes, of all these parts
+  int64_t terms = 128;       // of an output's sum that are worth a part of it, at least
+  int64_t chip = INT32_MAX;  // compute capability, times ten, beyond which nothing is used
+};
 
 // Of a number that is added up in.
 inline int64_t conv_accumulate_bytes(const ConvParams& p) { return p.dtype == Dtype::kFloat64 ? 8 : 4; }
@@ -69,10 +83,10 @@ inline bool conv_depthwise(const ConvParams& p) { return p.C == 1 && p.K == 1 &&
 inline bool conv_both_last(const ConvParams& p) { return p.input.c == 1 && p.output.c == 1; }
 inline bool conv_both_planes(const ConvParams& p) { return p.input.w == 1 && p.output.w == 1; }
 
-inline bool conv_planes_apply(const ConvParams& p) {
+inline bool conv_planes_serve(const ConvParams& p) {
   return conv_depthwise(p) && conv_both_planes(p) && conv_plane_tile(p).fits;
 }
-inline bool conv_pixels_apply(const ConvParams& p) { return conv_depthwise(p) && conv_both_last(p); }
+inline bool conv_pixels_serve(const ConvParams& p) { return conv_depthwise(p) && conv_both_last(p); }
 
 // Whether positions and channels fit into 32 bits with room to add a few.
 inline bool conv_small_sizes(const ConvParams& p) {
@@ -82,55 +96,103 @@ inline bool conv_small_sizes(const ConvParams& p) {
     if (size >= kMost) return false;
   return p.C * p.R * p.S < kMost;
 }
-inline bool conv_products_apply(const ConvParams& p) {
-  return p.K >= kConvFewChannels && p.C * p.R * p.S >= 8 && conv_small_sizes(p);
-}
-inline bool conv_grouped_applies(const ConvParams& p) {
-  return p.C * p.R * p.S > 0 && (conv_both_last(p) || conv_both_planes(p));
-}
-inline bool conv_always_applies(const ConvParams&) { return true; }
+inline bool conv_products_pay(const ConvParams& p) { return p.K >= kConvFewChannels && p.C * p.R * p.S >= 8; }
+inline bool conv_grouped_serves(const ConvParams& p) { return conv_both_last(p) || conv_both_planes(p); }
+inline bool conv_always(const ConvParams&) { return true; }
 
 inline int64_t conv_weight_elements(const ConvParams& p) { return p.G * p.K * p.C * p.R * p.S; }
-inline int64_t conv_packs_all(const ConvParams& p) { return conv_weight_elements(p) * p.element_size(); }
-inline int64_t conv_packs_none(const ConvParams&) { return 0; }
-// Output channels of a group in packed weights, with zeros behind the last: tensor cores are given eight at once.
+inline bool conv_on_tensor_cores(const ConvParams& p) { return p.element_size() == 2 || p.tf32; }
+// Output channels of a group in packed weights, with zeros behind the last; tensor cores are given 16 bytes at once.
 inline int64_t conv_by_fours(const ConvParams& p) { return (p.K + kConvFour - 1) / kConvFour * kConvFour; }
-inline int64_t conv_by_eights(const ConvParams& p) { return p.element_size() == 2 ? (p.K + 7) / 8 * 8 : p.K; }
+inline int64_t conv_by_wide(const ConvParams& p) {
+  const int64_t wide = conv_on_tensor_cores(p) ? 16 / p.element_size() : 1;
+  return (p.K + wide - 1) / wide * wide;
+}
 inline int64_t conv_packs(const ConvParams& p, int64_t channels) {
   return p.G * p.R * p.S * p.C * channels * p.element_size();
 }
-inline int64_t conv_packs_fours(const ConvParams& p) { return conv_packs(p, conv_by_fours(p)); }
 // Weights of one tap are read as they lie where they can be.
 inline int64_t conv_packs_taps(const ConvParams& p) {
   const View4& w = p.weight;
-  const bool eights =
-      p.K % 8 == 0 && w.c % 8 == 0 && p.weight_g % 8 == 0 && reinterpret_cast<uintptr_t>(w.data) % 16 == 0;
-  const bool lies_well = p.element_size() == 2 ? w.n == 1 && eights : w.n == 1 || w.c == 1 || p.C == 1;
-  return p.R * p.S == 1 && lies_well ? 0 : conv_packs(p, conv_by_eights(p));
+  const int64_t wide = 16 / p.element_size();
+  const bool whole =
+      p.K % wide == 0 && w.c % wide == 0 && p.weight_g % wide == 0 && reinterpret_cast<uintptr_t>(w.data) % 16 == 0;
+  const bool lies_well = conv_on_tensor_cores(p) ? w.n == 1 && whole : w.n == 1 || w.c == 1 || p.C == 1;
+  return p.R * p.S == 1 && lies_well ? 0 : conv_packs(p, conv_by_wide(p));
 }
 
+// Tiles of pixels, those of all residues.
+inline int64_t conv_pixel_tiles(const ConvParams& p) {
+  const int64_t rows = (p.P + p.up_h - 1) / p.up_h, columns = (p.Q + p.up_w - 1) / p.up_w;
+  return (p.N * rows * columns + kConvPixels - 1) / kConvPixels * p.up_h * p.up_w;
+}
+// Output channels of a tile; on tensor cores twice as many where there are enough tiles.
+inline int64_t conv_tile_channels(const ConvParams& p) {
+  return p.dtype == Dtype::kFloat64 || (!conv_on_tensor_cores(p) && p.K <= 32) ? 32 : 64;
+}
+
+inline int64_t conv_outputs(const ConvParams& p) { return p.N * p.G * p.K * p.P * p.Q; }
+inline bool conv_dense_output(const ConvParams& p) {
+  const View4& to = p.output;
+  return (p.N - 1) * to.n + (p.G * p.K - 1) * to.c + (p.P - 1) * to.h + (p.Q - 1) * to.w + 1 == conv_outputs(p);
+}
+
+// Into how many parts the products split the sum of an output: few tiles would leave most of a GPU idle. It depends on
+// the sizes alone, so that every GPU gives the same bits. The parts lie as the output does, one behind the other, in no
+// more than 4 MB.
+inline int64_t conv_sum_parts(const ConvParams& p, const ConvLimits& limits) {
+  if (!conv_dense_output(p)) return 1;
+  const auto live = [](int64_t taps, int64_t up, int64_t dilation) {
+    const int64_t period = up / std::gcd(up, dilation);
+    return (taps + period - 1) / period;
+  };
+  const int64_t channels = conv_tile_channels(p), tiles = conv_pixel_tiles(p) * p.G * ((p.K + channels - 1) / channels);
+  const int64_t terms = p.C * live(p.R, p.up_h, p.dilation_h) * live(p.S, p.up_w, p.dilation_w);
+  return std::max(int64_t{1}, std::min(kConvBusy / tiles, terms / limits.terms));
+}
+
+inline ConvMemory conv_no_memory(const ConvParams&, const ConvLimits&) { return {0, 0}; }
+inline ConvMemory conv_pixels_memory(const ConvParams& p, const ConvLimits&) { return {conv_packs(p, p.K), 0}; }
+inline ConvMemory conv_grouped_memory(const ConvParams& p, const ConvLimits&) {
+  return {conv_packs(p, conv_by_fours(p)), 0};
+}
+inline ConvMemory conv_products_memory(const ConvParams& p, const ConvLimits& limits) {
+  const int64_t parts = conv_sum_parts(p, limits);
+  return {conv_packs_taps(p), parts > 1 ? parts * conv_outputs(p) * conv_accumulate_bytes(p) : 0};
+}
+// Where in a block of both the scratch memory begins.
+inline int64_t conv_behind_packed(const ConvMemory& memory) { return (memory.packed + 63) / 64 * 64; }
+
+// As a row of the CPU's tables, but for a plan: `preferred` says whether a kernel should serve, `serves` whether it
+// can.
 struct ConvCudaRule {
   const char* name;
-  bool (*applies)(const ConvParams&);
-  int64_t (*packs)(const ConvParams&);  // bytes of weights in another order
+  bool (*preferred)(const ConvParams&);
+  bool (*serves)(const ConvParams&);
+  ConvMemory (*memory)(const ConvParams&, const ConvLimits&);  // of the gradient of the weights see cuda.cuh
 };
 
 // Also of the input gradient, and of transposed convolutions: all kernels take inputs that are spread out.
-constexpr ConvCudaRule kConvCudaForward[] = {{"depthwise_planes", conv_planes_apply, conv_packs_none},
-                                             {"depthwise_pixels", conv_pixels_apply, conv_packs_all},
-                                             {"implicit_gemm", conv_products_apply, conv_packs_taps},
-                                             {"grouped", conv_grouped_applies, conv_packs_fours},
-                                             {"general", conv_always_applies, conv_packs_none}};
-constexpr ConvCudaRule kConvCudaGradWeight[] = {{"depthwise", conv_depthwise, conv_packs_none},
-                                                {"implicit_gemm", conv_products_apply, conv_packs_none},
-                                                {"general", conv_always_applies, conv_packs_none}};
+constexpr ConvCudaRule kConvCudaForward[] = {
+    {"depthwise_planes", conv_always, conv_planes_serve, conv_no_memory},
+    {"depthwise_pixels", conv_always, conv_pixels_serve, conv_pixels_memory},
+    {"implicit_gemm", conv_products_pay, conv_small_sizes, conv_products_memory},
+    {"grouped", conv_always, conv_grouped_serves, conv_grouped_memory},
+    {"general", conv_always, conv_always, conv_no_memory}};
+constexpr ConvCudaRule kConvCudaGradWeight[] = {{"depthwise", conv_always, conv_depthwise, conv_no_memory},
+                                                {"implicit_gemm", conv_products_pay, conv_small_sizes, conv_no_memory},
+                                                {"general", conv_always, conv_always, conv_no_memory}};
 
-// The place of the first that applies; or of the one of this name, or -1 where that is none or does not apply.
+// The row that serves, or null: that of the name `only` does not, or there is none.
+template <size_t Count, class PassBy>
+const ConvCudaRule* conv_cuda_choose(const ConvCudaRule (&table)[Count], const ConvParams& p, const char* only,
+                                     const PassBy& pass_by) {
+  if (conv_adds_nothing(p)) only = table[Count - 1].name;
+  return conv_first(table, p, {only, nullptr}, [&](const ConvCudaRule& rule) { return rule.serves(p); }, pass_by);
+}
 template <size_t Count>
-int conv_cuda_choose(const ConvCudaRule (&table)[Count], const ConvParams& p, const char* only = nullptr) {
-  for (size_t i = 0; i < Count; ++i)
-    if ((!only || std::strcmp(only, table[i].name) == 0) && table[i].applies(p)) return static_cast<int>(i);
-  return -1;
+const ConvCudaRule* conv_cuda_choose(const ConvCudaRule (&table)[Count], const ConvParams& p, const char* only) {
+  return conv_cuda_choose(table, p, only, conv_pass_by_silently);
 }
 
 }  // namespace fastconv

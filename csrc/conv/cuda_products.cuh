@@ -1,14 +1,17 @@
-// Convolution of float32 and float64 as a product of matrices that is never written down. A block has a tile of 128
-// pixels (of any images; of one residue, where the input is spread out) by 64 or 32 output channels of a group. It sums
-// up over (tap, channel) in steps of 8: what the tile's pixels read, and the weights, go through registers into shared
-// memory while the step before is multiplied; a thread has a tile of 8 or 4 pixels by 4 channels in float32, or float64
-// for that. Taps that none of the tile's pixels reads anything but padding through are left out.
+// Convolution of float32 (without TF32) and float64, and of 16-bit types where chips have no tensor cores for them, as
+// a product of matrices that is never written down. A block has a tile of 128 pixels (of any images; of one residue,
+// where the input is spread out) by 64 or 32 output channels of a group. It sums up over (tap, channel) in steps of 8:
+// what the tile's pixels read, and the weights, go through registers into shared memory while the step before is
+// multiplied; a thread has a tile of 8 or 4 pixels by 4 channels in float32, or float64 for that. Taps that none of the
+// tile's pixels reads anything but padding through are left out.
+//
+// Few tiles would leave most of the GPU idle. Then a block has a part of the sum, in whole steps, and conv_add_outputs
+// adds the parts up in their order: no atomics, and each call gives the same bits again.
 //
 // Where the input lies in contiguous memory neighbouring threads load neighbouring pixels, in channels_last memory
 // neighbouring channels, 16 bytes at once where they can. Weights of more than one tap are brought into the order in
 // which they are read first.
 #pragma once
-#include "conv/cuda_general.cuh"
 #include "conv/cuda_tensor.cuh"
 
 namespace fastconv {
@@ -135,6 +138,12 @@ __device__ __forceinline__ void conv_store_tile(const ConvArgs& args, const Conv
   for (int y = 0; y < Rows; ++y) {
     const int64_t to = shared.to[own.row(y)] + channel * p.output.c;
     if (shared.to[own.row(y)] < 0) continue;
+    if (sizeof(T) == 2 && args.parts > 1) {
+#pragma unroll
+      for (int x = 0; x < 4; ++x)
+        if (k + x < p.K) static_cast<Accumulate<T>*>(p.output.data)[to + x * p.output.c] = sum[y][x];
+      continue;
+    }
     if (args.wide_output && k < p.K) {
 #pragma unroll
       for (int x = 0; x < 4; ++x) sum[y][x] = conv_finish<T>(p, sum[y][x], channel + x, to + x);
@@ -149,70 +158,66 @@ __device__ __forceinline__ void conv_store_tile(const ConvArgs& args, const Conv
 
 template <class T, int Columns, bool Wide>
 __global__ void __launch_bounds__(kConvThreads) conv_products(const ConvArgs args) {
-  using A = Accumulate<T>;
-  using Tiles = ConvTiles<T, Columns>;
-  Tiles& shared = *dynamic_shared<Tiles>();
-  const int thread = static_cast<int>(threadIdx.x);
-  const auto own = ConvOwn<Columns>::of(thread, args.channels_last);
-  for (int64_t item = blockIdx.x; item < args.items; item += gridDim.x) {
-    const ConvTile tile = conv_tile(args, item, Columns);
-    conv_place_pixels(args, tile, shared);
-    sync_block();
-    A sum[ConvOwn<Columns>::kRows][4] = {};
-    const int64_t steps = quotient(tile.h.count * tile.w.count * args.p.C + Tiles::kStep - 1, Tiles::kStep);
-    if (steps > 0) {
-      ConvLoader<T, Columns, Wide> loader = {args, tile, shared, {}, {}};
-      ConvCursor cursor = {0, 0, 0};
-      loader.load(cursor, thread);
-      loader.keep(0, thread);
+  if constexpr (sizeof(T) > 2 || kNoTensorCores) {
+    using A = Accumulate<T>;
+    using Tiles = ConvTiles<T, Columns>;
+    Tiles& shared = *dynamic_shared<Tiles>();
+    const int thread = static_cast<int>(threadIdx.x);
+    const auto own = ConvOwn<Columns>::of(thread, args.channels_last);
+    for (int64_t item = blockIdx.x; item < args.items; item += gridDim.x) {
+      const ConvTile tile = conv_tile(args, item, Columns);
+      conv_place_pixels(args, tile, shared);
       sync_block();
-      for (int64_t step = 0; step < steps; ++step) {
-        const int buffer = static_cast<int>(step % 2);
-        if (step + 1 < steps) {
-          cursor = loader.ahead(cursor, Tiles::kStep);
-          loader.load(cursor, thread);
-        }
-        conv_multiply(shared, buffer, own, sum);
-        if (step + 1 < steps) loader.keep(1 - buffer, thread);
+      A sum[ConvOwn<Columns>::kRows][4] = {};
+      const ConvSteps steps = tile.steps(args, Tiles::kStep);
+      if (steps.first < steps.last) {
+        ConvLoader<T, Columns, Wide> loader = {args, tile, shared, {}, {}};
+        ConvCursor cursor = tile.cursor(args, steps.first * Tiles::kStep);
+        loader.load(cursor, thread);
+        loader.keep(0, thread);
         sync_block();
+        int buffer = 0;
+        for (int64_t step = steps.first; step < steps.last; ++step, buffer = 1 - buffer) {
+          if (step + 1 < steps.last) {
+            cursor = loader.ahead(cursor, Tiles::kStep);
+            loader.load(cursor, thread);
+          }
+          conv_multiply(shared, buffer, own, sum);
+          if (step + 1 < steps.last) loader.keep(1 - buffer, thread);
+          sync_block();
+        }
       }
+      conv_store_tile(args, tile, shared, own, sum);
+      sync_block();
     }
-    conv_store_tile(args, tile, shared, own, sum);
-    sync_block();
   }
 }
 
 // ---- launchers ----
 
 template <class T, int Columns>
-void conv_products_of(const ConvLauncher& call, ConvArgs args) {
+void conv_products_of(const ConvLauncher& call, const ConvArgs& args) {
   const ConvParams& p = call.p;
-  args.items = conv_pixel_tiles(p) * p.G * ceil_divide(p.K, Columns);
-  constexpr int64_t kShared = sizeof(ConvTiles<T, Columns>);
-  if constexpr (sizeof(T) == 4)
-    if (conv_wide(p.input, p.C, kWide<T>, sizeof(T)))
-      return call.run(conv_products<T, Columns, true>, args, args.items, kShared);
-  call.run(conv_products<T, Columns, false>, args, args.items, kShared);
+  auto* kernel = conv_products<T, Columns, false>;
+  if constexpr (sizeof(T) <= 4)
+    if (conv_wide(p.input, p.C, 4, sizeof(T))) kernel = conv_products<T, Columns, true>;
+  conv_run_products<T>(call, kernel, args, Columns, sizeof(ConvTiles<T, Columns>));
 }
 
-// 16-bit types on chips whose tensor cores know only some of them, or which have none, are the general kernel's.
 inline void conv_products_forward(const ConvLauncher& call) {
   const ConvParams& p = call.p;
-  const DeviceLimits device = device_limits(call.stream);
-  if (p.element_size() == 2 && device.capability < 80) return conv_general_forward(call);
   with_element(p.dtype, [&](auto element) {
     using T = decltype(element);
     ConvArgs args = call.args();
-    if (conv_packs_taps(p) > 0) call.pack<T>(args, conv_by_eights(p));
-    if constexpr (sizeof(T) == 2) {
-      conv_tensor_forward<T>(call, args, device);
-    } else {
-      args.by_channel = args.p.weight.n != 1 && p.K > 1;
-      args.wide_output = conv_wide(p.output, p.K, 4, sizeof(T));
-      if constexpr (sizeof(T) == 4)
-        if (p.K > 32) return conv_products_of<T, 64>(call, args);
-      conv_products_of<T, 32>(call, args);
-    }
+    args.parts = conv_sum_parts(p, call.limits);
+    if (conv_packs_taps(p) > 0) call.pack<T>(args, conv_by_wide(p));
+    if constexpr (sizeof(T) <= 4)
+      if (call.tensor_cores()) return conv_tensor_forward<T>(call, args);
+    args.by_channel = args.p.weight.n != 1 && p.K > 1;
+    args.wide_output = conv_wide(p.output, p.K, 4, sizeof(T));
+    if constexpr (sizeof(T) <= 4)
+      if (conv_tile_channels(p) == 64) return conv_products_of<T, 64>(call, args);
+    if constexpr (sizeof(T) >= 4) conv_products_of<T, 32>(call, args);
   });
 }
 

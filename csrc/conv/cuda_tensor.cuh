@@ -1,30 +1,34 @@
-// Convolution of 16-bit types on tensor cores: the products of cuda_products.cuh with the tiles in shared memory as
-// they are stored, and sums in float32 that each warp has of 32 pixels by half of the block's 64 or 128 output
-// channels. Steps of 32 (tap, channel) are on their way, by asynchronous copies, while two before them are multiplied;
-// only what does not lie in runs of 8 channels goes through registers. The weights have output channels side by side, a
-// multiple of 8 of them.
+// Convolution on tensor cores, of 16-bit types and of float32 in TF32: the products of cuda_products.cuh with the tiles
+// in shared memory as they are stored, and sums in float32 that each warp has of 32 pixels by half of the block's 64 or
+// 128 output channels. Steps of 64 bytes of (tap, channel) are on their way, by asynchronous copies, while two before
+// them are multiplied; only what does not lie in runs of 16 bytes goes through registers. The weights have output
+// channels side by side, a multiple of 16 bytes of them.
 #pragma once
+#include "conv/cuda_mma.cuh"
 #include "conv/cuda_tiles.cuh"
 
 namespace fastconv {
 namespace {
 
-constexpr int kTensorStep = 32;  // (tap, channel) in a buffer
+template <class T>
+constexpr int kTensorStep = 64 / static_cast<int>(sizeof(T));  // (tap, channel) in a buffer
 constexpr int kTensorBuffers = 3;
-constexpr int kTensorPad = 8;   // behind a row, so that eight rows are in different banks
-constexpr int kTensorWide = 8;  // elements of 16 bytes
 
+// Rows are longer than what they hold, so that a warp reads them from different banks.
 template <class T, int Columns>
 struct ConvTensorTiles : ConvPixels {
-  alignas(16) T pixels[kTensorBuffers][kConvPixels][kTensorStep + kTensorPad];
-  alignas(16) T weights[kTensorBuffers][kTensorStep][Columns + kTensorPad];
+  static constexpr int kPixelLine = kTensorStep<T> + kWide<T>, kWeightLine = Columns + 8;
+
+  alignas(16) T pixels[kTensorBuffers][kConvPixels][kPixelLine];
+  alignas(16) T weights[kTensorBuffers][kTensorStep<T>][kWeightLine];
 };
 
 // Brings one step after the other into shared memory: begin() starts, end() puts down what went through registers.
 template <class T, int Columns, bool Wide>
 struct ConvTensorLoader {
-  static constexpr int kItems = kConvPixels * kTensorStep / kConvThreads;  // elements of pixels
-  static constexpr int kAcross = Columns / kTensorWide;
+  static constexpr int kStep = kTensorStep<T>;
+  static constexpr int kItems = kConvPixels * kStep / kConvThreads;  // elements of pixels
+  static constexpr int kAcross = Columns / kWide<T>;
 
   const ConvArgs& args;
   const ConvTile& tile;
@@ -38,15 +42,15 @@ struct ConvTensorLoader {
   }
   // Neighbouring threads load neighbouring channels, or neighbouring pixels, as memory has them.
   __device__ __forceinline__ int step(int item) const {
-    return args.input_last ? thread % kTensorStep : thread / 32 + 8 * (item / 4);
+    return args.input_last ? thread % kStep : thread / 32 + 8 * (item / 4);
   }
   __device__ __forceinline__ int pixel(int item) const {
-    return args.input_last ? thread / kTensorStep + 8 * item : thread % 32 + 32 * (item % 4);
+    return args.input_last ? thread / kStep + kConvThreads / kStep * item : thread % 32 + 32 * (item % 4);
   }
 
   __device__ __forceinline__ void begin(int buffer) {
     if constexpr (Wide) {
-      const int from = thread % 4 * kTensorWide;
+      const int from = thread % 4 * kWide<T>;
       const ConvCursor at = ahead(from);
 #pragma unroll
       for (int i = thread / 4; i < kConvPixels; i += kConvThreads / 4) {
@@ -62,9 +66,9 @@ struct ConvTensorLoader {
     }
     const View4& weight = args.p.weight;
 #pragma unroll
-    for (int i = thread / kAcross; i < kTensorStep; i += kConvThreads / kAcross) {
+    for (int i = thread / kAcross; i < kStep; i += kConvThreads / kAcross) {
       const ConvCursor at = ahead(i);
-      const int column = thread % kAcross * kTensorWide;
+      const int column = thread % kAcross * kWide<T>;
       const bool there = at.r < tile.h.count && tile.k + column < args.p.K;
       const T* source =
           conv_at<T>(weight, there ? tile.k + column : 0, there ? at.c : 0,
@@ -78,7 +82,7 @@ struct ConvTensorLoader {
 #pragma unroll
       for (int i = 0; i < kItems; ++i) shared.pixels[buffer][pixel(i)][step(i)] = pixels[i];
     }
-    cursor = ahead(kTensorStep);
+    cursor = ahead(kStep);
   }
 };
 
@@ -97,23 +101,21 @@ template <class T, int Columns>
 __device__ __forceinline__ void conv_tensor_multiply(const ConvTensorTiles<T, Columns>& shared, int buffer,
                                                      const ConvWarp<Columns>& warp,
                                                      float (&sum)[2][ConvWarp<Columns>::kProducts][4]) {
+  using Tiles = ConvTensorTiles<T, Columns>;
 #pragma unroll
-  for (int i = 0; i < kTensorStep; i += 16) {
+  for (int i = 0; i < kTensorStep<T>; i += kTensorDepth<T>) {
     uint32_t a[2][4];
 #pragma unroll
     for (int y = 0; y < 2; ++y)
-      load_matrices<false>(
-          a[y], &shared.pixels[buffer][warp.row + 16 * y + warp.lane % 16][i + warp.lane / 16 * kTensorWide]);
+      conv_load_rows(a[y], &shared.pixels[buffer][warp.row + 16 * y][i], Tiles::kPixelLine, warp.lane);
 #pragma unroll
     for (int x = 0; x < ConvWarp<Columns>::kProducts; x += 2) {
-      uint32_t both[4];
-      load_matrices<true>(
-          both, &shared.weights[buffer][i + warp.lane % 16][warp.column + 8 * x + warp.lane / 16 * kTensorWide]);
-      const uint32_t b[2][2] = {{both[0], both[1]}, {both[2], both[3]}};
+      uint32_t b[2][2];
+      conv_load_columns(b, &shared.weights[buffer][i][warp.column + 8 * x], Tiles::kWeightLine, warp.lane);
 #pragma unroll
       for (int y = 0; y < 2; ++y) {
-        mma_m16n8k16(sum[y][x], a[y], b[0], T{});
-        mma_m16n8k16(sum[y][x + 1], a[y], b[1], T{});
+        conv_mma<T>(sum[y][x], a[y], b[0]);
+        conv_mma<T>(sum[y][x + 1], a[y], b[1]);
       }
     }
   }
@@ -124,7 +126,7 @@ template <class T, int Columns>
 __device__ __forceinline__ void conv_tensor_store(const ConvArgs& args, const ConvTile& tile,
                                                   ConvTensorTiles<T, Columns>& shared, const ConvWarp<Columns>& warp,
                                                   const float (&sum)[2][ConvWarp<Columns>::kProducts][4]) {
-  constexpr int kTurn = 64, kLine = kTurn + 1;
+  constexpr int kTurn = 64, kLine = kTurn + 1, V = kWide<T>;
   static_assert(kConvPixels * kLine * sizeof(float) <= sizeof shared.pixels + sizeof shared.weights, "no space");
   const ConvParams& p = args.p;
   float* stage = reinterpret_cast<float*>(shared.pixels);
@@ -144,24 +146,26 @@ __device__ __forceinline__ void conv_tensor_store(const ConvArgs& args, const Co
     }
     sync_block();
     const int64_t first = tile.k + turn;
-    if (args.wide_output) {
-      for (int e = static_cast<int>(threadIdx.x); e < kConvPixels * kTurn / kTensorWide; e += kConvThreads) {
-        const int pixel = e / (kTurn / kTensorWide), from = e % (kTurn / kTensorWide) * kTensorWide;
+    if (args.wide_output && args.parts == 1) {
+      for (int e = static_cast<int>(threadIdx.x); e < kConvPixels * kTurn / V; e += kConvThreads) {
+        const int pixel = e / (kTurn / V), from = e % (kTurn / V) * V;
         if (shared.to[pixel] < 0 || first + from >= p.K) continue;
         const int64_t channel = tile.g * p.K + first + from, to = shared.to[pixel] + channel;
-        float values[kTensorWide];
+        float values[V];
 #pragma unroll
-        for (int v = 0; v < kTensorWide; ++v)
-          values[v] = conv_finish<T>(p, stage[pixel * kLine + from + v], channel + v, to + v);
-        store_wide<kTensorWide>(static_cast<T*>(p.output.data) + to, values);
+        for (int v = 0; v < V; ++v) values[v] = conv_finish<T>(p, stage[pixel * kLine + from + v], channel + v, to + v);
+        store_wide<V>(static_cast<T*>(p.output.data) + to, values);
       }
     } else {
       for (int e = static_cast<int>(threadIdx.x); e < kConvPixels * kTurn; e += kConvThreads) {
         const int pixel = args.channels_last ? e / kTurn : e % kConvPixels;
         const int from = args.channels_last ? e % kTurn : e / kConvPixels;
         if (shared.to[pixel] < 0 || first + from >= p.K) continue;
-        const int64_t channel = tile.g * p.K + first + from;
-        conv_store<T>(p, stage[pixel * kLine + from], channel, shared.to[pixel] + channel * p.output.c);
+        const int64_t channel = tile.g * p.K + first + from, to = shared.to[pixel] + channel * p.output.c;
+        if (args.parts == 1)
+          conv_store<T>(p, stage[pixel * kLine + from], channel, to);
+        else
+          static_cast<float*>(p.output.data)[to] = stage[pixel * kLine + from];
       }
     }
   }
@@ -169,7 +173,7 @@ __device__ __forceinline__ void conv_tensor_store(const ConvArgs& args, const Co
 
 template <class T, int Columns, bool Wide>
 __global__ void __launch_bounds__(kConvThreads) conv_tensor_products(const ConvArgs args) {
-  if constexpr (kTensorCores16) {
+  if constexpr (kTensorCores) {
     using Tiles = ConvTensorTiles<T, Columns>;
     Tiles& shared = *dynamic_shared<Tiles>();
     const int thread = static_cast<int>(threadIdx.x);
@@ -179,8 +183,10 @@ __global__ void __launch_bounds__(kConvThreads) conv_tensor_products(const ConvA
       conv_place_pixels(args, tile, shared);
       sync_block();
       float sum[2][ConvWarp<Columns>::kProducts][4] = {};
-      const int64_t steps = quotient(tile.h.count * tile.w.count * args.p.C + kTensorStep - 1, kTensorStep);
-      ConvTensorLoader<T, Columns, Wide> loader = {args, tile, shared, thread, {0, 0, 0}, {}};
+      const ConvSteps own = tile.steps(args, kTensorStep<T>);
+      const int64_t steps = own.last - own.first;
+      ConvTensorLoader<T, Columns, Wide> loader = {
+          args, tile, shared, thread, tile.cursor(args, own.first * kTensorStep<T>), {}};
 #pragma unroll
       for (int i = 0; i < kTensorBuffers - 1; ++i) {
         if (i < steps) {
@@ -213,21 +219,20 @@ __global__ void __launch_bounds__(kConvThreads) conv_tensor_products(const ConvA
 // ---- launchers ----
 
 template <class T, int Columns>
-void conv_tensor_of(const ConvLauncher& call, ConvArgs args) {
-  const ConvParams& p = call.p;
-  args.items = conv_pixel_tiles(p) * p.G * ceil_divide(p.K, Columns);
-  call.run(conv_wide(p.input, p.C, kTensorWide, sizeof(T)) ? conv_tensor_products<T, Columns, true>
-                                                           : conv_tensor_products<T, Columns, false>,
-           args, args.items, sizeof(ConvTensorTiles<T, Columns>));
+void conv_tensor_of(const ConvLauncher& call, const ConvArgs& args) {
+  const bool wide = conv_wide(call.p.input, call.p.C, kWide<T>, sizeof(T));
+  conv_run_products<T>(call, wide ? conv_tensor_products<T, Columns, true> : conv_tensor_products<T, Columns, false>,
+                       args, Columns, sizeof(ConvTensorTiles<T, Columns>));
 }
 
 // The weights are in order already.
 template <class T>
-void conv_tensor_forward(const ConvLauncher& call, ConvArgs args, const DeviceLimits& device) {
+void conv_tensor_forward(const ConvLauncher& call, ConvArgs args) {
   const ConvParams& p = call.p;
-  args.wide_output = conv_wide(p.output, p.K, kTensorWide, sizeof(T));
+  args.wide_output = conv_wide(p.output, p.K, kWide<T>, sizeof(T));
   // Larger tiles read less, as long as there are enough of them.
-  if (p.K > 64 && conv_pixel_tiles(p) * p.G * ceil_divide(p.K, 128) >= device.multiprocessors)
+  const int64_t larger = conv_pixel_tiles(p) * p.G * ceil_divide(p.K, 128);
+  if (args.parts == 1 && p.K > 64 && larger >= device_limits(call.stream).multiprocessors)
     return conv_tensor_of<T, 128>(call, args);
   conv_tensor_of<T, 64>(call, args);
 }

@@ -6,8 +6,6 @@
 namespace fastconv {
 namespace {
 
-constexpr int kConvPixels = 128;  // of a tile
-
 // A tile's pixels, in shared memory.
 struct ConvPixels {
   int64_t from[kConvPixels];  // the element that a pixel would read through a tap at 0, 0
@@ -32,12 +30,29 @@ struct ConvCursor {
   }
 };
 
+struct ConvSteps {
+  int64_t first, last;  // the last is none of them
+};
+
 // A block's tile of the output, and what it sums up.
 struct ConvTile {
-  int64_t n, g, k;      // group, first output channel
+  int64_t part;         // of the sum
+  int64_t g, k;         // group, first output channel
   int64_t first, last;  // pixels of the residue
   int64_t residue_h, residue_w, rows, columns;
   ConvReach h, w;  // `at` is relative to a pixel's row and column
+
+  // The steps, of so many terms, that are the part's.
+  __device__ __forceinline__ ConvSteps steps(const ConvArgs& args, int terms) const {
+    const int64_t all = quotient(h.count * w.count * args.p.C + terms - 1, terms);
+    return {quotient(all * part, args.parts), quotient(all * (part + 1), args.parts)};
+  }
+  __device__ __forceinline__ ConvCursor cursor(const ConvArgs& args, int64_t term) const {
+    if (term == 0) return {0, 0, 0};  // there may be no tap
+    int64_t r = term;
+    const int64_t c = take_last(r, args.p.C), s = take_last(r, w.count);
+    return {static_cast<int>(c), static_cast<int>(s), static_cast<int>(r)};
+  }
 };
 
 __device__ __forceinline__ ConvReach conv_reach_of(const ConvAxis& axis, int64_t residue, int64_t first, int64_t last) {
@@ -49,6 +64,7 @@ __device__ __forceinline__ ConvReach conv_reach_of(const ConvAxis& axis, int64_t
 __device__ __forceinline__ ConvTile conv_tile(const ConvArgs& args, int64_t item, int columns) {
   const ConvParams& p = args.p;
   ConvTile t;
+  t.part = take_last(item, args.parts);
   t.k = take_last(item, (p.K + columns - 1) / columns) * columns;
   t.g = take_last(item, p.G);
   t.residue_w = take_last(item, p.up_w);
@@ -68,14 +84,18 @@ __device__ __forceinline__ ConvTile conv_tile(const ConvArgs& args, int64_t item
   return t;
 }
 
+// Of a sum in parts, the outputs are those of the tile's part.
 __device__ __forceinline__ void conv_place_pixels(const ConvArgs& args, const ConvTile& tile, ConvPixels& shared) {
   const ConvParams& p = args.p;
+  const int64_t part = tile.part * (p.N * p.G * p.K * p.P * p.Q);
   for (int e = static_cast<int>(threadIdx.x); e < kConvPixels; e += kConvThreads) {
     int64_t n = tile.first + e;
     const bool there = n <= tile.last;
     const int64_t j = take_last(n, tile.columns), i = take_last(n, tile.rows);
     const int64_t row = tile.residue_h + i * p.up_h, column = tile.residue_w + j * p.up_w;
-    shared.to[e] = there && row < p.P && column < p.Q ? n * p.output.n + row * p.output.h + column * p.output.w : -1;
+    shared.to[e] = -1;
+    if (there && row < p.P && column < p.Q)
+      shared.to[e] = part + n * p.output.n + row * p.output.h + column * p.output.w;
     shared.row[e] = there ? static_cast<int>(i * p.stride_h) : -(1 << 30);
     shared.column[e] = static_cast<int>(j * p.stride_w);
     shared.from[e] = n * p.input.n + tile.g * p.C * p.input.c + i * p.stride_h * p.input.h + j * p.stride_w * p.input.w;
@@ -94,12 +114,37 @@ __device__ __forceinline__ const T* conv_source(const ConvArgs& args, const Conv
          cursor.c * p.input.c;
 }
 
+// The outputs, from the parts of their sums.
+template <class T>
+__global__ void __launch_bounds__(kConvThreads) conv_add_outputs(const ConvArgs args) {
+  const ConvParams& p = args.p;
+  for (int64_t i = int64_t{blockIdx.x} * kConvThreads + threadIdx.x; i < args.items;
+       i += int64_t{gridDim.x} * kConvThreads) {
+    int64_t rest = quotient(i, p.output.c);
+    const int64_t channel = take_last(rest, p.G * p.K);
+    const auto* sums = static_cast<const Accumulate<T>*>(args.sums);
+    conv_store<T>(p, sum_parts(sums, args.parts, args.items, i), channel, i);
+  }
+}
+
 // ---- launchers ----
 
-// Those of all residues.
-inline int64_t conv_pixel_tiles(const ConvParams& p) {
-  const int64_t pixels = p.N * ceil_divide(p.P, p.up_h) * ceil_divide(p.Q, p.up_w);
-  return ceil_divide(pixels, kConvPixels) * p.up_h * p.up_w;
+// Runs a kernel of products with tiles of so many channels. Where the sum is in parts, these are outputs without
+// anything added to them, in the type that is added up in.
+template <class T>
+void conv_run_products(const ConvLauncher& call, void (*kernel)(ConvArgs), ConvArgs args, int64_t channels,
+                       int64_t shared) {
+  const ConvParams& p = call.p;
+  args.items = args.parts * conv_pixel_tiles(p) * p.G * ceil_divide(p.K, channels);
+  if (args.parts == 1) return call.run(kernel, args, args.items, shared);
+  const ConvMemory memory = conv_products_memory(p, call.limits);
+  args.sums = args.p.output.data = static_cast<char*>(call.scratch) + conv_behind_packed(memory);
+  args.p.bias = args.p.residual = nullptr;
+  args.p.activation = Activation::kNone;
+  call.run(kernel, args, args.items, shared);
+  args.p = p;
+  args.items = conv_outputs(p);
+  call.run(conv_add_outputs<T>, args, ceil_divide(args.items, kConvThreads));
 }
 
 }  // namespace

@@ -6,12 +6,13 @@
 // pixels at the end, and takes everything.
 //
 // conv_weight_products: a product of matrices, summed up over pixels. A block has a tile of 64 output channels by 64
-// (tap, input channel); a thread has 4 by 4 of them or, of 16-bit types on tensor cores, a warp 16 by 32.
+// (tap, input channel); a thread has 4 by 4 of them or, on tensor cores (16-bit types, and float32 in TF32), a warp 16
+// by 32.
 //
 // Few tiles would leave most of the GPU idle. Then the pixels are split into parts, which depend on the sizes alone,
 // and conv_add_parts adds them up in their order: no atomics, and each call gives the same bits again.
 #pragma once
-#include "conv/cuda_args.cuh"
+#include "conv/cuda_mma.cuh"
 
 namespace fastconv {
 namespace {
@@ -117,7 +118,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_weight_pairs(const ConvArgs
 // What a block of products shares. Columns are pairs of a tap and an input channel.
 template <class T>
 struct ConvWeightTiles {
-  static constexpr int kLine = kConvSide + 16 / static_cast<int>(sizeof(T));
+  static constexpr int kLine = kConvSide + 8;  // so that a warp reads rows from different banks
 
   alignas(16) T grads[kConvStage][kLine];       // [pixel][output channel]
   alignas(16) T inputs[kConvStage][kLine];      // [pixel][column]
@@ -200,10 +201,10 @@ __device__ __forceinline__ void conv_load_stage(const ConvArgs& args, int64_t g,
   });
 }
 
-// The sums of a thread, and where in the tile they are: 4 by 4; of 16-bit types, what it has of a warp's four products.
-template <class T, bool Tensor = sizeof(T) == 2>
+// The sums of a thread, and where in the tile they are: 4 by 4; on tensor cores, what it has of a warp's four products.
+template <class T, bool Tensor>
 struct ConvWeightSums {
-  using A = T;
+  using A = Accumulate<T>;
   A sum[4][4];
   int down, across;
 
@@ -211,9 +212,9 @@ struct ConvWeightSums {
   __device__ __forceinline__ void add(const ConvWeightTiles<T>& shared) {
 #pragma unroll 8
     for (int i = 0; i < kConvStage; ++i) {
-      alignas(16) A a[4], b[4];
-      copy_wide<sizeof a>(a, shared.grads[i] + down);
-      copy_wide<sizeof b>(b, shared.inputs[i] + across);
+      A a[4], b[4];
+      load_wide<4>(shared.grads[i] + down, a);
+      load_wide<4>(shared.inputs[i] + across, b);
 #pragma unroll
       for (int y = 0; y < 4; ++y)
 #pragma unroll
@@ -233,17 +234,17 @@ struct ConvWeightSums<T, true> {
     return {{}, thread / kWarpSize % 4 * 16, thread / kWarpSize / 4 * 32, thread % kWarpSize};
   }
   __device__ __forceinline__ void add(const ConvWeightTiles<T>& shared) {
+    constexpr int kLine = ConvWeightTiles<T>::kLine;
 #pragma unroll
-    for (int i = 0; i < kConvStage; i += 16) {
-      uint32_t a[4];  // rows and columns change places on the way: pixels are the rows of both tiles
-      load_matrices<true>(a, &shared.grads[i + lane / 16 * 8 + lane % 8][down + lane / 8 % 2 * 8]);
+    for (int i = 0; i < kConvStage; i += kTensorDepth<T>) {
+      uint32_t a[4];
+      conv_load_rows_turned(a, &shared.grads[i][down], kLine, lane);
 #pragma unroll
       for (int x = 0; x < 4; x += 2) {
-        uint32_t both[4];
-        load_matrices<true>(both, &shared.inputs[i + lane % 16][across + 8 * x + lane / 16 * 8]);
-        const uint32_t b[2][2] = {{both[0], both[1]}, {both[2], both[3]}};
-        mma_m16n8k16(sum[x], a, b[0], T{});
-        mma_m16n8k16(sum[x + 1], a, b[1], T{});
+        uint32_t b[2][2];
+        conv_load_columns(b, &shared.inputs[i][across + 8 * x], kLine, lane);
+        conv_mma<T>(sum[x], a, b[0]);
+        conv_mma<T>(sum[x + 1], a, b[1]);
       }
     }
   }
@@ -251,10 +252,10 @@ struct ConvWeightSums<T, true> {
   __device__ __forceinline__ int column(int y, int x) const { return across + 8 * y + lane % 4 * 2 + x % 2; }
 };
 
-template <class T>
+template <class T, bool Tensor>
 __global__ void __launch_bounds__(kConvThreads) conv_weight_products(const ConvArgs args) {
-  if constexpr (sizeof(T) > 2 || kTensorCores16) {
-    using Sums = ConvWeightSums<T>;
+  if constexpr (Tensor ? kTensorCores : sizeof(T) > 2 || kNoTensorCores) {
+    using Sums = ConvWeightSums<T, Tensor>;
     auto& shared = *dynamic_shared<ConvWeightTiles<T>>();
     const ConvParams& p = args.p;
     const int64_t columns = p.C * p.R * p.S, pixels = p.N * p.P * p.Q, stages = (pixels + kConvStage - 1) / kConvStage;
@@ -356,20 +357,20 @@ inline void conv_pairs_grad_weight(const ConvLauncher& call) {
   });
 }
 
-// Enough for conv_weight_pairs too, whose 16-bit types are where there are no tensor cores for them.
 inline int64_t conv_weight_products_scratch(const ConvParams& p, const ConvLimits& limits) {
-  const int64_t products = conv_sums_bytes(p, conv_weight_tiles(p), limits);
-  return p.element_size() == 2 ? std::max(products, conv_pairs_scratch(p, limits)) : products;
+  return conv_sums_bytes(p, conv_weight_tiles(p), limits);
 }
 inline void conv_products_grad_weight(const ConvLauncher& call) {
   const ConvParams& p = call.p;
-  if (p.element_size() == 2 && device_limits(call.stream).capability < 80) return conv_pairs_grad_weight(call);
   with_element(p.dtype, [&](auto element) {
     using T = decltype(element);
     ConvArgs args = call.args();
     args.wide_input = conv_wide(p.input, p.C, kWide<T>, sizeof(T));
     args.wide_output = conv_wide(p.output, p.K, kWide<T>, sizeof(T));
-    conv_in_parts<T>(call, conv_weight_products<T>, args, conv_weight_tiles(p), sizeof(ConvWeightTiles<T>));
+    auto* kernel = conv_weight_products<T, false>;
+    if constexpr (sizeof(T) <= 4)
+      if (call.tensor_cores()) kernel = conv_weight_products<T, true>;
+    conv_in_parts<T>(call, kernel, args, conv_weight_tiles(p), sizeof(ConvWeightTiles<T>));
   });
 }
 

@@ -29,51 +29,22 @@ void settle_machine(ConvParams& p, int threads) {
 }
 void settle_machine(ConvParams& p) { settle_machine(p, static_cast<int>(torch::stable::get_num_threads())); }
 
-bool named(const char* name, const char* other) { return std::strcmp(name, other) == 0; }
-
-// "winograd" is a row of its own and the first word of another's name.
-bool begins(const char* word, const char* name) {
-  const size_t length = std::strlen(word);
-  return std::strncmp(word, name, length) == 0 && (name[length] == '\0' || name[length] == '_');
-}
-
-// The first kernel that wants and can, or the forced one; null where none does. First those are asked that the
-// instruction set in use adds (`extra`, null if none), then those that every one has. `pass_by(name, reason)` hears of
-// every row before it.
+// First those kernels are asked that the instruction set in use adds (`extra`, null if none), then those that every one
+// has. `pass_by(name, reason)` hears of every row before the one that is found.
 template <class Kernel, size_t Extra, size_t Count, class PassBy>
 const Kernel* walk(const Kernel (*extra)[Extra], const Kernel (&table)[Count], const ConvParams& p, ConvPlan& plan,
                    const PassBy& pass_by) {
-  // A sum of nothing is the general kernel's, the last; the others count on at least one channel and one tap.
-  const bool nothing = p.C * p.R * p.S == 0;
-  const char* only = nothing ? table[Count - 1].name : forced.load(std::memory_order_relaxed);
-  const char* skip = skipped.load(std::memory_order_relaxed);
-  const auto serves = [&](const Kernel& kernel) {
-    const char* reason = nullptr;
-    if (only && !named(only, kernel.name)) {
-      reason = nothing ? "there is nothing to add up" : "another kernel is asked for by name";
-    } else if (!only && skip && begins(skip, kernel.name)) {
-      reason = "switched off";
-    } else if (!only && !kernel.preferred(p)) {
-      reason = "not preferred";
-    } else if (!kernel.plan(p, plan)) {
-      reason = "cannot serve these arguments";
-    }
-    if (reason) pass_by(kernel.name, reason);
-    return !reason;
-  };
+  ConvWish wish = {forced.load(std::memory_order_relaxed), skipped.load(std::memory_order_relaxed)};
+  if (conv_adds_nothing(p)) wish.only = table[Count - 1].name;
+  const auto can = [&](const Kernel& kernel) { return kernel.plan(p, plan); };
   if (extra)
-    for (const Kernel& kernel : *extra)
-      if (serves(kernel)) return &kernel;
-  for (const Kernel& kernel : table)
-    if (serves(kernel)) return &kernel;
-  return nullptr;
+    if (const Kernel* found = conv_first(*extra, p, wish, can, pass_by)) return found;
+  return conv_first(table, p, wish, can, pass_by);
 }
 
 template <class Kernel>
 const Kernel& served(const char* op, const Kernel* kernel) {
-  check(kernel, op, ": kernel must be able to serve these arguments (got ", forced.load(std::memory_order_relaxed),
-        ")");
-  return *kernel;
+  return conv_served(op, kernel, forced.load(std::memory_order_relaxed));
 }
 
 const ConvExtraKernels* extra_kernels() { return FASTCONV_EXTRA_KERNELS(conv_extra_kernels); }
@@ -86,15 +57,15 @@ void for_each_kernel(const Body& body) {
   for (const ConvKernel& kernel : FASTCONV_KERNELS(conv_kernels).forward) body(kernel);
 }
 
-void pass_by_silently(const char*, const char*) {}
-
 template <class PassBy>
 const ConvKernel* find_forward(const ConvParams& p, ConvPlan& plan, const PassBy& pass_by) {
   const ConvExtraKernels* extra = extra_kernels();
   return walk(extra ? &extra->forward : nullptr, FASTCONV_KERNELS(conv_kernels).forward, p, plan, pass_by);
 }
 
-const ConvKernel* find_forward(const ConvParams& p, ConvPlan& plan) { return find_forward(p, plan, pass_by_silently); }
+const ConvKernel* find_forward(const ConvParams& p, ConvPlan& plan) {
+  return find_forward(p, plan, conv_pass_by_silently);
+}
 
 // Memory for a kernel, as long as this lives.
 class Memory {
@@ -126,7 +97,7 @@ void grad_weight(const char* op, ConvParams p) {
   ConvPlan plan;
   const ConvGradKernel(*none)[1] = nullptr;
   const ConvGradKernel& kernel =
-      served(op, walk(none, FASTCONV_KERNELS(conv_kernels).grad_weight, p, plan, pass_by_silently));
+      served(op, walk(none, FASTCONV_KERNELS(conv_kernels).grad_weight, p, plan, conv_pass_by_silently));
   Memory memory(plan.memory.scratch);
   kernel.run(p, plan, memory.get());
 }
@@ -325,6 +296,17 @@ Tensor conv_packed(Tensor input, Tensor weight, std::optional<Tensor> bias, Tens
 
 namespace {
 
+// The names of the CUDA kernels, each once.
+template <class Body>
+void for_each_cuda_name(const Body& body) {
+  for (const ConvCudaRule& rule : kConvCudaForward) body(rule.name);
+  for (const ConvCudaRule& rule : kConvCudaGradWeight) {
+    bool told = false;
+    for (const ConvCudaRule& other : kConvCudaForward) told = told || conv_named(rule.name, other.name);
+    if (!told) body(rule.name);
+  }
+}
+
 // Sets it to the name of a row, or of none; `other` is a name to know beside them.
 bool switch_to(std::atomic<const char*>& which, const std::string& name, const char* other) {
   const char* found = name == other ? other : nullptr;
@@ -368,7 +350,19 @@ std::vector<std::string> conv_kernel_names() {
   return names;
 }
 
-bool conv_force_kernel(const std::string& name) { return switch_to(forced, name, ""); }
+std::vector<std::string> conv_cuda_kernel_names() {
+  std::vector<std::string> names;
+  for_each_cuda_name([&](const char* name) { names.emplace_back(name); });
+  return names;
+}
+
+bool conv_force_kernel(const std::string& name) {
+  const char* of_cuda = "";
+  for_each_cuda_name([&](const char* one) {
+    if (name == one) of_cuda = one;
+  });
+  return switch_to(forced, name, of_cuda);
+}
 
 bool conv_skip_kernel(const std::string& name) { return switch_to(skipped, name, kWinograd); }
 
@@ -420,12 +414,14 @@ ConvRun cuda_run(ConvParams p) {
   gather_single(p);
   join_rows(p);
   ConvRun found = {};
-  for (const ConvCudaRule& rule : kConvCudaForward) {
-    found.kernel = rule.name;
-    found.packed = rule.packs(p);
-    if (rule.applies(p)) break;
-    found.passed_by.emplace_back(rule.name, "cannot serve these arguments, or does not pay");
-  }
+  const ConvCudaRule* rule =
+      conv_cuda_choose(kConvCudaForward, p, forced.load(std::memory_order_relaxed),
+                       [&](const char* name, const char* reason) { found.passed_by.emplace_back(name, reason); });
+  if (!rule) return found;
+  found.kernel = rule->name;
+  const ConvMemory memory = rule->memory(p, {});
+  found.packed = memory.packed;
+  found.scratch = memory.scratch;
   return found;
 }
 
@@ -435,7 +431,7 @@ ConvAnswer conv_explain(const ConvQuery& q) {
   const ConvArguments a = q.transposed ? check_conv_transpose(q.input, q.weight, q.stride, q.padding, q.output_padding,
                                                               q.dilation, q.groups)
                                        : check_conv(q.input, q.weight, q.stride, q.padding, q.dilation, q.groups);
-  ConvParams p = conv_params(a, dtype_named(a.op, q.dtype));
+  ConvParams p = conv_params(a, dtype_named(a.op, q.dtype), q.allow_tf32);
   const bool last = is_channels_last(q.input, q.input_strides);
   ConvAnswer answer = {};
   p.weight = view_of(nullptr, q.weight_strides);

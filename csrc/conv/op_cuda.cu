@@ -1,11 +1,25 @@
 // The convolution operators for CUDA tensors; operators.h says what they do. Weights are not packed here: the modules
 // call the functions.
+#include <atomic>
+#include <mutex>
+#include <set>
+
 #include "conv/cuda.cuh"
 #include "conv/operators.h"
 #include "core/torch_cuda.h"
 
 namespace fastconv {
 namespace {
+
+std::atomic<const char*> forced{nullptr};  // the name of the only kernel that may run
+
+// Names are kept for good: calls that are running may still read them.
+void cuda_force(std::string name) {
+  static std::mutex mutex;
+  static std::set<std::string> names;
+  const std::lock_guard<std::mutex> lock(mutex);
+  forced.store(name.empty() ? nullptr : names.insert(std::move(name)).first->c_str(), std::memory_order_relaxed);
+}
 
 struct Cuda {
   static constexpr bool kProducts = false;
@@ -16,12 +30,17 @@ struct Cuda {
   void forward(ConvParams p) const {
     gather_single(p);
     join_rows(p);
-    conv_forward(p, scratch(conv_scratch(p)).mutable_data_ptr(), guard.stream());
+    const Stream stream = guard.stream();
+    const char* only = forced.load(std::memory_order_relaxed);
+    conv_forward(p, scratch(conv_scratch(p, stream.op, {}, only)).mutable_data_ptr(), stream, {}, only);
   }
   void turned(const ConvParams& p, Tensor&) const { forward(spread_params(p)); }
   void grad_weight(ConvParams p) const {
     join_rows(p);
-    conv_grad_weight(p, scratch(conv_grad_weight_scratch(p)).mutable_data_ptr(), guard.stream());
+    const Stream stream = guard.stream();
+    const char* only = forced.load(std::memory_order_relaxed);
+    const int64_t bytes = conv_grad_weight_scratch(p, stream.op, {}, only);
+    conv_grad_weight(p, scratch(bytes).mutable_data_ptr(), stream, {}, only);
   }
 
   CudaGuard guard;
@@ -35,6 +54,10 @@ STABLE_TORCH_LIBRARY_IMPL(fastconv, CUDA, m) {
   m.impl("conv_transpose", TORCH_BOX(&Operators::conv_transpose));
   m.impl("_conv_grad_input", TORCH_BOX(&Operators::conv_grad_input));
   m.impl("_conv_grad_weight", TORCH_BOX(&Operators::conv_grad_weight));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastconv, CompositeExplicitAutograd, m) {
+  m.impl("_conv_cuda_force", TORCH_BOX(&cuda_force));
 }
 
 }  // namespace fastconv

@@ -43,9 +43,9 @@ struct ConvForward {
 
   ConvForward(Tensor given, const Tensor& weight, std::optional<Tensor> given_bias, const Sizes& stride,
               const Sizes& padding, const Sizes& dilation, int64_t groups, std::optional<Tensor> given_residual,
-              const std::optional<std::string>& activation)
+              const std::optional<std::string>& activation, bool allow_tf32 = false)
       : a(check_conv(given.sizes(), weight.sizes(), stride, padding, dilation, groups)),
-        p(checked_params(given, weight, given_bias, given_residual, activation)),
+        p(checked_params(given, weight, given_bias, given_residual, activation, allow_tf32)),
         device(a.op, given),
         input(std::move(given)),
         bias(std::move(given_bias)),
@@ -66,9 +66,9 @@ struct ConvForward {
 
  private:
   ConvParams checked_params(const Tensor& given, const Tensor& weight, const std::optional<Tensor>& given_bias,
-                            const std::optional<Tensor>& given_residual,
-                            const std::optional<std::string>& activation) const {
-    ConvParams made = conv_params(a, dtype_of(a.op, given));
+                            const std::optional<Tensor>& given_residual, const std::optional<std::string>& activation,
+                            bool allow_tf32) const {
+    ConvParams made = conv_params(a, dtype_of(a.op, given), allow_tf32);
     check_same(a.op, "weight", weight, given);
     check_bias(a.op, given_bias, a.weight[0], given);
     if (given_residual) {
@@ -87,17 +87,18 @@ template <class Device>
 struct ConvOperators {
   static Tensor conv(Tensor input, Tensor weight, std::optional<Tensor> bias, Sizes stride, Sizes padding,
                      Sizes dilation, int64_t groups, std::optional<Tensor> residual,
-                     std::optional<std::string> activation) {
-    const ConvForward<Device> f(input, weight, bias, stride, padding, dilation, groups, residual, activation);
+                     std::optional<std::string> activation, bool allow_tf32) {
+    const ConvForward<Device> f(input, weight, bias, stride, padding, dilation, groups, residual, activation,
+                                allow_tf32);
     if (f.output.numel() > 0) f.device.forward(f.p);
     return f.output;
   }
 
   static Tensor conv_transpose(Tensor input, Tensor weight, std::optional<Tensor> bias, Sizes stride, Sizes padding,
-                               Sizes output_padding, Sizes dilation, int64_t groups) {
+                               Sizes output_padding, Sizes dilation, int64_t groups, bool allow_tf32) {
     const ConvArguments a =
         check_conv_transpose(input.sizes(), weight.sizes(), stride, padding, output_padding, dilation, groups);
-    ConvParams p = conv_params(a, dtype_of(a.op, input));
+    ConvParams p = conv_params(a, dtype_of(a.op, input), allow_tf32);
     check_same(a.op, "weight", weight, input);
     check_bias(a.op, bias, a.input[1], input);
     const Device device(a.op, input);
@@ -106,16 +107,16 @@ struct ConvOperators {
   }
 
   static Tensor conv_grad_input(Tensor grad_output, Tensor weight, Sizes input_size, Sizes stride, Sizes padding,
-                                Sizes dilation, int64_t groups) {
+                                Sizes dilation, int64_t groups, bool allow_tf32) {
     const ConvArguments a = check_conv(input_size, weight.sizes(), stride, padding, dilation, groups);
-    const ConvParams p = conv_params(a, dtype_of(a.op, grad_output));
+    const ConvParams p = conv_params(a, dtype_of(a.op, grad_output), allow_tf32);
     check_same(a.op, "weight", weight, grad_output);
     check_shape(a.op, "grad_output", grad_output, result_sizes(a, a.output));
     return transposed(Device(a.op, grad_output), a, p, grad_output, weight);
   }
 
   static Tensor conv_grad_weight(Tensor grad_output, Tensor input, Sizes weight_size, Sizes stride, Sizes padding,
-                                 Sizes dilation, int64_t groups) {
+                                 Sizes dilation, int64_t groups, bool allow_tf32) {
     const ConvArguments a = check_conv(input.sizes(), weight_size, stride, padding, dilation, groups);
     const Dtype dtype = dtype_of(a.op, input);
     check_same(a.op, "grad_output", grad_output, input);
@@ -124,7 +125,7 @@ struct ConvOperators {
     Tensor result = empty_as(input, weight_size, MemoryFormat::Contiguous);
     if (result.numel() == 0) return result;
     if (input.numel() == 0 || grad_output.numel() == 0) return torch::stable::zero_(result);
-    ConvParams p = conv_params(a, dtype);
+    ConvParams p = conv_params(a, dtype, allow_tf32);
     p.input = readable(input);
     p.output = readable(grad_output);
     p.weight = view_of(result, result.mutable_data_ptr());

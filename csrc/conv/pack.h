@@ -10,7 +10,7 @@
 namespace fastconv {
 
 // What the choice of a kernel and its plan may depend on: all of the params but the addresses of input, output, bias
-// and residual, and the activation.
+// and residual, the activation, and TF32, which is CUDA's.
 struct PackKey {
   int64_t choice, threads, sizes[10], geometry[8], weight[6], strides[9];
 };

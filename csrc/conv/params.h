@@ -36,6 +36,7 @@ struct ConvParams {
   View4 output;          // [N, G*K, P, Q]
   const void* residual;  // like output, with the same strides, or null
   Activation activation;
+  bool tf32;       // float32 may be rounded to TF32 before it is multiplied; false for other types
   bool prepacked;  // the weights were packed by an earlier call, so the plan may not pack them anew where they are used
   bool halved;     // see isa_halves_vectors: arithmetic costs more beside all else
   int threads;

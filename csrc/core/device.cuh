@@ -137,12 +137,19 @@ __device__ __forceinline__ void copy_async_wait() {
 
 // ---- tensor cores: D += A B over a warp, fragments laid out as in the PTX manual ----
 
-// Whether the chip that is compiled for has those of 16-bit types in this shape; kernels that use them do nothing
-// elsewhere, and their launchers choose others.
+// Whether the chip that is compiled for has those of 16-bit types and of TF32 in these shapes; kernels that use them do
+// nothing elsewhere, and their launchers choose others.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-constexpr bool kTensorCores16 = false;
+constexpr bool kTensorCores = false;
 #else
-constexpr bool kTensorCores16 = true;
+constexpr bool kTensorCores = true;
+#endif
+// Whether it is one on which kernels have to do without; those that multiply 16-bit types as float32 do nothing
+// elsewhere.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+constexpr bool kNoTensorCores = false;
+#else
+constexpr bool kNoTensorCores = true;
 #endif
 
 // A [16, 16] (4 registers of two 16-bit values a lane), B [16, 8] (2), D [16, 8] in float32 (4).

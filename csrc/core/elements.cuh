@@ -94,14 +94,18 @@ __device__ __forceinline__ int64_t take_last(int64_t& number, int64_t size) {
   return last;
 }
 
-// Element i of `to`, from the parts of its sum, [parts, elements], in their order.
+// What the parts of a sum, [parts, elements], add up to at element i, in their order.
+template <class A>
+__device__ __forceinline__ A sum_parts(const A* sums, int64_t parts, int64_t elements, int64_t i) {
+  A sum = 0;
+  for (int64_t part = 0; part < parts; ++part) sum += sums[part * elements + i];
+  return sum;
+}
+// And that as element i of `to`.
 template <class T>
 __device__ __forceinline__ void add_parts(const void* sums, int64_t parts, int64_t elements, int64_t i, void* to) {
-  using A = Accumulate<T>;
-  A sum = 0;
-  for (int64_t part = 0; part < parts; ++part) sum += static_cast<const A*>(sums)[part * elements + i];
   T element;
-  narrow(sum, element);
+  narrow(sum_parts(static_cast<const Accumulate<T>*>(sums), parts, elements, i), element);
   static_cast<T*>(to)[i] = element;
 }
 

@@ -2,7 +2,7 @@
 
 The kernels' indexing is tested on any machine by test_conv_cuda.py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,24 @@ from on_gpu import DEVICE, TOLERANCE, close, placed, run
 from torch import Tensor
 
 import fastconv
+from fastconv._native import native
 
 WEIGHTS = ["conv_weight_pairs", "conv_weight_products", "conv_add_parts"]
 DEPTHWISE = pytest.mark.kernels("conv_depthwise_planes", "conv_depthwise_pixels", "conv_pack", *WEIGHTS)
 PRODUCTS = pytest.mark.kernels(
-    "conv_products", "conv_tensor_products", "conv_grouped", "conv_general", "conv_pack", *WEIGHTS
+    "conv_products", "conv_tensor_products", "conv_add_outputs", "conv_grouped", "conv_general", "conv_pack", *WEIGHTS
 )
+
+
+@pytest.fixture(autouse=True)
+def strict() -> Iterator[None]:
+    """Without TF32, which PyTorch allows convolutions by default."""
+    places = torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    before = [place.fp32_precision for place in places]
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    for place, value in zip(places, before, strict=True):
+        place.fp32_precision = value
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,8 @@ CASES = {
     "dense": Case(),
     "many channels": Case(size=(2, 136, 14, 13), out=200),
     "1x1": Case(size=(2, 64, 28, 28), out=128, kernel=(1, 1), padding=0),
+    "few pixels": Case(size=(1, 256, 7, 7), out=200),  # a sum in parts
+    "few pixels of groups": Case(size=(1, 520, 7, 5), out=70, kernel=(1, 1), padding=0, groups=2),
     "stem": Case(size=(2, 3, 64, 65), out=64, kernel=(7, 7), stride=2, padding=3),
     "dilated": Case(size=(1, 64, 20, 21), padding=12, dilation=12),
     "strided": Case(stride=2, kernel=(2, 5)),
@@ -112,6 +126,8 @@ def test_under_the_sanitizer(layout: str) -> None:
         for dtype in (torch.float32, torch.bfloat16):
             for stride in (1, 2):
                 check(Case(size=(2, 16, 17, 19), out=out, groups=groups, stride=stride), dtype, layout)
+    for dtype in (torch.float32, torch.bfloat16):
+        check(Case(size=(1, 64, 5, 5), out=24), dtype, layout)  # a sum in parts
 
 
 @DEPTHWISE
@@ -132,10 +148,10 @@ def test_every_call_gives_the_same_bits(layout: str) -> None:
 @pytest.mark.parametrize("activation", ["relu", "relu6", "silu", "hardswish"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_activation_and_residual(layout: str, activation: str) -> None:
-    for groups in (1, 8, 32):
-        case = Case(size=(2, 32, 20, 18), out=32, groups=groups)
+    cases = [Case(size=(2, 32, 20, 18), out=32, groups=groups) for groups in (1, 8, 32)]
+    for case in [*cases, Case(size=(2, 256, 5, 5), out=32)]:
         tensors = case.tensors(torch.float32)
-        residual = torch.randn(2, 32, 20, 18)
+        residual = torch.randn(2, 32, *case.size[2:])
         wanted = case(tensors, activation=activation, residual=residual)
         close(case(placed(tensors, layout), activation=activation, residual=residual.to(DEVICE)), wanted)
 
@@ -199,6 +215,48 @@ def test_graph_capture(layout: str, capture: Callable) -> None:
             graph.replay()
             for result, wanted in zip(results, step(), strict=True):
                 assert torch.equal(result, wanted)
+
+
+@PRODUCTS
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tf32(layout: str) -> None:
+    """As near as factors of 11 bits allow, and not nearer: they were rounded. On chips older than 8.0 they are not."""
+    for name in ("dense", "many channels", "stem", "groups", "transposed", "few pixels"):
+        case = CASES[name]
+        tensors = {key: t.double() for key, t in case.tensors(torch.float32).items()}
+        output = case(tensors)
+        grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+        wanted = run(case, tensors, grad.double())
+        own = placed({key: t.float() for key, t in tensors.items()}, layout)
+        exact = run(case, own, LAYOUTS[layout](grad.to(DEVICE)))
+        torch.backends.cudnn.allow_tf32 = True
+        got = run(case, own, LAYOUTS[layout](grad.to(DEVICE)))
+        torch.backends.cudnn.allow_tf32 = False
+        for key in ("output", "input", "weight"):
+            size = wanted[key].square().mean().sqrt()
+            error, least = ((t[key].cpu().double() - wanted[key]).square().mean().sqrt() / size for t in (got, exact))
+            assert error < 2**-10
+            assert least < 1e-5
+            assert error > 1e-5 or torch.cuda.get_device_capability() < (8, 0)
+
+
+@DEPTHWISE
+@PRODUCTS
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_kernel_that_is_asked_for_by_name(layout: str) -> None:
+    """It runs, and gives what the others give; or it is an error, as `explain` says."""
+    for groups in (1, 32):
+        case = Case(size=(2, 32, 9, 10), out=32, groups=groups)
+        tensors = case.tensors(torch.float32)
+        wanted, own = case(tensors), placed(tensors, layout)
+        for kernel in native.conv_cuda_kernels():
+            with fastconv.flags(kernel=kernel):
+                if fastconv.explain("conv2d", *own.values(), padding=1, groups=groups).kernel:
+                    close(case(own), wanted)
+                    continue
+                with pytest.raises(RuntimeError, match=rf"conv2d: kernel must be able to serve .* \(got {kernel}\)"):
+                    case(own)
+        close(case(own), wanted)
 
 
 @PRODUCTS

@@ -256,7 +256,7 @@ inline void copy_async_wait() {
 
 // ---- tensor cores; sums in float32, which the hardware rounds a little differently ----
 
-constexpr bool kTensorCores16 = true;
+constexpr bool kTensorCores = true, kNoTensorCores = true;  // tests run both kinds of kernels
 
 void emulated_mma_16bit(float* d, const uint32_t* a, const uint32_t* b, float (*widen_bits)(uint16_t),
                         const emulator::Site& site);

@@ -169,6 +169,7 @@ void narrow(float value, float16& out) {
 
 // To nearest, ties away from zero.
 uint32_t to_tf32(float value) {
+  if (std::isnan(value)) return 0x7fffffffu;
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return std::isfinite(value) ? (bits + 0x1000u) & 0xffffe000u : bits;

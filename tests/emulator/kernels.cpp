@@ -211,10 +211,11 @@ namespace {
 
 // `fields`: the sizes and the geometry of ConvParams, then the strides of input and output; `memory`: input, weight,
 // bias, output, residual. The weight is dense.
-fastconv::ConvParams conv_params(int64_t direction, int64_t dtype, int64_t activation, const int64_t* fields,
-                                 void* const* memory) {
+fastconv::ConvParams conv_params(int64_t direction, int64_t dtype, int64_t tf32, int64_t activation,
+                                 const int64_t* fields, void* const* memory) {
   fastconv::ConvParams p = {};
   p.dtype = static_cast<fastconv::Dtype>(dtype);
+  p.tf32 = tf32 != 0;
   p.activation = static_cast<fastconv::Activation>(activation);
   int64_t* const places[] = {&p.N,          &p.G,          &p.C,        &p.K,        &p.H,        &p.W,
                              &p.P,          &p.Q,          &p.R,        &p.S,        &p.stride_h, &p.stride_w,
@@ -235,11 +236,12 @@ fastconv::ConvParams conv_params(int64_t direction, int64_t dtype, int64_t activ
 
 // Convolution (direction 0), turned round (1), or the gradient of the weight (2), by the kernel of this name or,
 // without one, by the first that applies. `limits`: those of ConvLimits.
-extern "C" const char* emulated_conv(int64_t direction, const char* kernel, int64_t dtype, int64_t activation,
-                                     const int64_t* fields, void* const* memory, void* scratch, const int64_t* limits) {
+extern "C" const char* emulated_conv(int64_t direction, const char* kernel, int64_t dtype, int64_t tf32,
+                                     int64_t activation, const int64_t* fields, void* const* memory, void* scratch,
+                                     const int64_t* limits) {
   return error_of([&] {
-    const auto p = conv_params(direction, dtype, activation, fields, memory);
-    const fastconv::ConvLimits at = {limits[0], limits[1], limits[2]};
+    const auto p = conv_params(direction, dtype, tf32, activation, fields, memory);
+    const fastconv::ConvLimits at = {limits[0], limits[1], limits[2], limits[3], limits[4]};
     const fastconv::Stream stream = {"conv2d", 0, nullptr};
     if (direction == 2) return fastconv::conv_grad_weight(p, scratch, stream, at, kernel);
     fastconv::conv_forward(p, scratch, stream, at, kernel);
@@ -247,13 +249,14 @@ extern "C" const char* emulated_conv(int64_t direction, const char* kernel, int6
 }
 
 // The scratch memory for that; negative where the kernel does not serve it.
-extern "C" int64_t emulated_conv_scratch(int64_t direction, const char* kernel, int64_t dtype, const int64_t* fields,
-                                         void* const* memory, const int64_t* limits) {
-  const auto p = conv_params(direction, dtype, 0, fields, memory);
-  const bool grad = direction == 2;
-  const int found = grad ? fastconv::conv_cuda_choose(fastconv::kConvCudaGradWeight, p, kernel)
-                         : fastconv::conv_cuda_choose(fastconv::kConvCudaForward, p, kernel);
-  if (found < 0) return -1;
-  return grad ? fastconv::conv_grad_weight_scratch(p, {limits[0], limits[1], limits[2]}, kernel)
-              : fastconv::conv_scratch(p, kernel);
+extern "C" int64_t emulated_conv_scratch(int64_t direction, const char* kernel, int64_t dtype, int64_t tf32,
+                                         const int64_t* fields, void* const* memory, const int64_t* limits) {
+  const auto p = conv_params(direction, dtype, tf32, 0, fields, memory);
+  const fastconv::ConvLimits at = {limits[0], limits[1], limits[2], limits[3], limits[4]};
+  try {
+    return direction == 2 ? fastconv::conv_grad_weight_scratch(p, "conv2d", at, kernel)
+                          : fastconv::conv_scratch(p, "conv2d", at, kernel);
+  } catch (const std::runtime_error&) {
+    return -1;
+  }
 }
