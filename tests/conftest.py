@@ -26,6 +26,18 @@ def fresh_process_state() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def cudnn_settings() -> Iterator[None]:
+    """What a test tells PyTorch of TF32 is put back, and may be told where PyTorch's own tools for tests, which some
+    other test has imported, forbid it for good."""
+    places = torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    before = [place.fp32_precision for place in places]
+    with torch.backends.__allow_nonbracketed_mutation():
+        yield
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
+
+
 @pytest.fixture(params=SUPPORTED)
 def isa(request: pytest.FixtureRequest) -> str:
     """Every instruction set that this machine has, in use while the test runs."""

@@ -3,7 +3,7 @@ from it. Seen from the operators' arguments, so on any machine; what the kernels
 test_conv_cuda.py."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,14 +15,7 @@ import fastconv
 from fastconv._native import ops
 from fastconv.conv import tf32_is_allowed
 
-
-@pytest.fixture(autouse=True)
-def put_back() -> Iterator[None]:
-    places = torch.backends.cudnn.conv, torch.backends.cudnn.rnn
-    before = [place.fp32_precision for place in places]
-    yield
-    for place, value in zip(places, before, strict=True):
-        place.fp32_precision = value
+pytestmark = pytest.mark.usefixtures("cudnn_settings")
 
 
 class Told(TorchDispatchMode):

@@ -2,7 +2,7 @@
 
 The kernels' indexing is tested on any machine by test_conv_cuda.py."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +23,9 @@ PRODUCTS = pytest.mark.kernels(
 
 
 @pytest.fixture(autouse=True)
-def strict() -> Iterator[None]:
+def strict(cudnn_settings: None) -> None:
     """Without TF32, which PyTorch allows convolutions by default."""
-    places = torch.backends.cudnn.conv, torch.backends.cudnn.rnn
-    before = [place.fp32_precision for place in places]
     torch.backends.cudnn.allow_tf32 = False
-    yield
-    for place, value in zip(places, before, strict=True):
-        place.fp32_precision = value
 
 
 @dataclass(frozen=True)
