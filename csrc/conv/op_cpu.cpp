@@ -140,12 +140,16 @@ Memory product_bias(const ConvParams& p, int64_t rows) {
 }
 
 // Whether `p`, of spread_params(), makes patches: kernel and stride are the same, so every output has one tap, and a
-// row of what comes from a pixel lies in channels_last as its weights do.
+// row of what comes from a pixel lies in channels_last as its weights do. The input is read once for each row of the
+// kernel, which pays where caches keep it: 2x2, 1024 to 512 at 28x28 in bfloat16 5.5 -> 4.8 ms, 128 to 64 at 196x196
+// (9.8 MB) 6.1 -> 8.2.
 bool is_patches(const ConvParams& p) {
+  constexpr int64_t kMostInput = 4 << 20;  // bytes
   const View4 &w = p.weight, &y = p.output;
-  return p.G == 1 && p.R * p.S > 1 && p.up_h == p.R && p.up_w == p.S && p.dilation_h == 1 && p.dilation_w == 1 &&
-         p.pad_h == p.R - 1 && p.pad_w == p.S - 1 && p.P == p.H * p.R && p.Q == p.W * p.S && y.c == 1 && y.w == p.K &&
-         w.n == 1 && (p.S == 1 || w.w == -p.K);
+  return p.G == 1 && (p.R == 1 || p.N * p.C * p.H * p.W * p.element_size() <= kMostInput) && p.R * p.S > 1 &&
+         p.up_h == p.R && p.up_w == p.S && p.dilation_h == 1 && p.dilation_w == 1 && p.pad_h == p.R - 1 &&
+         p.pad_w == p.S - 1 && p.P == p.H * p.R && p.Q == p.W * p.S && y.c == 1 && y.w == p.K && w.n == 1 &&
+         (p.S == 1 || w.w == -p.K);
 }
 
 // Row `r` of every patch, as a 1x1 convolution whose output channels are those of all its columns; without a bias.
