@@ -51,7 +51,6 @@ def operator(
     """
     op = getattr(ops, name).default
     run = op._op  # what calling `op` comes to, one Python function later
-    places = [i for i, argument in enumerate(op._schema.arguments) if "Tensor" in str(argument.type)]
     torch.library.register_fake(f"fastconv::{name}", fake)
     torch.library.register_autograd(f"fastconv::{name}", backward, setup_context=setup_context)
 
@@ -90,10 +89,8 @@ def operator(
                 args = _cast(args, device)
         if in_functorch():
             return function.apply(*args)
-        if torch.is_grad_enabled():
-            for place in places:
-                if place < len(args) and isinstance(arg := args[place], Tensor) and arg.requires_grad:
-                    return record(*unwrap_dead_wrappers(args))
+        if wants_grad(*args):
+            return record(*unwrap_dead_wrappers(args))
         with below_autograd():
             return run(*args)
 
