@@ -26,10 +26,12 @@
 namespace fastconv {
 namespace {
 
-constexpr int64_t kOwnWeightBytes = 64 << 10;  // of weights that are packed just before they are used
-constexpr int kWeightsAhead = 1024;            // bytes
-constexpr int64_t kFoldChannels = 4;           // the most whose kernel columns are folded
-constexpr int64_t kPrepackBytes = 16 << 20;    // a thread; larger weights are packed block by block where they are used
+constexpr int64_t kOwnWeightBytes = 64 << 10;   // of weights that are packed just before they are used
+constexpr int64_t kNearWeightBytes = 40 << 10;  // of those that a first-level cache can hold
+constexpr int64_t kSumBytes = 1536 << 10;    // of sums in scratch that the many passes of a heavy layer may return to
+constexpr int kWeightsAhead = 1024;          // bytes
+constexpr int64_t kFoldChannels = 4;         // the most whose kernel columns are folded
+constexpr int64_t kPrepackBytes = 16 << 20;  // a thread; larger weights are packed block by block where they are used
 
 // Pixels of a register tile of `kv` vectors: accumulators, weights and two broadcasts must fit.
 constexpr int channel_pixels(int kv) { return min64((kVecRegisters - 2 - kv) / kv, 14); }
@@ -197,7 +199,10 @@ ChannelPlan channel_plan_for(const ConvParams& p, int64_t rows, int64_t k_splits
   plan.k_splits = ceil_div(plan.k_blocks, plan.k_range);
   plan.c_pass = min64(round_up(c_pass, L), round_up(p.C, L));
   plan.passes = ceil_div(p.C, plan.c_pass);
-  const int64_t sub = kOwnWeightBytes / (p.R * p.S * plan.k_block * static_cast<int64_t>(sizeof(A)));
+  // The narrow register tiles of a segment read 20 bytes of weights a cycle. (2048 channels at 33x33, rate 6, one
+  // thread, on an Intel Xeon: 61 to 58 ms; where tiles are wide, 512 channels at 14x14, 6.3 to 6.5.)
+  const int64_t sub = (plan.segments ? kNearWeightBytes : kOwnWeightBytes) /
+                      (p.R * p.S * plan.k_block * static_cast<int64_t>(sizeof(A)));
   plan.c_sub = min64(max64(sub / L * L, L), plan.c_pass);
   // An odd number of cache lines, so that the same pixel of many channels does not fall into the same cache set.
   plan.x_channel = folds                            ? 1
@@ -283,7 +288,12 @@ bool channel_plan(const ConvParams& original, ChannelPlan& best) {
               const int64_t reads = plan.in_place && again ? r * plan.g.w.tile * p.C : 0;
               const int64_t writes =
                   plan.out_place && (spread(p) || again) ? r * p.up_h * plan.g.w.tile * p.up_w * p.K : 0;
-              return (channel_thread_elements<A>(plan) + reads + writes) * static_cast<int64_t>(sizeof(A)) <= limit;
+              // A heavy layer returns to its sums once for all weights of a pass, whether they are the output itself,
+              // which is not counted either, or lie in scratch. (512 to 1024 channels at 19x19, rate 6, contiguous, on
+              // an Intel Xeon: 21 to 18 ms; 2048 at 33x33, rate 18: 40 to 34.)
+              const int64_t size = sizeof(A);
+              const int64_t sums = heavy && plan.acc_elements * size <= kSumBytes ? plan.acc_elements : 0;
+              return (channel_thread_elements<A>(plan) - sums + reads + writes) * size <= limit;
             },
             [&](int64_t r) { return channel_items<A>(p, plan_of(r)); },
             [&](int64_t r) { return channel_cost<A>(p, plan_of(r)); });
@@ -343,7 +353,7 @@ void channel_micro(const A* x, int64_t x_channel, int64_t x_pixel, int64_t chann
       const Tap* const row_end = tap + taps.columns;
       do {
         const A* from = x + static_cast<int64_t>(tap->offset) * pixel;
-        const A* ahead = from + L;
+        const A* ahead = From == Source::kPacked ? from + L * x_channel : from + L;
         const A* weight = w + static_cast<int64_t>(tap->index) * (L * KV * L);
         const A* weight_end = weight + n * KV * L;
         do {
@@ -360,7 +370,7 @@ void channel_micro(const A* x, int64_t x_channel, int64_t x_pixel, int64_t chann
 #pragma GCC unroll 4
             for (int v = 0; v < KV; ++v) sum[i][v] += value * b[v];
           }
-          if (From == Source::kPixels) {  // the next channels of one pixel after the other
+          if (From != Source::kPlanes) {  // the next channels of one pixel after the other
             __builtin_prefetch(ahead);
             ahead += pixel;
           }
