@@ -108,7 +108,7 @@ class Explanation:
 #: What the native library calls the ways of a transposed convolution.
 _WAYS = {
     "product": "a product of matrices, for images of one pixel",
-    "patches": "a product of matrices for each row of the kernel, which is as large as the stride",
+    "patches": "a convolution for each residue of the rows modulo the stride, with the columns' residues as channels",
     "backwards": "one convolution, the weights read backwards",
     "spread": "one run for all residues of the position modulo the stride",
     "residues": "a convolution for each residue of the position modulo the stride: no kernel serves all in one run",

@@ -194,21 +194,27 @@ def test_images_of_one_pixel(kernel: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kernel", ["", *KERNELS[1:]])
 def test_pixels_that_become_patches(kernel: str, dtype: torch.dtype) -> None:
-    """The kernel is as large as the stride: a product of matrices for each row of it, in channels_last."""
+    """The kernel is a multiple of the stride: a convolution for each residue of the rows, whose output channels are
+    those of all residues of the columns, in channels_last."""
     native.conv_force_kernel(kernel)
     ways = set()
-    for N, C, H, W, K, taps, kwargs in [
-        (2, 20, 5, 7, 33, 2, {}),
-        (1, 3, 4, 3, 1, (3, 2), {}),
-        (1, 17, 1, 9, 8, (1, 4), {}),
-        (3, 16, 6, 1, 16, (4, 1), {}),
-        (1, 5, 3, 3, 3, 5, {}),
-        (1, 8, 4, 4, 8, 2, {"padding": 1}),  # from here on not quite
-        (1, 8, 4, 4, 8, 2, {"output_padding": 1}),
-        (1, 8, 4, 4, 8, 2, {"dilation": 2}),
-        (1, 8, 4, 4, 8, 2, {"groups": 2}),
+    for is_patches, N, C, H, W, K, taps, kwargs in [
+        (True, 2, 20, 5, 7, 33, 2, {}),
+        (True, 1, 3, 4, 3, 1, (3, 2), {}),
+        (True, 1, 17, 1, 9, 8, (1, 4), {}),
+        (True, 3, 16, 6, 1, 16, (4, 1), {}),
+        (True, 1, 5, 3, 3, 3, 5, {}),
+        (True, 1, 8, 4, 4, 8, 2, {"padding": 1}),
+        (True, 2, 5, 4, 3, 9, (6, 8), {"stride": (3, 4), "padding": (1, 2), "output_padding": (0, 1)}),
+        (True, 1, 20, 3, 4, 21, (4, 6), {"stride": (4, 2), "padding": (3, 5)}),
+        (True, 1, 4, 2, 5, 21, (1, 4), {"stride": (1, 4), "padding": (0, 4)}),
+        (False, 1, 8, 4, 4, 16, 4, {"stride": 2}),  # its channels are whole vectors
+        (False, 1, 8, 4, 4, 9, 5, {"stride": 2}),
+        (False, 1, 8, 4, 4, 8, 2, {"output_padding": 1}),
+        (False, 1, 8, 4, 4, 8, 2, {"dilation": 2}),
+        (False, 1, 8, 4, 4, 8, 2, {"groups": 2}),
     ]:
-        case = TransposedCase("", N, C, H, W, K, taps, stride=taps, **kwargs)
+        case = TransposedCase("", N, C, H, W, K, taps, **{"stride": taps, **kwargs})
         p = problem(case)
         for formats in product([torch.contiguous_format, torch.channels_last], repeat=2):
             pair = (p.input, p.weight)
@@ -217,9 +223,9 @@ def test_pixels_that_become_patches(kernel: str, dtype: torch.dtype) -> None:
                 output = fastconv.conv_transpose2d(input, weight, bias, **case.kwargs)
                 expected = p.output if bias is not None else p.output - p.bias.view(-1, 1, 1)
                 assert_close_to_reference(f"{case} {formats}", output, expected, p.scale_output)
-                ways.add((fastconv.explain("conv_transpose2d", input, weight, bias, **case.kwargs).way, bool(kwargs)))
-    assert ("patches", False) in ways
-    assert ("patches", True) not in ways
+                ways.add((fastconv.explain("conv_transpose2d", input, weight, bias, **case.kwargs).way, is_patches))
+    assert ("patches", True) in ways
+    assert ("patches", False) not in ways
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
