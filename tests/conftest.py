@@ -29,8 +29,8 @@ def fresh_process_state() -> Iterator[None]:
 @pytest.fixture
 def cudnn_settings() -> Iterator[None]:
     """What a test tells PyTorch of TF32 is put back, and may be told where PyTorch's own tools for tests, which some
-    other test has imported, forbid it for good. PyTorch keeps the older flag beside the precisions and raises at whoever
-    reads it, `torch.export` for one, once they disagree: the flag first, which sets the precisions too."""
+    other test has imported, forbid it for good. PyTorch keeps the older flag beside the precisions and raises at
+    whoever reads it, `torch.export` for one, once they disagree: the flag first, which sets the precisions too."""
     places = torch.backends.cudnn.conv, torch.backends.cudnn.rnn
     allowed, before = torch.backends.cudnn.allow_tf32, [place.fp32_precision for place in places]
     with torch.backends.__allow_nonbracketed_mutation():

@@ -150,10 +150,10 @@ bool is_blocks(int64_t size, int64_t outputs, int64_t taps, int64_t up, int64_t 
 
 // Whether `p`, of spread_params(), makes patches: what a pixel gives to a row of outputs, up_w columns of K channels,
 // lies in channels_last side by side as its weights do, so that the columns' residues are so many more channels of a
-// convolution whose pixels do not overlap, 1x1 where kernel and stride are the same. Vectors that K channels do not fill
-// are filled by those of a row: 16x16 to 21 channels at 64x64, stride 8, float32, two threads of a Xeon 10.5 -> 7.4 ms.
-// The input is read once for each residue of the rows, which pays where caches keep it: 2x2, 1024 to 512 at 28x28 in
-// bfloat16 5.5 -> 4.8 ms, 128 to 64 at 196x196 (9.8 MB) 6.1 -> 8.2.
+// convolution whose pixels do not overlap, 1x1 where kernel and stride are the same. Vectors that K channels do not
+// fill are filled by those of a row: 16x16 to 21 channels at 64x64, stride 8, float32, two threads of a Xeon 10.5
+// -> 7.4 ms. The input is read once for each residue of the rows, which pays where caches keep it: 2x2, 1024 to 512 at
+// 28x28 in bfloat16 5.5 -> 4.8 ms, 128 to 64 at 196x196 (9.8 MB) 6.1 -> 8.2.
 bool is_patches(const ConvParams& p) {
   constexpr int64_t kMostInput = 4 << 20;  // bytes
   constexpr int64_t kLanes = 16;
