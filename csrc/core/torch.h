@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/pages.h"
 #include "core/view.h"
 
 namespace fastconv {
@@ -131,14 +132,17 @@ inline Tensor empty_on(const torch::stable::Device& device, IntHeaderOnlyArrayRe
     strides[d] = next;
     fits = !__builtin_mul_overflow(next, last || sizes[d] > 0 ? sizes[d] : 1, &next) && fits;
   }
+  using torch::stable::detail::from, torch::stable::detail::to;
+  const int32_t dtype = to<int32_t>(from(type));
   AtenTensorHandle made = nullptr;
-  if (fits) {
-    using torch::stable::detail::from, torch::stable::detail::to;
-    fits = aoti_torch_empty_strided(dims, sizes.data(), strides.data(), to<int32_t>(from(type)),
-                                    to<int32_t>(from(device.type())), device.index(), &made) == 0;
-  }
+  fits = fits && aoti_torch_empty_strided(dims, sizes.data(), strides.data(), dtype, to<int32_t>(from(device.type())),
+                                          device.index(), &made) == 0;
   check(fits, "fastconv: output must fit into memory (got ", text(sizes), ")");
-  return Tensor(made);
+  const Tensor result(made);
+  if (device.type() == torch::headeronly::DeviceType::CPU)
+    welcome_large_pages(result.mutable_data_ptr(),
+                        result.numel() * static_cast<int64_t>(aoti_torch_dtype_element_size(dtype)));
+  return result;
 }
 inline Tensor empty_as(const Tensor& like, IntHeaderOnlyArrayRef sizes, MemoryFormat format) {
   return empty_on(like.device(), sizes, format, like.scalar_type());
