@@ -37,11 +37,9 @@ constexpr int64_t kMostCovering = 64;
 
 // The windows that cover a position of an axis, [begin, end): asked once for each column, because it takes divisions.
 struct Covering {
-  int32_t begin, end;
+  int64_t begin, end;
 };
-inline Covering covering_of(const PoolAxis& axis, int64_t i) {
-  return {static_cast<int32_t>(axis.covering_begin(i)), static_cast<int32_t>(axis.covering_end(i))};
-}
+inline Covering covering_of(const PoolAxis& axis, int64_t i) { return {axis.covering_begin(i), axis.covering_end(i)}; }
 inline int64_t covering_bytes(const PoolAxis& axis) { return axis.size * static_cast<int64_t>(sizeof(Covering)); }
 inline const Covering* all_covering(const PoolAxis& axis, void* memory) {
   Covering* covering = static_cast<Covering*>(memory);

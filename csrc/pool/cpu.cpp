@@ -1,8 +1,7 @@
 // The table of pooling kernels of one instruction set.
-#include <type_traits>
-
 #include "pool/backward.h"
 #include "pool/forward.h"
+#include "pool/indices.h"
 #include "pool/lp.h"
 #include "pool/params.h"
 #include "pool/stochastic.h"
@@ -29,56 +28,11 @@ void for_each_window(const PoolParams& p, const Body& body) {
   });
 }
 
-int64_t no_scratch(const PoolParams&) { return 0; }
-
-// `count` indices of neighbouring windows, or of neighbouring channels of one, of which the first has tap 0 at
-// `origin`. Int: 32 bits where they are enough, because 64-bit products take three times as long in vectors. The row of
-// a tap is a product with the inverse of the number of columns, in Bits bits: exact for taps below 2^(Bits / 2).
-template <class Int, int Bits, class Id>
-void fill_indices(const PoolParams& p, const Id* ids, int64_t* indices, int64_t count, int64_t origin, int64_t step) {
-  using Unsigned = std::make_unsigned_t<Int>;
-  const Unsigned S = static_cast<Unsigned>(p.w.kernel), inverse = ((Unsigned{1} << Bits) + S - 1) / S;
-  const Unsigned next_row = static_cast<Unsigned>(p.w.size - p.w.kernel);  // from past the end of a row to the next
-  const auto some = [&](int64_t from, auto many) {
-    Unsigned at = static_cast<Unsigned>(origin + from * step);  // may be before the plane, and wraps around
-    for (int i = 0; i < many; ++i, at += static_cast<Unsigned>(step)) {
-      const Unsigned tap = ids[from + i];
-      indices[from + i] = static_cast<Int>(at + tap + (tap * inverse >> Bits) * next_row);
-    }
-  };
-  constexpr int kMany = 16;
-  if (count < kMany) return some(0, static_cast<int>(count));
-  for (int64_t i = 0; i + kMany <= count; i += kMany) some(i, std::integral_constant<int, kMany>{});
-  if (count % kMany) some(count - kMany, std::integral_constant<int, kMany>{});  // some twice, not one by one
-}
-
 // Windows that hold nothing have no index; without dilation there are none of these.
-void max_indices(const PoolParams& p, void*) {
+void max_indices(const PoolParams& p, void* memory) {
   if (p.h.dilation > 1 || p.w.dilation > 1 || p.id_bytes > 2)
     return for_each_window(p, [&](int64_t at, int64_t index, int64_t, int64_t, int64_t) { p.indices[at] = index; });
-  const int64_t planes = p.channels_last ? p.N : p.N * p.C, inner = p.channels_last ? p.C : 1;
-  const int64_t rows = planes * p.h.outputs, per_item = rows_of_item(p, rows, p.w.outputs * inner);
-  // Half of what 32 bits hold leaves room for the padding.
-  const bool small = p.h.size * p.w.size < int64_t{1} << 30 && p.id_bytes == 1;
-  parallel_for(p.threads, (rows + per_item - 1) / per_item, [&](int64_t item, int) {
-    const int64_t end = (item + 1) * per_item < rows ? (item + 1) * per_item : rows;
-    for (int64_t row = item * per_item; row < end; ++row) {
-      const int64_t top = p.h.first(row % p.h.outputs) * p.w.size, begin = row * p.w.outputs * inner;
-      const auto fill = [&](int64_t from, int64_t count, int64_t origin, int64_t step) {
-        const auto* bytes = static_cast<const uint8_t*>(p.ids) + begin + from;
-        const auto* halves = static_cast<const uint16_t*>(p.ids) + begin + from;
-        int64_t* to = p.indices + begin + from;
-        if (small) return fill_indices<int32_t, 16>(p, bytes, to, count, origin, step);
-        if (p.id_bytes == 1) return fill_indices<int64_t, 32>(p, bytes, to, count, origin, step);
-        fill_indices<int64_t, 32>(p, halves, to, count, origin, step);
-      };
-      if (inner == 1 && !p.w.adaptive) {
-        fill(0, p.w.outputs, top - p.w.padding, p.w.stride);
-        continue;
-      }
-      for (int64_t q = 0; q < p.w.outputs; ++q) fill(q * inner, inner, top + p.w.first(q), 0);
-    }
-  });
+  MaxIndices::run(p, memory);
 }
 
 template <class T>
@@ -134,7 +88,7 @@ extern const PoolKernels pool_kernels = {
     {scratch<MaxForward>, run<MaxForward>},
     {scratch<MaxBackward>, run<MaxBackward>},
     {scratch<MaxPick>, run<MaxPick>},
-    {no_scratch, max_indices},
+    {MaxIndices::scratch, max_indices},
     {scratch<AvgForward>, run<AvgForward>},
     {scratch<AvgBackward>, run<AvgBackward>},
     {scratch<L2Forward>, run<L2Forward>},

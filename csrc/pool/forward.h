@@ -23,7 +23,7 @@ inline PoolParams joined_planes(const PoolParams& p) {
 // Whether spans take fewer steps than a line: that is joined window by window, where the stride is not 1 or 2.
 template <class T>
 inline bool spans_pay(const PoolParams& p) {
-  constexpr int64_t L = kLanes<Accumulate<T>>, kJoin = 24;  // steps of joining the lanes of a vector
+  constexpr int64_t L = kLanes<Accumulate<T>>, kJoin = 3;  // steps of joining the lanes of a window
   if (p.w.dilation > 1 || (!p.w.adaptive && p.w.stride <= 2)) return false;
   const int64_t line = p.h.kernel * ((p.w.size + L - 1) / L) + p.w.outputs * p.w.kernel;
   return p.w.outputs * (p.h.kernel * ((p.w.kernel + L - 1) / L) + kJoin) < line;

@@ -129,10 +129,12 @@ struct GatherStrips {
     parallel_for(p.threads, (rows + per_item - 1) / per_item, [&](int64_t item, int) {
       const int64_t begin = item * per_item, end = begin + per_item < rows ? begin + per_item : rows;
       int64_t plane = begin / p.h.size, h = begin % p.h.size;
+      // The windows that cover a row, from one row to the next without divisions.
+      int64_t first = p.h.covering_begin(h), last = p.h.covering_end(h);
       for (int64_t row = begin; row < end; ++row) {
         Row covering[kMostRows];
         int found = 0;
-        for (int64_t o = p.h.covering_begin(h), o_end = p.h.covering_end(h); o < o_end; ++o) {
+        for (int64_t o = first; o < last; ++o) {
           const int64_t at = (plane * p.h.outputs + o) * p.w.outputs;
           Row& one = covering[found++];
           one.grads = static_cast<const T*>(p.output) + at;
@@ -147,9 +149,13 @@ struct GatherStrips {
           else
             run_block<false>(p, table[i], covering, found, scale, to);
         }
-        if (++h == p.h.size) {
-          h = 0;
+        ++h;
+        if (first < last && p.h.first(first) + p.h.kernel <= h) ++first;
+        if (last < p.h.outputs && p.h.first(last) <= h) ++last;
+        if (h == p.h.size) {
           ++plane;
+          h = first = 0;
+          last = p.h.covering_end(0);
         }
       }
     });

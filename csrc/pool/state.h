@@ -151,26 +151,6 @@ inline State later(State state, int64_t taps) {
   return state;
 }
 
-template <int Count, class State>
-inline void fold_lanes(State& state) {
-  using A = typename State::Kind::Element;
-  State other;
-  other.value = lanes_from<Count, A>(state.value, state.value);
-  if constexpr (State::kTracks) other.id = lanes_from<Count, typename LanesOf<A>::type>(state.id, state.id);
-  state.join(other);
-  if constexpr (Count > 1) fold_lanes<Count / 2>(state);
-}
-// All lanes joined.
-template <class State>
-inline auto joined(State state) {
-  using A = typename State::Kind::Element;
-  fold_lanes<kLanes<A> / 2>(state);
-  typename State::template As<Single<A>> one;
-  one.value = state.value[0];
-  if constexpr (State::kTracks) one.id = state.id[0];
-  return one;
-}
-
 // ---- ids in memory ----
 
 // The lower bits of each lane. These are a few instructions, for which g++ takes the lanes apart: a row of 28 windows

@@ -104,6 +104,33 @@ struct Strips {
     return state;
   }
 
+  // Where no two windows have a row in common, and it does not matter which element is the first, the rows are joined
+  // before the columns are sorted: that is half of the permutations.
+  template <class Any>
+  static constexpr bool kRowsFirst = K == 2 && Stride == 2 && !Any::kTracks;
+  template <class Any, bool Whole>
+  static Any join_rows(const Block& block, const T* x, int64_t W, Mask<A>& nan) {
+    Vec<A> v[kLoads];
+#pragma GCC unroll 2
+    for (int i = 0; i < kLoads; ++i) {
+      Vec<A> rows[K];
+#pragma GCC unroll 2
+      for (int r = 0; r < K; ++r) {
+        const T* at = x + r * W + offset(i);
+        rows[r] = Whole ? load(at) : load(at, block.within[i]);
+        if (!Whole && !kAdds<Any>) rows[r] = choose(block.inside[i], rows[r], Any::nothing().value);
+      }
+      if constexpr (!std::is_same_v<Any, State>) nan = nan | either_nan(rows[0], rows[1]);
+      Any column = Any::nothing();
+#pragma GCC unroll 2
+      for (int r = 0; r < K; ++r) column.take(rows[r], Lanes<A>{});
+      v[i] = column.value;
+    }
+    Any state = {tap<0>(v)};
+    state.join({tap<1>(v)});
+    return state;
+  }
+
   // What of a plane is one piece of work.
   struct Piece {
     const T* plane;
@@ -126,7 +153,24 @@ struct Strips {
     const auto join_row = [&](int64_t h) {
       return h >= 0 && h < H ? join_columns<Any, Whole>(block, x + h * W, nan) : none;
     };
+    const auto finish = [&](Any state, int64_t at, int64_t o) {
+      state.value = ordered(state.value);
+      if constexpr (Any::kTracks) state.id = ordered(state.id);
+      if constexpr (kAdds<Any>) {
+        if (piece.common != 0)
+          state.value *= scale;
+        else
+          state.value /= block.counts * splat(static_cast<A>(p.h.count(o, p.padding_counts)));
+      }
+      write<T>(p, at, state, Full ? L : block.windows);
+    };
     int64_t h = p.h.first(piece.o), at = piece.row * Q + block.q;
+    if constexpr (kRowsFirst<Any>)
+      if (h >= 0 && p.h.first(piece.end - 1) + K <= H) {
+        for (int64_t o = piece.o; o < piece.end; ++o, at += Q, h += Stride)
+          finish(join_rows<Any, Whole>(block, x + h * W, W, nan), at, o);
+        return nan;
+      }
     Any rows[K];
 #pragma GCC unroll 2
     for (int r = 0; r < kKept; ++r) rows[r] = join_row(h++);
@@ -144,15 +188,7 @@ struct Strips {
       }
 #pragma GCC unroll 2
       for (int r = 0; r < kKept; ++r) rows[r] = rows[r + Stride];
-      state.value = ordered(state.value);
-      if constexpr (Any::kTracks) state.id = ordered(state.id);
-      if constexpr (kAdds<Any>) {
-        if (piece.common != 0)
-          state.value *= scale;
-        else
-          state.value /= block.counts * splat(static_cast<A>(p.h.count(o, p.padding_counts)));
-      }
-      write<T>(p, at, state, Full ? L : block.windows);
+      finish(state, at, o);
     }
     return nan;
   }
@@ -195,9 +231,23 @@ inline bool strips_fit(const PoolParams& p) {
   return !p.channels_last && fits(p.w) && fits(p.h) && p.h.kernel == p.w.kernel && p.h.stride == p.w.stride;
 }
 
+// Where windows fill the planes and do not overlap, all planes are one tall plane: those of 14x14 have so few windows
+// each that to begin one takes as long.
+inline PoolParams planes_as_one(const PoolParams& p) {
+  if (p.channels_last || p.h.adaptive || p.h.kernel != p.h.stride || p.h.dilation > 1 || p.h.padding > 0 ||
+      p.h.outputs * p.h.stride != p.h.size)
+    return p;
+  PoolParams q = p;
+  q.N = q.C = 1;
+  q.h.size *= p.N * p.C;
+  q.h.outputs *= p.N * p.C;
+  return q;
+}
+
 // Calls body(p, walk) with the strips of these windows.
 template <class T, class State, class Body>
-inline auto with_strips(const PoolParams& p, const Body& body) {
+inline auto with_strips(const PoolParams& given, const Body& body) {
+  const PoolParams p = planes_as_one(given);
   if (p.w.kernel == 2) return p.w.stride == 1 ? body(p, Strips<T, State, 2, 1>{}) : body(p, Strips<T, State, 2, 2>{});
   return p.w.stride == 1 ? body(p, Strips<T, State, 3, 1>{}) : body(p, Strips<T, State, 3, 2>{});
 }
