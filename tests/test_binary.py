@@ -93,7 +93,7 @@ def test_pytorch_only_through_its_stable_interface() -> None:
     known = re.compile(r"aoti_torch_|torch_|Py|_Py|_Z|__cxa_|__gxx_|_Unwind_|GOMP_|omp_|_ITM_|__gmon_start__|__")
     libc = {
         "abort", "abs", "bcmp", "calloc", "dl_iterate_phdr", "exp", "fprintf", "fputc", "fputs", "free", "fwrite",
-        "getenv", "malloc", "memchr", "memcmp", "memcpy", "memmove", "memset", "pthread_getspecific",
+        "getenv", "madvise", "malloc", "memchr", "memcmp", "memcpy", "memmove", "memset", "pthread_getspecific",
         "pthread_key_create", "pthread_mutex_lock", "pthread_mutex_unlock", "pthread_self",
         "pthread_setspecific", "realloc", "snprintf", "stderr", "strchr", "strcmp", "strdup", "strlen",
         "strncmp", "strstr", "strtol", "strtoull", "syscall", "vsnprintf",

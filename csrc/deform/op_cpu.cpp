@@ -1,4 +1,5 @@
 // The operators of deformable convolution for CPU tensors; operators.h says what they do.
+#include "core/pages.h"
 #include "deform/operators.h"
 
 namespace fastconv {
@@ -15,13 +16,20 @@ struct Cpu {
     p.threads = products < kSmallProducts ? 1 : static_cast<int>(torch::stable::get_num_threads());
     const int64_t bytes = kernel.scratch(p);
     const Tensor scratch = cpu_scratch(bytes);
+    welcome_large_pages(scratch.mutable_data_ptr(), bytes);
     kernel.run(p, scratch.mutable_data_ptr());
   }
   void forward(DeformParams& p) const {
     const DeformKernels& kernels = FASTCONV_KERNELS(deform_kernels);
+    welcome_large_pages(p.output, p.N * p.K * p.P * p.Q * size_of(p.dtype));
     run(p.weight ? kernels.forward : kernels.sampling, p);
   }
-  void backward(DeformParams& p) const { run(FASTCONV_KERNELS(deform_kernels).backward, p); }
+  void backward(DeformParams& p) const {
+    if (p.grad_input) welcome_large_pages(p.grad_input, p.N * p.C * p.H * p.W * size_of(p.dtype));
+    if (p.grad_offset) welcome_large_pages(p.grad_offset, p.N * p.offset.image * size_of(p.dtype));
+    if (p.grad_mask) welcome_large_pages(p.grad_mask, p.N * p.mask.image * size_of(p.dtype));
+    run(FASTCONV_KERNELS(deform_kernels).backward, p);
+  }
 };
 using Operators = DeformOperators<Cpu>;
 

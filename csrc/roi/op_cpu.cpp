@@ -1,6 +1,7 @@
 // The operators of regions of interest for CPU tensors; operators.h says what they do.
 #include <cmath>
 
+#include "core/pages.h"
 #include "roi/operators.h"
 
 namespace fastconv {
@@ -36,10 +37,20 @@ struct Cpu {
     const int64_t bytes = kernel.scratch(p);
     Tensor scratch;
     if (bytes > 0) scratch = cpu_scratch(bytes);
-    kernel.run(p, bytes > 0 ? scratch.mutable_data_ptr() : nullptr);
+    void* memory = bytes > 0 ? scratch.mutable_data_ptr() : nullptr;
+    welcome_large_pages(memory, bytes);
+    kernel.run(p, memory);
   }
-  void forward(RoiParams& p) const { run(FASTCONV_KERNELS(roi_kernels).forward, p, false); }
-  void backward(RoiParams& p) const { run(FASTCONV_KERNELS(roi_kernels).backward, p, true); }
+  void forward(RoiParams& p) const {
+    const int64_t values = p.K * p.channels * p.P * p.Q;
+    welcome_large_pages(p.output, values * size_of(p.dtype));
+    if (p.ids) welcome_large_pages(p.ids, values * int64_t{sizeof *p.ids});
+    run(FASTCONV_KERNELS(roi_kernels).forward, p, false);
+  }
+  void backward(RoiParams& p) const {
+    welcome_large_pages(p.input, p.N * p.C * p.H * p.W * size_of(p.dtype));
+    run(FASTCONV_KERNELS(roi_kernels).backward, p, true);
+  }
   void pick(RoiParams& p) const { run(FASTCONV_KERNELS(roi_kernels).pick, p, false); }
 };
 using Operators = RoiOperators<Cpu>;
