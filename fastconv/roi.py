@@ -45,10 +45,10 @@ def roi_align(
         ``Tensor[K, C, P, Q]`` in the memory format of ``input``.
 
     Raises:
-        RuntimeError: tensors of other shapes, dtypes or devices, sizes that are not positive; on a CPU also boxes that
-            are not finite or have an index outside of the batch. On CUDA nothing waits to hear of such boxes: what
-            belongs to them is NaN, and they have no gradient.
-        TypeError: arguments that are no tensors, integers or numbers.
+        RuntimeError: tensors of other shapes, dtypes or devices, sizes or a scale that are not positive; on a CPU also
+            boxes that are not finite or have an index outside of the batch. On CUDA nothing waits to hear of such
+            boxes: what belongs to them is NaN, and they have no gradient.
+        TypeError: arguments that are no tensors, integers, numbers or bools.
 
     Source: He, Gkioxari, Dollár and Girshick, *Mask R-CNN*, 2017.
 
@@ -59,7 +59,9 @@ def roi_align(
     """
     op = "roi_align"
     scale, size = _arguments(op, input, spatial_scale, output_size)
-    return _align(input, _rows(op, input, boxes), scale, size, _sampling(op, sampling_ratio), bool(aligned))
+    if not isinstance(aligned, bool):
+        raise TypeError(f"{op}: aligned must be a bool (got {aligned!r})")
+    return _align(input, _rows(op, input, boxes), scale, size, _sampling(op, sampling_ratio), aligned)
 
 
 def roi_pool(input: Tensor, boxes: Boxes, output_size: Ints, spatial_scale: float = 1.0) -> Tensor:
@@ -317,8 +319,8 @@ def _check(
     if boxes.device != given.device:
         raise RuntimeError(f"{op}: boxes must be on the device of input, {given.device} (got {boxes.device})")
     check_list(op, "output_size", size, 2, 1, "be positive")
-    if not math.isfinite(scale):
-        raise RuntimeError(f"{op}: spatial_scale must be finite (got {scale})")
+    if not 0 < scale < math.inf:
+        raise RuntimeError(f"{op}: spatial_scale must be positive and finite (got {scale})")
     if sampling > _MOST_SAMPLES:
         raise RuntimeError(f"{op}: sampling_ratio must be at most {_MOST_SAMPLES} (got {sampling})")
     channels = input[1]

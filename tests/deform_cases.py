@@ -1,8 +1,8 @@
 """What the tests of deformable convolution start from: cases, their arguments, what they give by the slow reference.
 
-The cases reach every branch of csrc/deform: blocks of steps that end within a tap and hold several, tiles that end
-within the plane, blocks of channels that end where a group does, maps that are narrowed. Offsets are multiples of 1/64,
-so that places are the same numbers in every dtype.
+The cases reach every branch of csrc/deform: blocks of all taps and of some, whose channels lie together and do not,
+tiles that end within the plane, blocks of channels that end where a group does, maps that are narrowed. Offsets are
+multiples of 1/64, so that places are the same numbers in every dtype.
 """
 
 from functools import cache
@@ -39,10 +39,10 @@ CASES = {
     "17 channels": Case((2, 17, 8, 9), 31),
     "33 channels": Case((1, 33, 14, 15), 33),
     "70 channels": Case((2, 70, 7, 9), 65),
-    "300 channels: a tap is two blocks": Case((1, 300, 6, 7), 20),
+    "300 channels: ten blocks": Case((1, 300, 6, 7), 20),
     "300 channels, 1x1": Case((1, 300, 5, 9), 7, (1, 1), padding=(0, 0), mask=False),
-    "256 channels: a tap is a block": Case((1, 256, 5, 5), 4, (1, 2), padding=(0, 1)),
-    "129 channels: one tap a block": Case((1, 129, 5, 4), 9, (2, 2)),
+    "256 channels: blocks of 144": Case((1, 256, 5, 5), 4, (1, 2), padding=(0, 1)),
+    "129 channels: blocks of 64": Case((1, 129, 5, 4), 9, (2, 2)),
     "columns of weights, one more": Case((1, 5, 6, 6), 33, bias=False),
     "columns of weights, one less": Case((1, 5, 6, 6), 31),
     "columns of weights": Case((1, 5, 6, 6), 64),

@@ -32,8 +32,10 @@ BAD: list[Bad] = [
     (OPERATORS, {"boxes": (1, 3, 5)}, "boxes must have shape [K, 5] (got [1, 3, 5])"),
     (OPERATORS, {"output_size": (0, 3)}, "output_size must be positive (got [0, 3])"),
     (OPERATORS, {"output_size": (2, -1)}, "output_size must be positive (got [2, -1])"),
-    (OPERATORS, {"spatial_scale": float("inf")}, "spatial_scale must be finite (got inf)"),
-    (OPERATORS, {"spatial_scale": float("nan")}, "spatial_scale must be finite (got nan)"),
+    *(
+        (OPERATORS, {"spatial_scale": value}, f"spatial_scale must be positive and finite (got {got})")
+        for value, got in ((math.inf, "inf"), (math.nan, "nan"), (-0.5, "-0.5"))
+    ),
     (ALIGN, {"sampling_ratio": 2**15 + 1}, f"sampling_ratio must be at most {2**15} (got {2**15 + 1})"),
     (
         SENSITIVE, {"input": (2, 14, 5, 6)},
@@ -89,6 +91,7 @@ TYPES: list[Bad] = [
         (ALIGN, {"sampling_ratio": value}, f"sampling_ratio must be an integer (got {value!r})")
         for value in (1.5, "2", None, True)
     ),
+    *((["roi_align"], {"aligned": value}, f"aligned must be a bool (got {value!r})") for value in (1, None)),
 ]
 
 

@@ -17,7 +17,6 @@
 namespace fastconv {
 namespace {
 
-constexpr int64_t kBlockChannels = 32;
 constexpr int64_t kMapBytes = 8 << 20;          // of a block of channels of an image
 constexpr int64_t kGradPixels = 48;             // of a tile
 constexpr int64_t kPartBytes = 32 << 20;        // of all sums of offsets and masks
@@ -94,7 +93,7 @@ struct DeformBackward {
 
  private:
   int64_t block_channels() const {
-    const int64_t one = round_up(min64(min64(p.C / p.groups, p.C / p.offset_groups), kBlockChannels), L);
+    const int64_t one = round_up(min64(min64(p.C / p.groups, p.C / p.offset_groups), kMapChannels), L);
     int64_t most = one;
     while (most > L && p.H * p.W * most * static_cast<int64_t>(sizeof(A)) > kMapBytes) most = round_up(most / 2, L);
     return most;
@@ -147,13 +146,13 @@ struct DeformBackward {
       A *wanted = grad_samples + thread * tile * row, *here = seen + thread * tile * row;
       if (p.weight && samples_wanted)
         multiply<A>({grad, grad_row, 1, weights + block * K * row, row, wanted, row, K, false}, count, row);
-      for (int64_t t = 0; t < taps; ++t) {
-        const Sample<A>* tap = plan.tap(t);
-        A* to = p.grad_offset || p.grad_mask ? part(i, block, t) + from : nullptr;
-        for (int64_t o = 0; o < count; ++o) {
+      A* to = p.grad_offset || p.grad_mask ? part(i, block, 0) + from : nullptr;
+      for (int64_t o = 0; o < count; ++o) {
+        const Sample<A>* tap = plan.pixel(o);
+        for (int64_t t = 0; t < taps; ++t) {
           const int64_t at = o * row + t * width;
-          look(tap[o], channels, map, grad_map, p.weight ? wanted + at : grad + o * grad_row,
-               p.grad_weight ? here + at : nullptr, to ? to + o : nullptr);
+          look(tap[t], channels, map, grad_map, p.weight ? wanted + at : grad + o * grad_row,
+               p.grad_weight ? here + at : nullptr, to ? to + t * 3 * pixels + o : nullptr);
         }
       }
       if (p.grad_weight) {

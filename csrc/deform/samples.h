@@ -1,6 +1,9 @@
 // Where the taps look: a plan for a few neighbouring pixels of the output, made once and used for all channels. Plans
 // are made a vector of pixels at a time: with few channels to an offset group they would otherwise take as long as the
 // rest.
+//
+// All taps of a pixel lie side by side in it, and are looked at one after the other: they see the same few pixels of
+// the input, which the first cache keeps if the channels are few enough at a time.
 #pragma once
 #include <type_traits>
 
@@ -44,10 +47,10 @@ struct Plan {
     return stride * (p.R * p.S * static_cast<int64_t>(sizeof(Sample<A>)) + 2 * static_cast<int64_t>(sizeof(A)));
   }
 
-  // Of tap t at every pixel.
-  Sample<A>* tap(int64_t t) const { return reinterpret_cast<Sample<A>*>(memory) + t * stride; }
+  // Every tap of pixel i.
+  Sample<A>* pixel(int64_t i) const { return reinterpret_cast<Sample<A>*>(memory) + i * p.R * p.S; }
   // Row and column that tap (0, 0) of each pixel looks at without its offset.
-  A* rows() const { return reinterpret_cast<A*>(tap(p.R * p.S)); }
+  A* rows() const { return reinterpret_cast<A*>(pixel(stride)); }
   A* columns() const { return rows() + stride; }
 
   // Pixels [first, first + count).
@@ -77,7 +80,7 @@ struct Plan {
           const Vec<A> y = load(rows() + i) + down + load_strided(dy + i * p.offset.pixel, p.offset.pixel, some);
           const Vec<A> x = load(columns() + i) + right + load_strided(dx + i * p.offset.pixel, p.offset.pixel, some);
           const Vec<A> m = mask ? load_strided(mask + i * p.mask.pixel, p.mask.pixel, some) : splat(A{1});
-          look_at(y, x, m, tap(t) + i);
+          look_at(y, x, m, pixel(i) + t);
           // The next tile's: of hundreds of planes processors do not see them coming.
           __builtin_prefetch(dy + (count + i) * p.offset.pixel);
           __builtin_prefetch(dx + (count + i) * p.offset.pixel);
@@ -97,6 +100,7 @@ struct Plan {
     return cut + bits_as<Vec<Int>>(__builtin_convertvector(cut, Vec<A>) > v);  // one less: a mask is -1
   }
   void look_at(Vec<A> y, Vec<A> x, Vec<A> mask, Sample<A>* to) const {
+    const int64_t taps = p.R * p.S;
     const A H = static_cast<A>(p.H), W = static_cast<A>(p.W);
     const Vec<Int> counts = bits_as<Vec<Int>>(y >= -1) & bits_as<Vec<Int>>(y < H) & bits_as<Vec<Int>>(x >= -1) &
                             bits_as<Vec<Int>>(x < W);  // of NaN no comparison holds
@@ -128,29 +132,29 @@ struct Plan {
     for (int first = 0; first < Sample<A>::kUsed; first += L) {
       transpose<A>(numbers + first);
 #pragma GCC unroll 16
-      for (int o = 0; o < L; ++o) store(reinterpret_cast<A*>(to + o) + first, numbers[first + o]);
+      for (int o = 0; o < L; ++o) store(reinterpret_cast<A*>(to + o * taps) + first, numbers[first + o]);
     }
   }
 };
 
-// Adds up what `taps` samples of a pixel see in V vectors of channels, which lie side by side in a map of `pixel`
-// elements a pixel; of the last vector n lanes count.
-template <int V, class A, class E, class Each>
-inline void see(int64_t taps, const Each& sample_of, const E* map, int64_t pixel, int n, A* to) {
+// What a sample sees in V vectors of channels, which lie side by side in a map of `pixel` elements a pixel, is added to
+// `sum`; of the last vector n lanes count.
+template <int V, class A, class E>
+inline void see(const Sample<A>& s, const E* map, int64_t pixel, int n, Vec<A>* sum) {
   constexpr int L = kLanes<A>;
-  Vec<A> sum[V] = {};
-  for (int64_t t = 0; t < taps; ++t) {
-    const Sample<A>& s = sample_of(t);
-    if (!s.inside) continue;
+  if (!s.inside) return;
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const E* corner = map + s.at[j] * pixel;
-      const Vec<A> weight = splat(s.weight[j]);
+  for (int j = 0; j < 4; ++j) {
+    const E* corner = map + s.at[j] * pixel;
+    const Vec<A> weight = splat(s.weight[j]);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v)
-        sum[v] += weight * (v + 1 == V && n < L ? load_partial(corner + v * L, n) : load(corner + v * L));
-    }
+    for (int v = 0; v < V; ++v)
+      sum[v] += weight * (v + 1 == V && n < L ? load_partial(corner + v * L, n) : load(corner + v * L));
   }
+}
+template <int V, class A>
+inline void put_seen(A* to, const Vec<A>* sum, int n) {
+  constexpr int L = kLanes<A>;
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) {
     if (v + 1 == V && n < L)
@@ -160,15 +164,32 @@ inline void see(int64_t taps, const Each& sample_of, const E* map, int64_t pixel
   }
 }
 
-// In any number of channels.
-template <class A, class E, class Each>
-inline void see_channels(int64_t taps, const Each& sample_of, const E* map, int64_t pixel, int64_t channels, A* to) {
+// The same in half a vector of channels, which groups of 8 are with AVX-512: a masked vector of them, that begins in
+// the middle of a line, would read two lines.
+template <class A>
+inline void put_half_seen(const Sample<A>& s, const A* map, int64_t pixel, A* to) {
+  using Half = typename VecOf<A, kVecBytes / 2>::type;
+  Half sum = {};
+  if (s.inside) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      Half corner;
+      __builtin_memcpy(&corner, map + s.at[j] * pixel, sizeof corner);
+      sum += s.weight[j] * corner;
+    }
+  }
+  __builtin_memcpy(to, &sum, sizeof sum);
+}
+
+// Calls body(Constant<V>, first channel, lanes of the last vector) for all channels, up to four vectors at a time.
+template <class A, class Body>
+inline void each_vectors(int64_t channels, const Body& body) {
   constexpr int L = kLanes<A>;
   int64_t c = 0;
-  for (; c + 4 * L <= channels; c += 4 * L) see<4>(taps, sample_of, map + c, pixel, L, to + c);
-  for (; c + 2 * L <= channels; c += 2 * L) see<2>(taps, sample_of, map + c, pixel, L, to + c);
-  for (; c < channels; c += L)
-    see<1>(taps, sample_of, map + c, pixel, static_cast<int>(min64(L, channels - c)), to + c);
+  for (; c + 4 * L <= channels; c += 4 * L) body(std::integral_constant<int, 4>{}, c, L);
+  for (; c + 2 * L <= channels; c += 2 * L) body(std::integral_constant<int, 2>{}, c, L);
+  for (; c + L <= channels; c += L) body(std::integral_constant<int, 1>{}, c, L);
+  if (c < channels) body(std::integral_constant<int, 1>{}, c, static_cast<int>(channels - c));
 }
 
 }  // namespace

@@ -15,11 +15,11 @@ struct DeformSampling {
   const int64_t taps = p.R * p.S, pixels = p.P * p.Q, channels = p.C / p.offset_groups;
   const int64_t tile = min64(kSamplingPixels, pixels), row = round_up(channels, kLanes<A>);
   const int64_t plan_bytes = round_up(Plan<T>::bytes(p, Plan<T>::round(tile)), 64);
-  A *map, *sums;
+  A *copy, *sums;
   char* plans;
 
   DeformSampling(const DeformParams& params, Memory& memory) : p(params) {
-    map = memory.take<A>(p.channels_last ? 0 : p.H * p.W * p.C);
+    copy = memory.take<A>(p.channels_last ? 0 : p.H * p.W * p.C);
     sums = memory.take<A>(p.threads * tile * row);
     plans = memory.take<char>(p.threads * plan_bytes);
   }
@@ -27,20 +27,15 @@ struct DeformSampling {
   void run() const {
     const int64_t tiles = ceil_div(pixels, tile), images = p.channels_last ? p.N : 1;
     for (int64_t first = 0; first < p.N; first += images) {
-      if (!p.channels_last) turn(p, static_cast<const T*>(p.input) + first * p.C * p.H * p.W, map);
-      compute_for(p.threads, images * tiles, [&](int64_t item, int thread) {
-        const int64_t n = first + item / tiles, from = item % tiles * tile;
-        if (p.channels_last)
-          tile_of(static_cast<const T*>(p.input) + n * p.C * p.H * p.W, n, from, thread);
-        else
-          tile_of(map, n, from, thread);
-      });
+      DeformImage<T> image = {p, copy, nullptr};
+      if (!p.channels_last) image.take(first);
+      compute_for(p.threads, images * tiles,
+                  [&](int64_t item, int thread) { tile_of(image, first + item / tiles, item % tiles * tile, thread); });
     }
   }
 
  private:
-  template <class E>
-  void tile_of(const E* image, int64_t n, int64_t first, int thread) const {
+  void tile_of(const DeformImage<T>& image, int64_t n, int64_t first, int thread) const {
     const int64_t count = min64(tile, pixels - first);
     const Plan<T> plan = {p, Plan<T>::round(tile), plans + thread * plan_bytes};
     plan.locate(first, count);
@@ -48,16 +43,32 @@ struct DeformSampling {
     A* sum = sums + thread * tile * row;
     for (int64_t g = 0; g < p.offset_groups; ++g) {
       plan.fill(n, g, first, count);
-      for (int64_t i = 0; i < count; ++i)
-        see_channels(
-            taps, [&](int64_t t) -> const Sample<A>& { return plan.tap(t)[i]; }, image + g * channels, p.C, channels,
-            sum + i * row);
+      if (p.channels_last)
+        see_all(plan, static_cast<const T*>(p.input) + n * p.C * p.H * p.W + g * channels, p.C, channels, count, sum);
+      else
+        for (int64_t c = 0; c < channels;) {
+          const int64_t channel = g * channels + c, some = min64(channels - c, image.end(channel) - channel);
+          see_all(plan, image.channel(channel), image.pixel(channel), some, count, sum + c);
+          c += some;
+        }
       if (p.channels_last)
         for (int64_t i = 0; i < count; ++i)
           copy_row(output + (first + i) * p.C + g * channels, sum + i * row, channels);
       else
         transpose_block(output + g * channels * pixels + first, pixels, 1, sum, row, 1, count, channels);
     }
+  }
+
+  template <class E>
+  void see_all(const Plan<T>& plan, const E* from, int64_t pixel, int64_t some, int64_t count, A* sum) const {
+    each_vectors<A>(some, [&](auto v, int64_t c, int lanes) {
+      for (int64_t i = 0; i < count; ++i) {
+        Vec<A> seen[v()] = {};
+        const Sample<A>* samples = plan.pixel(i);
+        for (int64_t t = 0; t < taps; ++t) see<v()>(samples[t], from + c, pixel, lanes, seen);
+        put_seen<v()>(sum + i * row + c, seen, lanes);
+      }
+    });
   }
 };
 

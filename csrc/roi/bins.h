@@ -172,15 +172,19 @@ struct AxisBins {
 };
 
 template <class A>
+struct BoxAxes {
+  BoxAxis<A> rows, columns;
+
+  BoxAxes(const RoiParams& p, const A* box) : rows(p, box, 0), columns(p, box, 1) {}
+  int64_t bytes() const { return AxisBins<A>::bytes(rows) + AxisBins<A>::bytes(columns); }
+};
+
+template <class A>
 struct BoxBins {
   AxisBins<A> rows, columns;
 
-  static int64_t bytes(const RoiParams& p, const A* box) {
-    return AxisBins<A>::bytes(BoxAxis<A>(p, box, 0)) + AxisBins<A>::bytes(BoxAxis<A>(p, box, 1));
-  }
-  BoxBins(const RoiParams& p, const A* box, char* memory, int32_t* numbers)
-      : rows(BoxAxis<A>(p, box, 0), memory, numbers),
-        columns(BoxAxis<A>(p, box, 1), memory + AxisBins<A>::bytes(BoxAxis<A>(p, box, 0)), numbers) {}
+  BoxBins(const BoxAxes<A>& axes, char* memory, int32_t* numbers)
+      : rows(axes.rows, memory, numbers), columns(axes.columns, memory + AxisBins<A>::bytes(axes.rows), numbers) {}
 };
 
 // All boxes: those of each image in their order, and the bins of each, which are worked out once where they take little
@@ -194,23 +198,24 @@ struct Boxes {
   bool kept;
   int64_t* first;     // [N + 1], of the images in `order`
   int32_t* order;     // [K]
-  int64_t* offsets;   // [K + 1], in `memory`
+  int64_t* offsets;   // [K], in `memory`
   BoxBins<A>* known;  // [K]
   char* memory;       // of all bins, or of those of a box for each thread
   int64_t longest;    // axis
   int32_t* numbers;   // [threads, longest]: see AxisBins
 
   Boxes(const RoiParams& params, Memory& from) : p(params) {
+    first = from.take<int64_t>(p.N + 1);
+    order = from.take<int32_t>(p.K);
+    offsets = from.take<int64_t>(p.K);
     if (p.kind != Roi::kPool)
       for (int64_t k = 0; k < p.K; ++k) {
-        const int64_t bytes = BoxBins<A>::bytes(p, box(k));
+        const int64_t bytes = BoxAxes<A>(p, box(k)).bytes();
+        if (!from.counts) offsets[k] = all;
         all += bytes;
         largest = max64(largest, bytes);
       }
     kept = all <= kMostBytes;
-    first = from.take<int64_t>(p.N + 1);
-    order = from.take<int32_t>(p.K);
-    offsets = from.take<int64_t>(p.K + 1);
     known = from.take<BoxBins<A>>(kept ? p.K : 0);
     memory = from.take<char>(kept ? all : p.threads * largest);
     longest = p.kind == Roi::kPool ? 0 : max64(p.H, p.W);
@@ -221,7 +226,7 @@ struct Boxes {
   const A* box(int64_t k) const { return static_cast<const A*>(p.boxes) + 5 * k; }
   int64_t image(int64_t k) const { return static_cast<int64_t>(box(k)[0]); }
   BoxBins<A> bins(int64_t k, int thread) const {
-    return kept ? known[k] : BoxBins<A>(p, box(k), memory + thread * largest, numbers + thread * longest);
+    return kept ? known[k] : BoxBins<A>({p, box(k)}, memory + thread * largest, numbers + thread * longest);
   }
   // Calls body(k) for the boxes of an image.
   template <class Body>
@@ -240,13 +245,11 @@ struct Boxes {
     if (p.kind == Roi::kPool) return;
     for (int64_t i = 0; i < p.threads * longest; ++i) numbers[i] = -1;
     if (!kept) return;
-    offsets[0] = 0;
-    for (int64_t k = 0; k < p.K; ++k) offsets[k + 1] = offsets[k] + BoxBins<A>::bytes(p, box(k));
     constexpr int64_t kEach = 32;  // boxes of an item of work
     parallel_for(p.threads, ceil_div(p.K, kEach), [&](int64_t item, int thread) {
       const int64_t end = min64(p.K, (item + 1) * kEach);
       for (int64_t k = item * kEach; k < end; ++k) {
-        known[k] = BoxBins<A>(p, box(k), memory + offsets[k], numbers + thread * longest);
+        known[k] = BoxBins<A>({p, box(k)}, memory + offsets[k], numbers + thread * longest);
       }
     });
   }

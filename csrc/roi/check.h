@@ -42,7 +42,7 @@ inline Sizes check_roi(const RoiArguments& a, IntHeaderOnlyArrayRef input, const
   if (boxes.device() != given.device())
     check(false, op, ": boxes must be on the device of input, ", device_name(given), " (got ", device_name(boxes), ")");
   check_list(op, "output_size", a.output_size, 2, 1, "be positive");
-  check(a.scale - a.scale == 0, op, ": spatial_scale must be finite (got ", a.scale, ")");
+  check(a.scale > 0 && a.scale - a.scale == 0, op, ": spatial_scale must be positive and finite (got ", a.scale, ")");
   check(a.sampling <= kMostSamples, op, ": sampling_ratio must be at most ", kMostSamples, " (got ", a.sampling, ")");
   const int64_t bins = a.output_size[0] * a.output_size[1];
   if (a.position_sensitive())
