@@ -197,7 +197,6 @@ def test_pixels_that_become_patches(kernel: str, dtype: torch.dtype) -> None:
     """The kernel is a multiple of the stride: a convolution for each residue of the rows, whose output channels are
     those of all residues of the columns, in channels_last."""
     native.conv_force_kernel(kernel)
-    ways = set()
     for is_patches, N, C, H, W, K, taps, kwargs in [
         (True, 2, 20, 5, 7, 33, 2, {}),
         (True, 1, 3, 4, 3, 1, (3, 2), {}),
@@ -210,6 +209,7 @@ def test_pixels_that_become_patches(kernel: str, dtype: torch.dtype) -> None:
         (True, 1, 4, 2, 5, 21, (1, 4), {"stride": (1, 4), "padding": (0, 4)}),
         (False, 1, 8, 4, 4, 16, 4, {"stride": 2}),  # its channels are whole vectors
         (False, 1, 8, 4, 4, 9, 5, {"stride": 2}),
+        (False, 1, 8, 4, 4, 21, 2, {"stride": (2, 1)}),  # no columns to put side by side
         (False, 1, 8, 4, 4, 8, 2, {"output_padding": 1}),
         (False, 1, 8, 4, 4, 8, 2, {"dilation": 2}),
         (False, 1, 8, 4, 4, 8, 2, {"groups": 2}),
@@ -223,9 +223,11 @@ def test_pixels_that_become_patches(kernel: str, dtype: torch.dtype) -> None:
                 output = fastconv.conv_transpose2d(input, weight, bias, **case.kwargs)
                 expected = p.output if bias is not None else p.output - p.bias.view(-1, 1, 1)
                 assert_close_to_reference(f"{case} {formats}", output, expected, p.scale_output)
-                ways.add((fastconv.explain("conv_transpose2d", input, weight, bias, **case.kwargs).way, is_patches))
-    assert ("patches", True) in ways
-    assert ("patches", False) not in ways
+                way = fastconv.explain("conv_transpose2d", input, weight, bias, **case.kwargs).way
+                if not is_patches:
+                    assert way != "patches", case
+                elif formats == (torch.channels_last, torch.channels_last) and K > 1:  # one channel has any strides
+                    assert way == "patches", case
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -139,12 +139,9 @@ Memory product_bias(const ConvParams& p, int64_t rows, int64_t columns) {
   return bias;
 }
 
-// How far the outputs of spread_params() are cropped on the near side of an axis.
-int64_t cropped(int64_t taps, int64_t pad) { return taps - 1 - pad; }
-
-// Whether the residues of that axis have as many taps each, and every output has one that reads the input.
+// Whether all residues of an axis of spread_params() have as many taps, and every output has one that reads the input.
 bool is_blocks(int64_t size, int64_t outputs, int64_t taps, int64_t up, int64_t dilation, int64_t pad) {
-  const int64_t crop = cropped(taps, pad);
+  const int64_t crop = taps - 1 - pad;  // outputs on the near side
   return taps % up == 0 && dilation == 1 && crop >= 0 && outputs + crop <= (size - 1) * up + taps;
 }
 
@@ -158,7 +155,7 @@ bool is_patches(const ConvParams& p) {
   constexpr int64_t kMostInput = 4 << 20;  // bytes
   constexpr int64_t kLanes = 16;
   const View4 &w = p.weight, &y = p.output;
-  const bool one_tap = p.R == p.up_h && p.S == p.up_w, fills = p.K % kLanes != 0 && p.up_w * p.K >= kLanes;
+  const bool one_tap = p.R == p.up_h && p.S == p.up_w, fills = p.up_w > 1 && p.K % kLanes && p.up_w * p.K >= kLanes;
   return p.G == 1 && p.up_h * p.up_w > 1 && (one_tap || fills) &&
          (p.up_h == 1 || p.N * p.C * p.H * p.W * p.element_size() <= kMostInput) &&
          is_blocks(p.H, p.P, p.R, p.up_h, p.dilation_h, p.pad_h) &&
@@ -166,42 +163,27 @@ bool is_patches(const ConvParams& p) {
          (p.S == 1 || w.w == -p.K);
 }
 
-// Outputs of an axis that one of those convolutions makes: from `first` on, `count` blocks of up to `up`, of which they
-// are the residues from `residue` on, `width` of them.
-struct Blocks {
-  int64_t first, residue, width, count;
+// Columns that one of those convolutions makes: from `first` on, the `width` neighbours of as many blocks of a stride.
+struct Columns {
+  int64_t first, width, blocks;
 };
 
-// Those that begin with output `first`: whole blocks, or what is left of one that is cropped.
-Blocks blocks_from(int64_t first, int64_t outputs, int64_t up, int64_t crop) {
-  const int64_t residue = (first + crop) % up, left = outputs - first;
-  if (residue == 0 && left >= up) return {first, 0, up, left / up};
-  return {first, residue, std::min(up - residue, left), 1};
+// From `first` on, of which there are `left`: whole blocks, or what there is of one that is cropped.
+Columns columns_from(int64_t first, int64_t left, int64_t stride, int64_t pad) {
+  const int64_t residue = (first + pad) % stride;
+  if (residue == 0 && left >= stride) return {first, stride, left / stride};
+  return {first, std::min(stride - residue, left), 1};
 }
 
-// The rows of one residue.
-Blocks blocks_of(int64_t residue, int64_t outputs, int64_t up, int64_t crop) {
-  const int64_t first = ((residue - crop) % up + up) % up;
-  return {first, residue, 1, first < outputs ? (outputs - 1 - first) / up + 1 : 0};
-}
-
-// Without a bias.
-ConvParams patches_params(const ConvParams& p, const Blocks& h, const Blocks& w) {
-  ConvParams q = p;
-  q.R = p.R / p.up_h;
-  q.S = p.S / p.up_w;
-  q.up_h = q.up_w = 1;
-  q.P = h.count;
-  q.Q = w.count;
-  q.K = p.K * w.width;
-  q.pad_h = q.R - 1 - (h.first + cropped(p.R, p.pad_h)) / p.up_h;
-  q.pad_w = q.S - 1 - (w.first + cropped(p.S, p.pad_w)) / p.up_w;
-  q.output = {static_cast<char*>(p.output.data) + (h.first * p.output.h + w.first * p.output.w) * p.element_size(),
-              p.output.n, 1, p.up_h * p.output.h, p.up_w * p.output.w};
-  // The taps of `p` are in reverse.
-  const int64_t r = p.up_h - 1 - h.residue, s = p.up_w - 1 - w.residue;
-  q.weight = {static_cast<char*>(p.weight.data) + (r * p.weight.h + s * p.weight.w) * p.element_size(), 1, p.weight.c,
-              p.up_h * p.weight.h, p.up_w * p.weight.w};
+// The convolution of the first of these columns, with the channels of its neighbours as so many more; `p` as in
+// transposed(). Without a bias.
+ConvParams patches_params(const ConvParams& p, const Residue& h, const Columns& columns) {
+  const Residue w = residue_of((columns.first + p.pad_w) % p.stride_w, p.W, p.S, p.stride_w, p.dilation_w, p.pad_w);
+  ConvParams q = residue_params(p, h, w);
+  q.K *= columns.width;
+  q.Q = columns.blocks;
+  q.pad_w -= (columns.first - w.begin) / p.stride_w;
+  q.output.data = static_cast<char*>(q.output.data) + (columns.first - w.begin) * p.input.w * p.element_size();
   q.bias = nullptr;
   return q;
 }
@@ -232,15 +214,14 @@ const char* turn_round(const ConvParams& p, Runs& runs) {
   }
   if (is_patches(whole)) {
     Memory bias = product_bias(whole, 1, whole.up_w);
-    for (int64_t r = 0; r < whole.up_h; ++r) {
-      const Blocks h = blocks_of(r, whole.P, whole.up_h, cropped(whole.R, whole.pad_h));
-      if (h.count == 0) continue;
-      for (int64_t q = 0; q < whole.Q;) {
-        const Blocks w = blocks_from(q, whole.Q, whole.up_w, cropped(whole.S, whole.pad_w));
-        ConvParams patches = patches_params(whole, h, w);
+    for (int64_t r = 0; r < p.stride_h; ++r) {
+      const Residue h = residue_of(r, p.H, p.R, p.stride_h, p.dilation_h, p.pad_h);
+      for (int64_t next = 0; h.positions > 0 && next < p.W;) {
+        const Columns columns = columns_from(next, p.W - next, p.stride_w, p.pad_w);
+        ConvParams patches = patches_params(p, h, columns);
         patches.bias = bias.get();
         runs.run(patches);
-        q += w.width * w.count;
+        next += columns.width * columns.blocks;
       }
     }
     return "patches";
