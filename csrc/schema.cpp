@@ -5,7 +5,8 @@
 namespace fastconv {
 namespace {
 
-constexpr const char* kSchemas[] = {
+// Those with a rule for autograd.
+constexpr const char* kDifferentiable[] = {
     "channel_shuffle(Tensor input, int groups) -> Tensor",
     "channel_unshuffle(Tensor input, int groups) -> Tensor",
     // activation(convolution + bias + residual); 1-D and 2-D by the rank of weight; padding is that before, then that
@@ -16,16 +17,10 @@ constexpr const char* kSchemas[] = {
     // Padding is the same before and after each dimension.
     "conv_transpose(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] output_padding, "
     "int[] dilation, int groups, bool allow_tf32=False) -> Tensor",
-    // The weight packed for inputs like this one, and the same convolution with such a pack.
-    "_conv_pack(Tensor input, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups) -> Tensor",
-    "_conv_packed(Tensor input, Tensor weight, Tensor? bias, Tensor pack, int[] stride, int[] padding, "
-    "int[] dilation, int groups, Tensor? residual=None, str? activation=None) -> Tensor",
     "_conv_grad_input(Tensor grad_output, Tensor weight, SymInt[] input_size, int[] stride, int[] padding, "
     "int[] dilation, int groups, bool allow_tf32=False) -> Tensor",
     "_conv_grad_weight(Tensor grad_output, Tensor input, SymInt[] weight_size, int[] stride, int[] padding, "
     "int[] dilation, int groups, bool allow_tf32=False) -> Tensor",
-    // The only kernel that convolutions of CUDA tensors may run from now on; '' returns to the table's order.
-    "_conv_cuda_force(str kernel) -> ()",
     // Of pooling, `windows` says where these are: kernel sizes, strides, paddings and dilations, one after the other,
     // each for all dimensions; or the sizes of the output alone, where windows adapt. 1-D and 2-D by the rank of input.
     // ids: which element of each window has won.
@@ -78,10 +73,24 @@ constexpr const char* kSchemas[] = {
     "-> (Tensor, Tensor, Tensor)",
 };
 
+constexpr const char* kOthers[] = {
+    // The weight packed for inputs like this one, and the same convolution with such a pack.
+    "_conv_pack(Tensor input, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups) -> Tensor",
+    "_conv_packed(Tensor input, Tensor weight, Tensor? bias, Tensor pack, int[] stride, int[] padding, "
+    "int[] dilation, int groups, Tensor? residual=None, str? activation=None) -> Tensor",
+    // The only kernel that convolutions of CUDA tensors may run from now on; '' returns to the table's order.
+    "_conv_cuda_force(str kernel) -> ()",
+};
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(fastconv, m) {
-  for (const char* schema : kSchemas) m.def(schema);
+  for (const std::string schema : kDifferentiable) {
+    const size_t name = schema.find('(');
+    m.def(schema.c_str());
+    m.def((without_autograd(schema.substr(0, name)) + schema.substr(name)).c_str());
+  }
+  for (const char* schema : kOthers) m.def(schema);
 }
 
 }  // namespace fastconv

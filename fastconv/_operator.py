@@ -3,10 +3,13 @@
 The same ``setup_context`` and ``backward`` are registered twice. Once with the operator itself
 (``torch.library.register_autograd``), for ``torch.compile``, ``torch.export`` and whoever calls
 ``torch.ops.fastconv``. And once as a ``torch.autograd.Function``, which the public function uses: the registered rule
-does not run under ``torch.func``, and costs more per call. Where no gradient is wanted the public function goes below
-autograd at once.
+does not run under ``torch.func``, and costs more per call. Where no gradient is wanted the public function calls the
+operator's overload ``no_grad``, which has no such rule to go past.
 
-Sizes are handed to operators as lists: a ``torch.Size`` takes 2 microseconds more to be understood.
+Every layer's work leaves the caches without the code of the next call: what counts is how many functions a call runs
+through, not how often. So autocast is left to the dispatcher where it can be, questions are asked in the order in which
+they settle a call, and functions that are asked in every call are names of this module. Sizes are handed to operators
+as lists: a ``torch.Size`` takes 2 microseconds more to be understood.
 """
 
 from collections.abc import Callable
@@ -15,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
+from torch.compiler import is_compiling
 
 from fastconv._native import ops
 
 _library = torch.library.Library("fastconv", "IMPL")
-below_autograd = torch._C._AutoDispatchBelowAutograd
 in_functorch = torch._C._are_functorch_transforms_active
+_is_grad_enabled = torch.is_grad_enabled
 
 
 def _cast(args: tuple, device: str) -> tuple:
@@ -49,14 +53,15 @@ def operator(
         backward: ``(ctx, grad_output)``, a gradient for each output, to the gradients of all arguments.
         autocast: whether floating-point tensors are cast to autocast's dtype, as for PyTorch's own convolutions.
     """
-    op = getattr(ops, name).default
-    run = op._op  # what calling `op` comes to, one Python function later
-    torch.library.register_fake(f"fastconv::{name}", fake)
-    torch.library.register_autograd(f"fastconv::{name}", backward, setup_context=setup_context)
+    op, quiet = getattr(ops, name).default, getattr(ops, name).no_grad
+    run = quiet._op  # what calling `quiet` comes to, one Python function later
+    for overload in (op, quiet):
+        torch.library.register_fake(overload, fake)
+    torch.library.register_autograd(op, backward, setup_context=setup_context)
+    below_autograd(f"{name}.no_grad")
 
     def forward(*args: Any) -> Any:
-        with below_autograd():
-            return run(*args)
+        return run(*args)
 
     members = {
         "forward": staticmethod(forward),
@@ -70,36 +75,44 @@ def operator(
     record = super(torch.autograd.Function, function).apply
 
     if autocast:
-        for device in ("cpu", "cuda"):
-            key = f"Autocast{device.upper()}"
-            keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
-
-            def autocast_rule(*args: Any, device: str = device, keys: Any = keys) -> Tensor:
-                with torch._C._ExcludeDispatchKeyGuard(keys):
-                    return op(*_cast(args, device))
-
-            _library.impl(name, autocast_rule, key)
+        for overload in (op, quiet):
+            _cast_by_dispatcher(overload)
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return op(*args)
+        functional = in_functorch()
+        if not functional and not (_is_grad_enabled() and wants_grad(*args)):
+            return run(*args)
         if autocast and torch._C._is_any_autocast_enabled():
             device = args[0].device.type
             if torch.is_autocast_enabled(device):
                 args = _cast(args, device)
-        if in_functorch():
-            return function.apply(*args)
-        if wants_grad(*args):
-            return record(*unwrap_dead_wrappers(args))
-        with below_autograd():
-            return run(*args)
+        return function.apply(*args) if functional else record(*unwrap_dead_wrappers(args))
 
     return call
 
 
+def below_autograd(name: str) -> None:
+    """Lets calls of this operator, or overload, pass autograd without a word: its results have no gradient."""
+    _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+
+
+def _cast_by_dispatcher(overload: Any) -> None:
+    for device in ("cpu", "cuda"):
+        key = f"Autocast{device.upper()}"
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def rule(*args: Any, device: str = device, keys: Any = keys) -> Any:
+            with torch._C._ExcludeDispatchKeyGuard(keys):
+                return overload(*_cast(args, device))
+
+        _library.impl(overload, rule, key)
+
+
 def wants_grad(*args: Any) -> bool:
     """Whether autograd would record an operation on these arguments."""
-    if torch.is_grad_enabled():
+    if _is_grad_enabled():
         for arg in args:
             if isinstance(arg, Tensor) and arg.requires_grad:
                 return True

@@ -22,9 +22,13 @@ from torch import Tensor
 
 from fastconv._native import native, ops
 from fastconv._operator import below_autograd, in_functorch, wants_grad
-from fastconv.conv import _lists
+from fastconv.conv import _arguments
 
 __all__ = ["convolve"]
+
+below_autograd("_conv_pack")
+below_autograd("_conv_packed")
+_make_pack, _run_packed = ops._conv_pack.default._op, ops._conv_packed.default._op
 
 
 class _Pack(NamedTuple):
@@ -69,17 +73,16 @@ def convolve(
     unbatched = input.dim() == dims + 1
     batch = input.unsqueeze(0) if unbatched else input
     pack, lists = last.pack, last.lists
-    with below_autograd():
-        if pack is None:
-            lists = _lists(function.__name__, dims, weight, *geometry)
-            pack = ops._conv_pack(batch, weight, *lists)
-            _packs[module] = _Pack(signature, last.storage, pack, lists)
-        try:
-            output = ops._conv_packed(batch, weight, bias, pack, *lists)
-        except RuntimeError:
-            # The weight was changed where nobody counts, or the bias is wrong: then the function says so again.
-            del _packs[module]
-            return function(input, weight, *arguments)
+    if pack is None:
+        lists = _arguments(function.__name__, dims, input, weight, bias, *geometry)
+        pack = _make_pack(batch, weight, *lists)
+        _packs[module] = _Pack(signature, last.storage, pack, lists)
+    try:
+        output = _run_packed(batch, weight, bias, pack, *lists)
+    except RuntimeError:
+        # The weight was changed where nobody counts, or the bias is wrong: then the function says so again.
+        del _packs[module]
+        return function(input, weight, *arguments)
     return output.squeeze(0) if unbatched else output
 
 

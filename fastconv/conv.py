@@ -118,8 +118,7 @@ def _conv(
     activation: str | None,
     residual: Tensor | None,
 ) -> Tensor:
-    groups = _check_types(op, dims, input, weight, bias, groups)
-    rest = _lists(op, dims, weight, stride, padding, dilation, groups)
+    rest = _arguments(op, dims, input, weight, bias, stride, padding, dilation, groups)
     unbatched = input.dim() == dims + 1
     if unbatched:
         input = input.unsqueeze(0)
@@ -172,16 +171,24 @@ def allows_tf32(input: Tensor) -> bool:
     return input.is_cuda and input.dtype is torch.float32 and tf32_is_allowed()
 
 
-def _lists(
+def _arguments(
     op: str,
     dims: int,
+    input: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     stride: int | Sequence[int],
     padding: int | Sequence[int] | str,
     dilation: int | Sequence[int],
     groups: int,
 ) -> tuple[list[int], list[int], list[int], int]:
     """Stride, padding (before, then after), dilation and groups as the operator takes them."""
+    _check_types(op, dims, input, weight, bias)
+    if type(groups) is not int:
+        groups = integer(op, "groups", groups, "an integer")
+    # The usual arguments, without `each`, which comes to the same.
+    if type(stride) is type(padding) is type(dilation) is int and stride < 256 > padding and dilation < 256:
+        return [stride] * dims, [padding] * (2 * dims), [dilation] * dims, groups
     strides = each(op, "stride", stride, dims)
     dilations = each(op, "dilation", dilation, dims)
     if isinstance(padding, str):
@@ -191,18 +198,14 @@ def _lists(
     return strides, pads, dilations, groups
 
 
-def _check_types(op: str, dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> int:
-    """Refuses what no operator could be called with; returns groups as an integer."""
-    tensors = isinstance(input, Tensor) and isinstance(weight, Tensor)
-    if not (tensors and (bias is None or isinstance(bias, Tensor))):
+def _check_types(op: str, dims: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Refuses what no operator could be called with."""
+    if not (isinstance(input, Tensor) and isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))):
         for name, value in (("input", input), ("weight", weight), ("bias", bias)):
             if not isinstance(value, Tensor) and not (name == "bias" and value is None):
                 raise TypeError(f"{op}: {name} must be a Tensor (got {value!r})")
-    if type(groups) is not int:
-        groups = integer(op, "groups", groups, "an integer")
     if weight.dim() != dims + 2:
         raise RuntimeError(f"{op}: weight must have {dims + 2} dimensions (got {list(weight.shape)})")
-    return groups
 
 
 def _named_padding(op: str, padding: str, weight: Tensor, stride: list[int], dilation: list[int]) -> list[int]:

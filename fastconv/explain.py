@@ -12,7 +12,7 @@ from fastconv import _roofline
 from fastconv._arguments import each
 from fastconv._native import native
 from fastconv._operator import memory_format as format_of
-from fastconv.conv import _lists, conv1d, conv2d, tf32_is_allowed
+from fastconv.conv import _arguments, conv1d, conv2d, tf32_is_allowed
 from fastconv.conv_transpose import conv_transpose1d, conv_transpose2d
 
 __all__ = ["Explanation", "Run", "explain"]
@@ -295,7 +295,7 @@ def _convolution(
     activation: str | None = None,
 ) -> tuple[int, dict]:
     dims = weight.dim() - 2
-    lists = _lists(f"conv{dims}d", dims, weight, stride, padding, dilation, groups)
+    lists = _arguments(f"conv{dims}d", dims, input, weight, None, stride, padding, dilation, groups)
     query = dict(zip(("stride", "padding", "dilation", "groups"), lists, strict=True))
     return 2 * output.numel() * prod(weight.shape[1:]), query
 

@@ -276,6 +276,11 @@ def _windows(
     op: str, dims: int, kernel_size: Ints, stride: Ints | None, padding: Ints, dilation: Ints = 1
 ) -> list[int]:
     """Kernel sizes, strides, paddings and dilations in one list, as the operators take them."""
+    # The usual arguments, without `each`, which comes to the same.
+    if type(kernel_size) is type(padding) is type(dilation) is int and kernel_size < 256 > padding and dilation < 256:
+        step = kernel_size if stride is None else stride
+        if type(step) is int and step < 256:
+            return [kernel_size] * dims + [step] * dims + [padding] * dims + [dilation] * dims
     kernel = each(op, "kernel_size", kernel_size, dims)
     own = stride is None or (isinstance(stride, (list, tuple)) and not stride)  # as PyTorch takes it
     strides = kernel if own else each(op, "stride", stride, dims)  # type: ignore[arg-type]

@@ -491,12 +491,12 @@ ConvAnswer conv_explain(const ConvQuery& q) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
-  m.impl("conv", TORCH_BOX(&Operators::conv));
-  m.impl("conv_transpose", TORCH_BOX(&Operators::conv_transpose));
+  implement(m, "conv", TORCH_BOX(&Operators::conv));
+  implement(m, "conv_transpose", TORCH_BOX(&Operators::conv_transpose));
   m.impl("_conv_pack", TORCH_BOX(&conv_pack));
   m.impl("_conv_packed", TORCH_BOX(&conv_packed));
-  m.impl("_conv_grad_input", TORCH_BOX(&Operators::conv_grad_input));
-  m.impl("_conv_grad_weight", TORCH_BOX(&Operators::conv_grad_weight));
+  implement(m, "_conv_grad_input", TORCH_BOX(&Operators::conv_grad_input));
+  implement(m, "_conv_grad_weight", TORCH_BOX(&Operators::conv_grad_weight));
 }
 
 }  // namespace fastconv

@@ -50,10 +50,10 @@ using Operators = ConvOperators<Cuda>;
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CUDA, m) {
-  m.impl("conv", TORCH_BOX(&Operators::conv));
-  m.impl("conv_transpose", TORCH_BOX(&Operators::conv_transpose));
-  m.impl("_conv_grad_input", TORCH_BOX(&Operators::conv_grad_input));
-  m.impl("_conv_grad_weight", TORCH_BOX(&Operators::conv_grad_weight));
+  implement(m, "conv", TORCH_BOX(&Operators::conv));
+  implement(m, "conv_transpose", TORCH_BOX(&Operators::conv_transpose));
+  implement(m, "_conv_grad_input", TORCH_BOX(&Operators::conv_grad_input));
+  implement(m, "_conv_grad_weight", TORCH_BOX(&Operators::conv_grad_weight));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CompositeExplicitAutograd, m) {

@@ -21,6 +21,17 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Sizes = std::vector<int64_t>;
 
+// An operator that has a rule for autograd has another of the same schema that has none, for calls that nobody
+// differentiates: to go past such a rule takes a call a third longer than to have none, when caches hold neither.
+inline std::string without_autograd(const std::string& op) { return op + ".no_grad"; }
+
+// Registers the kernel of both.
+inline void implement(torch::stable::detail::StableLibrary& library, const char* op,
+                      void (*kernel)(StableIValue*, uint64_t, uint64_t)) {
+  library.impl(op, kernel);
+  library.impl(without_autograd(op).c_str(), kernel);
+}
+
 // Raises RuntimeError with the message, "<op>: <argument> must <rule> (got <value>)".
 template <class... Parts>
 inline void check(bool holds, const Parts&... parts) {

@@ -28,10 +28,10 @@ using Operators = DeformOperators<Cpu>;
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
-  m.impl("deform_conv2d", TORCH_BOX(&Operators::deform_conv2d));
-  m.impl("_deform_conv2d_grad", TORCH_BOX(&Operators::deform_conv2d_grad));
-  m.impl("deform_sample2d", TORCH_BOX(&Operators::deform_sample2d));
-  m.impl("_deform_sample2d_grad", TORCH_BOX(&Operators::deform_sample2d_grad));
+  implement(m, "deform_conv2d", TORCH_BOX(&Operators::deform_conv2d));
+  implement(m, "_deform_conv2d_grad", TORCH_BOX(&Operators::deform_conv2d_grad));
+  implement(m, "deform_sample2d", TORCH_BOX(&Operators::deform_sample2d));
+  implement(m, "_deform_sample2d_grad", TORCH_BOX(&Operators::deform_sample2d_grad));
 }
 
 }  // namespace fastconv

@@ -23,10 +23,10 @@ using Operators = DeformOperators<Cuda>;
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CUDA, m) {
-  m.impl("deform_conv2d", TORCH_BOX(&Operators::deform_conv2d));
-  m.impl("_deform_conv2d_grad", TORCH_BOX(&Operators::deform_conv2d_grad));
-  m.impl("deform_sample2d", TORCH_BOX(&Operators::deform_sample2d));
-  m.impl("_deform_sample2d_grad", TORCH_BOX(&Operators::deform_sample2d_grad));
+  implement(m, "deform_conv2d", TORCH_BOX(&Operators::deform_conv2d));
+  implement(m, "_deform_conv2d_grad", TORCH_BOX(&Operators::deform_conv2d_grad));
+  implement(m, "deform_sample2d", TORCH_BOX(&Operators::deform_sample2d));
+  implement(m, "_deform_sample2d_grad", TORCH_BOX(&Operators::deform_sample2d_grad));
 }
 
 }  // namespace fastconv

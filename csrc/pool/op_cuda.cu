@@ -36,18 +36,18 @@ using Operators = PoolOperators<Cuda>;
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CUDA, m) {
-  m.impl("max_pool", TORCH_BOX(&Operators::max_pool));
-  m.impl("_max_pool_ids", TORCH_BOX(&Operators::max_pool_ids));
-  m.impl("_max_pool_indices", TORCH_BOX(&Operators::max_pool_indices));
-  m.impl("_max_pool_grad", TORCH_BOX(&Operators::max_pool_grad));
-  m.impl("_max_pool_pick", TORCH_BOX(&Operators::max_pool_pick));
-  m.impl("avg_pool", TORCH_BOX(&Operators::avg_pool));
-  m.impl("_avg_pool_grad", TORCH_BOX(&Operators::avg_pool_grad));
-  m.impl("_l2_pool", TORCH_BOX(&Operators::l2_pool));
-  m.impl("_stochastic_pool", TORCH_BOX(&Operators::stochastic_pool));
-  m.impl("_stochastic_pool_mean", TORCH_BOX(&Operators::stochastic_pool_mean));
-  m.impl("max_unpool", TORCH_BOX(&Operators::max_unpool));
-  m.impl("_max_unpool_grad", TORCH_BOX(&Operators::max_unpool_grad));
+  implement(m, "max_pool", TORCH_BOX(&Operators::max_pool));
+  implement(m, "_max_pool_ids", TORCH_BOX(&Operators::max_pool_ids));
+  implement(m, "_max_pool_indices", TORCH_BOX(&Operators::max_pool_indices));
+  implement(m, "_max_pool_grad", TORCH_BOX(&Operators::max_pool_grad));
+  implement(m, "_max_pool_pick", TORCH_BOX(&Operators::max_pool_pick));
+  implement(m, "avg_pool", TORCH_BOX(&Operators::avg_pool));
+  implement(m, "_avg_pool_grad", TORCH_BOX(&Operators::avg_pool_grad));
+  implement(m, "_l2_pool", TORCH_BOX(&Operators::l2_pool));
+  implement(m, "_stochastic_pool", TORCH_BOX(&Operators::stochastic_pool));
+  implement(m, "_stochastic_pool_mean", TORCH_BOX(&Operators::stochastic_pool_mean));
+  implement(m, "max_unpool", TORCH_BOX(&Operators::max_unpool));
+  implement(m, "_max_unpool_grad", TORCH_BOX(&Operators::max_unpool_grad));
 }
 
 }  // namespace fastconv

@@ -21,8 +21,8 @@ Tensor channel_unshuffle(Tensor input, int64_t groups) { return run("channel_uns
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CUDA, m) {
-  m.impl("channel_shuffle", TORCH_BOX(&channel_shuffle));
-  m.impl("channel_unshuffle", TORCH_BOX(&channel_unshuffle));
+  implement(m, "channel_shuffle", TORCH_BOX(&channel_shuffle));
+  implement(m, "channel_unshuffle", TORCH_BOX(&channel_unshuffle));
 }
 
 }  // namespace fastconv

@@ -47,16 +47,16 @@ using Operators = RoiOperators<Cpu>;
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
-  m.impl("roi_align", TORCH_BOX(&Operators::roi_align));
-  m.impl("_roi_align_grad", TORCH_BOX(&Operators::roi_align_grad));
-  m.impl("ps_roi_align", TORCH_BOX(&Operators::ps_roi_align));
-  m.impl("_ps_roi_align_grad", TORCH_BOX(&Operators::ps_roi_align_grad));
-  m.impl("ps_roi_pool", TORCH_BOX(&Operators::ps_roi_pool));
-  m.impl("_ps_roi_pool_grad", TORCH_BOX(&Operators::ps_roi_pool_grad));
-  m.impl("roi_pool", TORCH_BOX(&Operators::roi_pool));
-  m.impl("_roi_pool_ids", TORCH_BOX(&Operators::roi_pool_ids));
-  m.impl("_roi_pool_grad", TORCH_BOX(&Operators::roi_pool_grad));
-  m.impl("_roi_pool_pick", TORCH_BOX(&Operators::roi_pool_pick));
+  implement(m, "roi_align", TORCH_BOX(&Operators::roi_align));
+  implement(m, "_roi_align_grad", TORCH_BOX(&Operators::roi_align_grad));
+  implement(m, "ps_roi_align", TORCH_BOX(&Operators::ps_roi_align));
+  implement(m, "_ps_roi_align_grad", TORCH_BOX(&Operators::ps_roi_align_grad));
+  implement(m, "ps_roi_pool", TORCH_BOX(&Operators::ps_roi_pool));
+  implement(m, "_ps_roi_pool_grad", TORCH_BOX(&Operators::ps_roi_pool_grad));
+  implement(m, "roi_pool", TORCH_BOX(&Operators::roi_pool));
+  implement(m, "_roi_pool_ids", TORCH_BOX(&Operators::roi_pool_ids));
+  implement(m, "_roi_pool_grad", TORCH_BOX(&Operators::roi_pool_grad));
+  implement(m, "_roi_pool_pick", TORCH_BOX(&Operators::roi_pool_pick));
 }
 
 }  // namespace fastconv
