@@ -24,6 +24,7 @@ from fastconv._native import ops
 
 _library = torch.library.Library("fastconv", "IMPL")
 in_functorch = torch._C._are_functorch_transforms_active
+_is_dead = torch._C._functorch.is_dead_tensor_wrapper
 _is_grad_enabled = torch.is_grad_enabled
 
 
@@ -88,7 +89,12 @@ def operator(
             device = args[0].device.type
             if torch.is_autocast_enabled(device):
                 args = _cast(args, device)
-        return function.apply(*args) if functional else record(*unwrap_dead_wrappers(args))
+        if functional:
+            return function.apply(*args)
+        for arg in args:
+            if isinstance(arg, Tensor) and _is_dead(arg):
+                return record(*unwrap_dead_wrappers(args))
+        return record(*args)
 
     return call
 

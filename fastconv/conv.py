@@ -329,35 +329,38 @@ def _fake_grad_weight(grad_output, input, weight_size, stride, padding, dilation
 
 def _conv_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     input, weight, bias, *rest = inputs
-    defaults: list[Any] = [None, None, False]
-    ctx.rest = rest[:4]
-    residual, ctx.activation, ctx.tf32 = rest[4:] + defaults[len(rest) - 4 :]
-    ctx.input_size, ctx.weight_size = list(input.shape), list(weight.shape)
-    if ctx.activation in _SMOOTH:
-        ctx.save_for_backward(input, weight, bias, residual)
-        return
+    ctx.rest, ctx.sizes = rest[:4], (input.shape, weight.shape)
+    activation = None
+    if len(rest) > 4:
+        activation, ctx.tf32 = (*rest[5:], None, False)[:2]
+        ctx.activation = activation
+        if activation in _SMOOTH:
+            ctx.save_for_backward(input, weight, bias, rest[4])
+            return
     # A frozen weight (or input) does not keep the other one alive.
-    needs_input, needs_weight = ctx.needs_input_grad[:2]
-    finished = output if ctx.activation else None
+    needs_input, needs_weight, *_ = ctx.needs_input_grad
+    finished = output if activation else None
     ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None, finished)
 
 
 def _conv_backward(ctx: Any, grad: Tensor) -> tuple:
     input, weight, *others = ctx.saved_tensors
-    if ctx.activation in _SMOOTH:
+    # A plain call gives seven arguments, and the dispatcher leaves out defaults.
+    activation, tf32 = getattr(ctx, "activation", None), getattr(ctx, "tf32", False)
+    if activation in _SMOOTH:
         bias, residual = others
-        before = _convolve(input, weight, bias, *ctx.rest, residual, None, ctx.tf32)
-        grad = grad * _SLOPE[ctx.activation](before)
-    elif ctx.activation == "relu":
+        before = _convolve(input, weight, bias, *ctx.rest, residual, None, tf32)
+        grad = grad * _SLOPE[activation](before)
+    elif activation == "relu":
         grad = torch.ops.aten.threshold_backward(grad, others[0].detach(), 0)
-    elif ctx.activation == "relu6":
+    elif activation == "relu6":
         grad = torch.ops.aten.hardtanh_backward(grad, others[0].detach(), 0.0, 6.0)
-    needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    grad_input = _grad_input(grad, weight, ctx.input_size, *ctx.rest, ctx.tf32) if needs_input else None
-    grad_weight = _grad_weight(grad, input, ctx.weight_size, *ctx.rest, ctx.tf32) if needs_weight else None
+    needs_input, needs_weight, needs_bias, *needs = ctx.needs_input_grad
+    input_size, weight_size = map(list, ctx.sizes)
+    grad_input = _grad_input(grad, weight, input_size, *ctx.rest, tf32) if needs_input else None
+    grad_weight = _grad_weight(grad, input, weight_size, *ctx.rest, tf32) if needs_weight else None
     grad_bias = grad.sum([0, *range(2, grad.dim())]) if needs_bias else None
-    # As many as there were arguments: a plain call gives seven, and the dispatcher leaves out defaults.
-    epilogue = [grad if needs else None for needs in ctx.needs_input_grad[7:]]
+    epilogue = [grad if one else None for one in needs[4:]]  # as many as there were arguments
     return grad_input, grad_weight, grad_bias, None, None, None, None, *epilogue
 
 

@@ -109,6 +109,7 @@ class Explanation:
 _WAYS = {
     "product": "a product of matrices, for images of one pixel",
     "patches": "a convolution for each residue of the rows modulo the stride, with the columns' residues as channels",
+    "turned": "the same in channels_last, between copies of an image's input and of its rows",
     "backwards": "one convolution, the weights read backwards",
     "spread": "one run for all residues of the position modulo the stride",
     "residues": "a convolution for each residue of the position modulo the stride: no kernel serves all in one run",

@@ -195,7 +195,7 @@ def test_images_of_one_pixel(kernel: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("kernel", ["", *KERNELS[1:]])
 def test_pixels_that_become_patches(kernel: str, dtype: torch.dtype) -> None:
     """The kernel is a multiple of the stride: a convolution for each residue of the rows, whose output channels are
-    those of all residues of the columns, in channels_last."""
+    those of all residues of the columns, in channels_last; and between copies, where those fill vectors."""
     native.conv_force_kernel(kernel)
     for is_patches, N, C, H, W, K, taps, kwargs in [
         (True, 2, 20, 5, 7, 33, 2, {}),
@@ -225,8 +225,14 @@ def test_pixels_that_become_patches(kernel: str, dtype: torch.dtype) -> None:
                 assert_close_to_reference(f"{case} {formats}", output, expected, p.scale_output)
                 way = fastconv.explain("conv_transpose2d", input, weight, bias, **case.kwargs).way
                 if not is_patches:
-                    assert way != "patches", case
-                elif formats == (torch.channels_last, torch.channels_last) and K > 1:  # one channel has any strides
+                    assert way not in ("patches", "turned"), case
+                elif K == 1:  # one channel has any strides
+                    continue
+                elif formats[0] == torch.contiguous_format:
+                    stride = case.kwargs["stride"]
+                    columns = stride if isinstance(stride, int) else stride[1]
+                    assert (way == "turned") == (columns > 1 and K % 16 > 0 and columns * K >= 16), case
+                elif formats[1] == torch.channels_last:
                     assert way == "patches", case
 
 

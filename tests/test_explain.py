@@ -114,7 +114,7 @@ def test_it_names_the_kernels_that_a_transposed_convolution_runs(layout: str, is
             order = native.conv_kernels()
             for run in found.runs:
                 assert [name for name, _ in run.passed_by] == order[: order.index(run.kernel)]
-            assert (len(found.runs) > 1) <= (found.way == "residues")
+            assert (len(found.runs) > 1) <= (found.way in ("residues", "patches", "turned"))
             if "+" not in found.kernel:
                 with fastconv.flags(kernel=found.kernel):
                     forced = function(x, weight, bias, **case.kwargs)
@@ -176,6 +176,8 @@ def test_figures_of_a_transposed_convolution() -> None:
     last = {"memory_format": torch.channels_last}
     patches = (torch.empty(1, 64, 9, 9).to(**last), torch.empty(64, 32, 2, 2).to(**last))
     assert fastconv.explain("conv_transpose2d", *patches, stride=2).way == "patches"
+    turned = fastconv.explain("conv_transpose2d", (2, 8, 4, 5), (8, 9, 4, 4), stride=2)
+    assert (turned.way, len(turned.runs)) == ("turned", 4)  # two images, two residues of the rows
     wide = torch.randn(1, 8, 10, 40)[..., ::2]
     assert fastconv.explain("conv_transpose2d", wide, (8, 8, 2, 2), stride=2).runs[0].copies_input
 

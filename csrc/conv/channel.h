@@ -31,6 +31,7 @@ constexpr int64_t kNearWeightBytes = 40 << 10;  // of those that a first-level c
 constexpr int64_t kSumBytes = 1536 << 10;    // of sums in scratch that the many passes of a heavy layer may return to
 constexpr int kWeightsAhead = 1024;          // bytes
 constexpr int64_t kFoldChannels = 4;         // the most whose kernel columns are folded
+constexpr int64_t kInPlaceOutputs = 64;      // fewer read a contiguous input in place
 constexpr int64_t kPrepackBytes = 16 << 20;  // a thread; larger weights are packed block by block where they are used
 
 // Pixels of a register tile of `kv` vectors: accumulators, weights and two broadcasts must fit.
@@ -180,7 +181,10 @@ ChannelPlan channel_plan_for(const ConvParams& p, int64_t rows, int64_t k_splits
   const bool one_tap =
       base.R == 1 && base.S == 1 && base.pad_h == 0 && base.pad_w == 0 && base.P <= p.H && base.Q <= p.W && same_type;
   const bool near = p.input.w * p.stride_w * p.element_size() <= kInPlaceBytes;
-  plan.in_place = one_tap && !folds && (last ? near : !spread(p) && p.stride_w == 1 && p.stride_h == 1);
+  // Contiguous planes fall into few sets as well, and copies of them do not, which pays where many output channels read
+  // them: 1024 to 256 channels at 14x14, two threads, 0.72 -> 0.65 ms.
+  const bool few = !spread(p) && p.stride_w == 1 && p.stride_h == 1 && p.K < kInPlaceOutputs;
+  plan.in_place = one_tap && !folds && (last ? near : few);
   plan.source = folds                                 ? Source::kPixels
                 : plan.in_place                       ? (last ? Source::kPixels : Source::kPlanes)
                 : last || (p.R * p.S > 1 && p.C >= L) ? Source::kPacked
@@ -241,10 +245,13 @@ double channel_cost(const ConvParams& p, const ChannelPlan& plan) {
   // A register tile of fewer pixels is bound by its loads.
   const double step = max64(ceil_div(plan.g.w.tile, ceil_div(plan.g.w.tile, px)) * plan.kv, 6) / 2.0;
   const double macs = steps * static_cast<double>(ceil_div(plan.g.w.tile, px)) * step;
-  const double fill = plan.in_place ? 0
-                      : plan.folds
-                          ? static_cast<double>(plan.x_elements)
-                          : static_cast<double>(p.C) * plan.g.channel * (plan.source == Source::kPacked ? 0.12 : 0.2);
+  // Cycles an element. What is read in place comes from afar as well, for every split of the output channels again.
+  // (256 to 64 channels, 1x1, 56x56, channels_last, two threads: a half of the channels each 0.50 ms, of the pixels
+  // 0.42.) Contiguous pixels are transposed.
+  const double each = plan.in_place || is_channels_last(p.input) ? 0.25 : plan.source == Source::kPacked ? 0.8 : 0.2;
+  const double fill = plan.folds      ? static_cast<double>(plan.x_elements)
+                      : plan.in_place ? each * static_cast<double>(p.C * plan.g.h.tile * plan.g.w.tile)
+                                      : each * static_cast<double>(p.C * plan.g.channel);
   const double outputs = plan.g.h.tile * columns * static_cast<double>(p.up_h * p.up_w);
   const double out = plan.out_place ? 0 : outputs * static_cast<double>(plan.k_range * plan.k_block) * 0.3;
   // An item reads all its weights once: from the second-level cache, from beyond it, or packing them on the way.
@@ -253,9 +260,12 @@ double channel_cost(const ConvParams& p, const ChannelPlan& plan) {
   const double pack = plan.prepack ? weights * (all * sizeof(A) > (1 << 20) ? 0.35 : 0.06) +
                                          1.2 * all / static_cast<double>(channel_items<A>(p, plan))
                                    : weights * 1.2;
-  // Sums are read and written again; in the output they lie far apart.
-  const double passes = static_cast<double>(plan.passes - 1) * outputs *
-                        static_cast<double>(plan.k_range * plan.k_block) * (plan.out_place ? 1.5 : 0.3);
+  // Sums in scratch are read and written again for every run of weights; those in the output lie far apart, and cost as
+  // much as their passes.
+  const bool runs = !plan.prepack && !plan.out_place;
+  const int64_t visits = runs ? plan.passes * ceil_div(plan.c_pass, plan.c_sub) : plan.passes;
+  const double passes = static_cast<double>(visits - 1) * outputs * static_cast<double>(plan.k_range * plan.k_block) *
+                        (plan.out_place ? 1.5 : 1.0);
   return macs + fill + out + pack + passes + 2.0 * L + 500;
 }
 
@@ -567,12 +577,19 @@ struct ChannelScratch {
   }
 };
 
+// In pieces of input channels that follow each other, so that three blocks do not keep one of two threads idle: 3x3,
+// 128 to 128, 66 -> 40 us.
 template <class T, class Plan, class A>
 void channel_pack_all(const ConvParams& p, const Plan& plan, A* packed) {
-  compute_for(p.threads, p.G * plan.k_blocks * plan.passes, [&](int64_t item, int) {
-    const int64_t pass = item % plan.passes, block = item / plan.passes;
-    channel_pack<T>(p, plan.k_block, block / plan.k_blocks, block % plan.k_blocks * plan.k_block, pass * plan.c_pass,
-                    plan.c_pass, packed + item * plan.block_elements);
+  const int64_t blocks = p.G * plan.k_blocks * plan.passes, taps = p.R * p.S;
+  const int64_t wanted = TapSlots::sorts(p) ? 1 : ceil_div(int64_t{4} * p.threads, blocks);
+  const int64_t piece = round_up(ceil_div(plan.c_pass, wanted), static_cast<int64_t>(kLanes<A>));
+  const int64_t pieces = ceil_div(plan.c_pass, piece);
+  compute_for(p.threads, blocks * pieces, [&](int64_t i, int) {
+    const int64_t item = i / pieces, c = i % pieces * piece, pass = item % plan.passes, block = item / plan.passes;
+    channel_pack<T>(p, plan.k_block, block / plan.k_blocks, block % plan.k_blocks * plan.k_block,
+                    pass * plan.c_pass + c, min64(piece, plan.c_pass - c),
+                    packed + item * plan.block_elements + c * taps * plan.k_block);
   });
 }
 

@@ -10,6 +10,7 @@
 #include "conv/general.h"
 #include "conv/grouped.h"
 #include "conv/grouped_grad.h"
+#include "conv/layout.h"
 #include "conv/panel.h"
 #include "conv/params.h"
 #include "conv/pixel.h"
@@ -77,6 +78,15 @@ constexpr ConvGradKernel grad_row(const char* name) {
   return {name, preferred<Kernel>, plan<Kernel>, run<Kernel, void*>};
 }
 
+void turn(const ConvTurn& t) {
+  switch (t.dtype) {
+    case Dtype::kFloat32: return turn_layout<float>(t.to, t.from, t.N, t.C, t.H, t.W, t.threads);
+    case Dtype::kFloat64: return turn_layout<double>(t.to, t.from, t.N, t.C, t.H, t.W, t.threads);
+    case Dtype::kBFloat16: return turn_layout<bfloat16>(t.to, t.from, t.N, t.C, t.H, t.W, t.threads);
+    case Dtype::kFloat16: return turn_layout<float16>(t.to, t.from, t.N, t.C, t.H, t.W, t.threads);
+  }
+}
+
 }  // namespace
 
 extern const ConvKernels conv_kernels = {
@@ -88,6 +98,7 @@ extern const ConvKernels conv_kernels = {
     {grad_row<DiagonalGradWeight>("depthwise_diagonals"), grad_row<DepthwiseGradWeight>("depthwise"),
      grad_row<GroupedGradWeight>("grouped"), grad_row<ChannelGradWeight>("channel"), grad_row<PixelGradWeight>("pixel"),
      grad_row<GeneralGradWeight>("general")},
+    turn,
 };
 
 }  // namespace fastconv::FASTCONV_ISA

@@ -1,11 +1,11 @@
 // The convolution operators for CPU tensors, and how a kernel of the table is chosen; operators.h says what they do.
 #include <atomic>
-#include <cstring>
 
 #include "conv/choice.h"
 #include "conv/cuda_choice.h"
 #include "conv/operators.h"
 #include "conv/pack.h"
+#include "conv/ways.h"
 
 namespace fastconv {
 namespace {
@@ -67,18 +67,6 @@ const ConvKernel* find_forward(const ConvParams& p, ConvPlan& plan) {
   return find_forward(p, plan, conv_pass_by_silently);
 }
 
-// Memory for a kernel, as long as this lives.
-class Memory {
- public:
-  explicit Memory(int64_t bytes) {
-    if (bytes > 0) tensor_ = cpu_scratch(bytes);
-  }
-  char* get() { return tensor_.defined() ? static_cast<char*>(tensor_.mutable_data_ptr()) : nullptr; }
-
- private:
-  Tensor tensor_;
-};
-
 void run(const ConvKernel& kernel, const ConvParams& p, const ConvPlan& plan) {
   const int64_t packed = (plan.memory.packed + 63) / 64 * 64;
   Memory memory(packed + plan.memory.scratch);
@@ -102,152 +90,6 @@ void grad_weight(const char* op, ConvParams p) {
   kernel.run(p, plan, memory.get());
 }
 
-// Whether `p`, of spread_params(), is a product of matrices: of images of one pixel every output has one tap, and the
-// weights of an input channel lie as the outputs of an image do.
-bool is_product(const ConvParams& p) {
-  const View4 &w = p.weight, &y = p.output;
-  return p.H == 1 && p.W == 1 && p.G == 1 && p.C > 1 && p.input.c == 1 && p.R * p.S > 1 && p.P == p.R && p.Q == p.S &&
-         p.dilation_h == 1 && p.dilation_w == 1 && p.pad_h == p.R - 1 && p.pad_w == p.S - 1 &&
-         (p.K == 1 || w.n == y.c) && (p.R == 1 || w.h == -y.h) && (p.S == 1 || w.w == -y.w);
-}
-
-// As a 1x1 convolution whose pixels are the images and whose output channels are all the outputs of one; without a
-// bias.
-ConvParams product_params(const ConvParams& p) {
-  ConvParams q = p;
-  q.N = q.H = q.P = q.R = q.S = q.up_h = q.up_w = q.dilation_h = q.dilation_w = 1;
-  q.W = q.Q = p.N;
-  q.K = p.K * p.R * p.S;
-  q.pad_h = q.pad_w = 0;
-  q.input = {p.input.data, p.N * p.input.n, 1, p.N * p.input.n, p.input.n};
-  q.output = {p.output.data, p.N * q.K, 1, p.N * q.K, q.K};
-  q.weight = {static_cast<char*>(p.weight.data) + ((p.R - 1) * p.weight.h + (p.S - 1) * p.weight.w) * p.element_size(),
-              1, p.weight.c, 1, 1};
-  q.bias = nullptr;
-  return q;
-}
-
-// The bias of that convolution: the one of `p` once for every pixel of as many outputs.
-Memory product_bias(const ConvParams& p, int64_t rows, int64_t columns) {
-  const int64_t size = p.element_size();
-  Memory bias(p.bias ? p.K * rows * columns * size : 0);
-  for (int64_t k = 0; p.bias && k < p.K; ++k)
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t s = 0; s < columns; ++s)
-        std::memcpy(bias.get() + (k * p.output.c + r * p.output.h + s * p.output.w) * size,
-                    static_cast<const char*>(p.bias) + k * size, static_cast<size_t>(size));
-  return bias;
-}
-
-// Whether all residues of an axis of spread_params() have as many taps, and every output has one that reads the input.
-bool is_blocks(int64_t size, int64_t outputs, int64_t taps, int64_t up, int64_t dilation, int64_t pad) {
-  const int64_t crop = taps - 1 - pad;  // outputs on the near side
-  return taps % up == 0 && dilation == 1 && crop >= 0 && outputs + crop <= (size - 1) * up + taps;
-}
-
-// Whether `p`, of spread_params(), makes patches: what a pixel gives to a row of outputs, up_w columns of K channels,
-// lies in channels_last side by side as its weights do, so that the columns' residues are so many more channels of a
-// convolution whose pixels do not overlap, 1x1 where kernel and stride are the same. Vectors that K channels do not
-// fill are filled by those of a row: 16x16 to 21 channels at 64x64, stride 8, float32, two threads of a Xeon 10.5
-// -> 7.4 ms. The input is read once for each residue of the rows, which pays where caches keep it: 2x2, 1024 to 512 at
-// 28x28 in bfloat16 5.5 -> 4.8 ms, 128 to 64 at 196x196 (9.8 MB) 6.1 -> 8.2.
-bool is_patches(const ConvParams& p) {
-  constexpr int64_t kMostInput = 4 << 20;  // bytes
-  constexpr int64_t kLanes = 16;
-  const View4 &w = p.weight, &y = p.output;
-  const bool one_tap = p.R == p.up_h && p.S == p.up_w, fills = p.up_w > 1 && p.K % kLanes && p.up_w * p.K >= kLanes;
-  return p.G == 1 && p.up_h * p.up_w > 1 && (one_tap || fills) &&
-         (p.up_h == 1 || p.N * p.C * p.H * p.W * p.element_size() <= kMostInput) &&
-         is_blocks(p.H, p.P, p.R, p.up_h, p.dilation_h, p.pad_h) &&
-         is_blocks(p.W, p.Q, p.S, p.up_w, p.dilation_w, p.pad_w) && y.c == 1 && y.w == p.K && w.n == 1 &&
-         (p.S == 1 || w.w == -p.K);
-}
-
-// Columns that one of those convolutions makes: from `first` on, the `width` neighbours of as many blocks of a stride.
-struct Columns {
-  int64_t first, width, blocks;
-};
-
-// From `first` on, of which there are `left`: whole blocks, or what there is of one that is cropped.
-Columns columns_from(int64_t first, int64_t left, int64_t stride, int64_t pad) {
-  const int64_t residue = (first + pad) % stride;
-  if (residue == 0 && left >= stride) return {first, stride, left / stride};
-  return {first, std::min(stride - residue, left), 1};
-}
-
-// The convolution of the first of these columns, with the channels of its neighbours as so many more; `p` as in
-// transposed(). Without a bias.
-ConvParams patches_params(const ConvParams& p, const Residue& h, const Columns& columns) {
-  const Residue w = residue_of((columns.first + p.pad_w) % p.stride_w, p.W, p.S, p.stride_w, p.dilation_w, p.pad_w);
-  ConvParams q = residue_params(p, h, w);
-  q.K *= columns.width;
-  q.Q = columns.blocks;
-  q.pad_w -= (columns.first - w.begin) / p.stride_w;
-  q.output.data = static_cast<char*>(q.output.data) + (columns.first - w.begin) * p.input.w * p.element_size();
-  q.bias = nullptr;
-  return q;
-}
-
-// The outputs that no tap reaches are the bias alone; `p` as in transposed().
-ConvParams nothing_params(const ConvParams& p) {
-  ConvParams q = p;
-  q.K = p.C;
-  q.P = p.H;
-  q.Q = p.W;
-  q.R = q.S = 0;
-  q.output = p.input;
-  return q;
-}
-
-// The forward convolutions that `p` turned round comes down to, as in transposed(), in order: `runs.run(params)` is
-// told of each, and `runs.try_run(params)` of one that need not be served; that is false where no kernel does.
-// `runs.clear()` fills the output with zeros. Returns the name of the way.
-template <class Runs>
-const char* turn_round(const ConvParams& p, Runs& runs) {
-  const ConvParams whole = spread_params(p);
-  if (is_product(whole)) {
-    Memory bias = product_bias(whole, whole.R, whole.S);
-    ConvParams product = product_params(whole);
-    product.bias = bias.get();
-    runs.run(product);
-    return "product";
-  }
-  if (is_patches(whole)) {
-    Memory bias = product_bias(whole, 1, whole.up_w);
-    for (int64_t r = 0; r < p.stride_h; ++r) {
-      const Residue h = residue_of(r, p.H, p.R, p.stride_h, p.dilation_h, p.pad_h);
-      for (int64_t next = 0; h.positions > 0 && next < p.W;) {
-        const Columns columns = columns_from(next, p.W - next, p.stride_w, p.pad_w);
-        ConvParams patches = patches_params(p, h, columns);
-        patches.bias = bias.get();
-        runs.run(patches);
-        next += columns.width * columns.blocks;
-      }
-    }
-    return "patches";
-  }
-  if (p.stride_h == 1 && p.stride_w == 1) {
-    runs.run(whole);
-    return "backwards";
-  }
-  if (runs.try_run(whole)) return "spread";
-  // One convolution for each residue of the position modulo the strides.
-  const int64_t rows = residues(p.R, p.stride_h, p.dilation_h), columns = residues(p.S, p.stride_w, p.dilation_w);
-  if (rows < p.stride_h || columns < p.stride_w) {  // there are positions that no tap reaches
-    if (p.bias)
-      runs.run(nothing_params(p));
-    else
-      runs.clear();
-  }
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t s = 0; s < columns; ++s) {
-      const Residue h = residue_of(r, p.H, p.R, p.stride_h, p.dilation_h, p.pad_h);
-      const Residue w = residue_of(s, p.W, p.S, p.stride_w, p.dilation_w, p.pad_w);
-      if (h.positions * w.positions > 0) runs.run(residue_params(p, h, w));
-    }
-  return "residues";
-}
-
 // Runs what it is told of.
 struct Running {
   const char* op;
@@ -261,6 +103,7 @@ struct Running {
     return kernel;
   }
   void clear() { torch::stable::zero_(output); }
+  void turn(const ConvTurn& t) { FASTCONV_KERNELS(conv_kernels).turn(t); }
 };
 
 struct Cpu {
@@ -412,6 +255,7 @@ struct Noting {
     return served;
   }
   void clear() {}
+  void turn(const ConvTurn&) {}
 
  private:
   static ConvRun note(ConvParams p) {

@@ -72,9 +72,19 @@ struct ConvGradKernel {
   void (*run)(const ConvParams&, const ConvPlan&, void* scratch);
 };
 
+// A copy in the other layout: to[n, c, h, w] = from[n, c, h, w], where one has its columns and the other its channels
+// side by side.
+struct ConvTurn {
+  View4 to, from;
+  int64_t N, C, H, W;
+  Dtype dtype;
+  int threads;
+};
+
 struct ConvKernels {
   ConvKernel forward[12];  // also the input gradient
   ConvGradKernel grad_weight[6];
+  void (*turn)(const ConvTurn&);
 };
 FASTCONV_DECLARE_KERNELS(ConvKernels, conv_kernels)
 

@@ -8,9 +8,12 @@
 // cache.
 //
 // Dilation. Outputs whose positions are equal modulo the dilation read inputs whose positions are, so a convolution of
-// dilation d is d * d ordinary ones between lattices of the tensors, and views describe lattices.
+// dilation d is d * d ordinary ones between lattices of the tensors, and views describe lattices. Those of contiguous
+// tensors are read and written one value at a time, so that small ones are turned to channels_last first, and back: 25
+// channels at 64x128 of dilation 4, two threads, 0.67 -> 0.48 ms.
 #pragma once
 #include "conv/channel.h"
+#include "conv/layout.h"
 
 namespace fastconv {
 namespace {
@@ -19,6 +22,7 @@ constexpr int64_t kPatch = 6, kTileSize = 4, kProducts = kPatch * kPatch;
 constexpr int64_t kWinogradBytes = 1 << 20;    // of transformed input and products of a block of tiles
 constexpr int64_t kOwnRoundBytes = 256 << 10;  // of weights that are transformed just before they are used
 constexpr int64_t kRoundBytes = 12 << 20;      // of weights that are transformed at a time, where they are not kept
+constexpr int64_t kTurnedBytes = 4 << 20;      // of tensors that are turned to channels_last
 
 struct WinogradPlan {
   Geometry g;
@@ -129,8 +133,37 @@ double winograd_total(const ConvParams& p, const WinogradPlan& plan) {
   return static_cast<double>(plan.rounds * ceil_div(winograd_items<A>(p, plan), p.threads)) * item + pack / p.threads;
 }
 
+// Whether its tensors are turned to channels_last.
+inline bool winograd_turns(const ConvParams& p) {
+  const int64_t pixels = p.N * p.G * (p.C * p.H * p.W + p.K * p.P * p.Q);
+  return p.dilation_w > 1 && p.input.w == 1 && p.output.w == 1 && !p.residual &&
+         pixels * p.element_size() <= kTurnedBytes;
+}
+
+// The tensors turned round in scratch, and the layer that reads and writes them.
+template <class T>
+struct WinogradTurned {
+  ConvParams params;
+  int64_t total;
+
+  WinogradTurned(const ConvParams& p, void* scratch) : params(p) {
+    Carver carve(scratch);
+    T* input = carve.take<T>(p.N * p.G * p.C * p.H * p.W);
+    T* output = carve.take<T>(p.N * p.G * p.K * p.P * p.Q);
+    params.input = channels_last_view(input, p.G * p.C, p.H, p.W);
+    params.output = channels_last_view(output, p.G * p.K, p.P, p.Q);
+    total = carve.used();
+  }
+};
+
+// The layer as the kernel sees it; only strides count.
+inline ConvParams winograd_seen(const ConvParams& p) {
+  return winograd_turns(p) ? WinogradTurned<float>(p, nullptr).params : p;
+}
+
 template <class A>
-bool winograd_plan(const ConvParams& p, WinogradPlan& best) {
+bool winograd_plan(const ConvParams& given, WinogradPlan& best) {
+  const ConvParams p = winograd_seen(given);
   constexpr int64_t kSize = sizeof(A);
   if (p.dtype == Dtype::kFloat64 || p.R != 3 || p.S != 3 || p.stride_h != 1 || p.stride_w != 1) return false;
   const int64_t tiles_h = ceil_div(ceil_div(p.P, p.dilation_h), kTileSize);
@@ -409,7 +442,11 @@ inline bool winograd_pays(const ConvParams& p, double direct) {
   WinogradPlan plan;
   if (p.C < 16 || p.K < 16 || !winograd_plan<float>(p, plan)) return false;
   direct *= static_cast<double>(p.N * p.G * p.P * p.Q) * 9 * static_cast<double>(p.C * p.K) / kLanes<float>;
-  return winograd_total<float>(p, plan) < 0.9 * direct / p.threads;
+  // An element takes a cycle; but what serves these layers otherwise is slower than `direct` where channels do not fill
+  // vectors.
+  const int64_t turned = winograd_turns(p) ? p.N * p.G * (p.C * p.H * p.W + p.K * p.P * p.Q) : 0;
+  return winograd_total<float>(winograd_seen(p), plan) + 0.4 * static_cast<double>(turned / p.threads) <
+         0.9 * direct / p.threads;
 }
 
 struct WinogradForward {
@@ -423,7 +460,8 @@ struct WinogradForward {
     if (!winograd_plan<float>(p, plan)) return false;
     if (plan.rounds == 1 && !plan.own_weights)
       memory.packed = winograd_weight_elements(p, plan) * static_cast<int64_t>(sizeof(float));
-    memory.scratch = WinogradScratch(p, plan, nullptr).total;
+    memory.scratch = WinogradScratch(winograd_seen(p), plan, nullptr).total;
+    if (winograd_turns(p)) memory.scratch += WinogradTurned<float>(p, nullptr).total;
     return true;
   }
   template <class T>
@@ -433,7 +471,14 @@ struct WinogradForward {
   }
   template <class T>
   static void run(const ConvParams& p, const Plan& plan, const void* packed, void* scratch) {
-    if constexpr (sizeof(Accumulate<T>) == sizeof(float)) winograd_forward<T>(p, plan, packed, scratch);
+    if constexpr (sizeof(Accumulate<T>) == sizeof(float)) {
+      if (!winograd_turns(p)) return winograd_forward<T>(p, plan, packed, scratch);
+      const WinogradTurned<T> turned(p, scratch);
+      const ConvParams& q = turned.params;
+      turn_layout<T>(q.input, p.input, p.N, p.G * p.C, p.H, p.W, p.threads);
+      winograd_forward<T>(q, plan, packed, static_cast<char*>(scratch) + turned.total);
+      turn_layout<T>(p.output, q.output, p.N, p.G * p.K, p.P, p.Q, p.threads);
+    }
   }
 };
 
