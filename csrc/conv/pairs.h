@@ -9,6 +9,8 @@
 // a channels_last input where it lies. With few input channels a step takes several columns of the kernel at once
 // ("thin"): scratch is then [row][column][channels], and pixels overlap, each reading from its first column on.
 //
+// With AMX they may be gathered from all of the kernel instead ("folded", pairs_fold.h).
+//
 // AMX multiplies either way round. A 1x1 kernel on a contiguous input ("planar") has output channels in the rows of a
 // tile, by weights as they are, and pixels in its columns: two channels of a pixel are paired by one shuffle where the
 // other way takes a transposition, and results are in the order of the output. (With more taps the pixels of a tile
@@ -18,7 +20,7 @@
 // Trim), are of one size and may overlap, so nothing beyond the row is read; where rows are short a piece may go on
 // over the gap into the next row of scratch.
 #pragma once
-#include "conv/pairs_move.h"
+#include "conv/pairs_fold.h"
 #include "core/parallel.h"
 
 namespace fastconv {
@@ -189,69 +191,6 @@ inline void pairs_multiply(const PairsBlock& block, int, const char* a, int64_t,
 
 #endif
 
-// ---- writing results
-// ----------------------------------------------------------------------------------------------------
-
-inline Words narrow_two(Vec<float> low, Vec<float> high) { return bits_as<Words>(_mm512_cvtne2ps_pbh(high, low)); }
-
-// `count` <= 32 output channels of n <= 16 adjoining pixels, sum[pixel][32].
-inline void pairs_store(const ConvParams& p, const Finish<bfloat16>& finish, const float* sum, const float* bias,
-                        int64_t count, int64_t n, bfloat16* to) {
-  const Vec<float> bias0 = load(bias), bias1 = load(bias + 16);
-  if (p.output.c == 1) {
-    for (int64_t i = 0; i < n; ++i, sum += kBlockK, to += p.output.w) {
-      const Vec<float> low = load(sum) + bias0, high = load(sum + 16) + bias1;
-      if (finish.plain) {
-        store_words(to, narrow_two(low, high), first_words(count));
-      } else {
-        finish.store_partial(to, low, static_cast<int>(min64(16, count)));
-        if (count > 16) finish.store_partial(to + 16, high, static_cast<int>(count - 16));
-      }
-    }
-    return;
-  }
-  const auto mask = static_cast<__mmask16>(first_words(n));
-  if (finish.plain && p.output.w == 1) {
-    // Pairs of pixels as one word, then a transposition serves both halves of the channels.
-    Words v[16];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-      const float* two = sum + 2 * i * kBlockK;
-      v[i] = zip_halves(narrow_two(load(two) + bias0, load(two + kBlockK) + bias0));
-      v[i + 8] = zip_halves(narrow_two(load(two + 16) + bias1, load(two + kBlockK + 16) + bias1));
-    }
-    interleave<16>(v);
-#pragma GCC unroll 16
-    for (int k = 0; k < 16; ++k) {
-      if (k < count) _mm256_mask_storeu_epi16(to + k * p.output.c, mask, low_half(v[k]));
-      if (k + 16 < count) _mm256_mask_storeu_epi16(to + (k + 16) * p.output.c, mask, high_half(v[k]));
-    }
-    return;
-  }
-  for (int64_t half = 0; half * 16 < count; ++half) {
-    Vec<float> v[16];
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) v[i] = load(sum + i * kBlockK + half * 16) + (half ? bias1 : bias0);
-    transpose<float>(v);
-    for (int64_t k = 0; k < min64(16, count - half * 16); ++k)
-      finish.store_strided(to + (half * 16 + k) * p.output.c, p.output.w, v[k], static_cast<int>(n));
-  }
-}
-
-// The same where columns of a tile are pixels: `count` <= 32 output channels of n <= 32 pixels, sum[channel][32].
-inline void pairs_store_planar(const ConvParams& p, const Finish<bfloat16>& finish, const float* sum, const float* bias,
-                               int64_t count, int64_t n, bfloat16* to) {
-  for (int64_t k = 0; k < count; ++k, sum += kBlockK, to += p.output.c) {
-    const Vec<float> low = load(sum) + bias[k], high = load(sum + 16) + bias[k];
-    if (finish.plain) {
-      store_words(to, narrow_two(low, high), first_words(n));
-    } else {
-      finish.store_partial(to, low, static_cast<int>(min64(16, n)));
-      if (n > 16) finish.store_partial(to + 16, high, static_cast<int>(n - 16));
-    }
-  }
-}
-
 // ---- the kernel
 // -------------------------------------------------------------------------------------------------------
 
@@ -345,7 +284,8 @@ inline void pairs_spread_steps(const ConvParams& p, const PairsPlan& plan, const
   }
 }
 
-inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char* packed, void* scratch) {
+inline void pairs_forward(const ConvParams& given, const PairsPlan& plan, const char* packed, void* scratch) {
+  const ConvParams p = plan.folded ? folded_params(given) : given;
   PairsScratch memory(p, plan, scratch);
   const ConvParams base = spread_base(p);
   const Finish<bfloat16> finish(p);
@@ -371,20 +311,20 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
     const Tile out = spread_tile(p, t);
     const int64_t g = work.g;
 
+    const int64_t pitch = plan.folded ? t.columns : plan.g.pitch;
     // Bytes from a pixel, a row and a block of channels to the next.
     const int64_t step = plan.in_place ? p.stride_w * p.input.w * 2 : plan.thin ? p.stride_w * plan.pixel : plan.pixel;
-    const int64_t row_step = plan.in_place ? p.stride_h * p.input.h * 2 : plan.g.pitch * plan.pixel;
+    const int64_t row_step = plan.in_place ? p.stride_h * p.input.h * 2 : pitch * plan.pixel;
     const bool joined = joins_rows(plan, t.rows, t.columns);
-    const int64_t length = joined ? (t.rows - 1) * plan.g.pitch + t.columns : t.columns;
+    const int64_t length = joined ? (t.rows - 1) * pitch + t.columns : t.columns;
     const Pieces of_row(length);
     int64_t count = 0;
     if (plan.planar) {
       // Thirty-two pixels, of all rows in one where they adjoin in the output.
-      const bool one = t.columns == plan.g.pitch && p.output.h == t.columns;
+      const bool one = t.columns == pitch && p.output.h == t.columns;
       for (int64_t row = 0; row < (one ? 1 : t.rows); ++row)
         for (int64_t q = 0; q < (one ? t.rows * t.columns : t.columns); q += 32)
-          pieces[count++] = {(row * plan.g.pitch + q) * 4,         row,         q,
-                             one ? t.rows * t.columns : t.columns, of_row.rows, {}};
+          pieces[count++] = {(row * pitch + q) * 4, row, q, one ? t.rows * t.columns : t.columns, of_row.rows, {}};
     }
     int64_t step_count = 0, row_pieces = 0;
     Range before = {0, 0};
@@ -399,8 +339,8 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
           const int64_t q = min64(columns.begin + i * of_segment.rows, columns.end - of_segment.rows);
           Piece& piece = pieces[count];
           piece.x = row * row_step + q * step;
-          piece.row = joined ? q / plan.g.pitch : row;
-          piece.q = joined ? q % plan.g.pitch : q;
+          piece.row = joined ? q / pitch : row;
+          piece.q = joined ? q % pitch : q;
           piece.skip = columns.begin + i * of_segment.rows - q;
           piece.rows = of_segment.rows;
           piece.steps = {step_count, step_count};
@@ -431,6 +371,7 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
     block.steps = steps;
     block.step_count = plan.trimmed ? 0 : residues[0].end;
     const Tiles configured(block);
+    FoldedTile folded(given, plan, x);
 
     for (int64_t pass = 0; pass < plan.passes; ++pass) {
       const int64_t b0 = pass * plan.pass_blocks;
@@ -438,68 +379,79 @@ inline void pairs_forward(const ConvParams& p, const PairsPlan& plan, const char
       const int64_t c0 = g * p.C + (plan.thin ? 0 : b0 * plan.width);
       const int64_t channels = plan.thin ? p.C : min64(block.blocks * plan.width, p.C - b0 * plan.width);
       const char* source = x;
-      if (plan.in_place)
+      if (plan.folded)
+        folded.fill(t, g);
+      else if (plan.in_place)
         source =
             reinterpret_cast<const char*>(at<const bfloat16>(p.input, t.n, c0, t.p0 * p.stride_h, t.q0 * p.stride_w));
       else if (plan.thin)
-        pairs_fill(thin_params(p), plan, thin_geometry(plan, p.stride_w), thin_tile(t, p.stride_w), c0, channels, x);
+        pairs_fill(thin_params(p), plan, thin_geometry(plan.g, p.stride_w), thin_tile(t, p.stride_w), c0, channels, x);
       else
         pairs_fill(base, plan, plan.g, t, c0, channels, x);
       const bool last = pass == plan.passes - 1;
-      for (int64_t b = 0; b < k_blocks; ++b) {
-        const int64_t k = (first_block + b) * kBlockK, k_count = min64(kBlockK, p.K - k);
-        const char* weights = packed + ((g * plan.k_blocks + first_block + b) * plan.passes + pass) * plan.pass_weights;
-        if (!plan.prepack) {
-          pairs_pack(p, plan, g, k, b0, block.blocks, own_weights);
-          weights = own_weights;
+      for (Range strip = {0, count}; strip.begin < count; strip = {strip.end, count}) {
+        if (plan.folded) {
+          strip.end = min64(count, strip.begin + plan.strip);
+          const int64_t bytes = plan.planar ? 4 : plan.pixel, first = pieces[strip.begin].x / bytes;
+          const int64_t last = pieces[strip.end - 1].x / bytes + (plan.planar ? 32 : of_row.rows);
+          source = folded.strip(first, min64(last, t.rows * t.columns));
         }
-        const int halves = k_count > 16 ? 2 : 1;
-        const float* bias = memory.bias + g * plan.k_blocks * kBlockK + k;
-        // Residue e of the rows, all of the columns.
-        const auto write = [&](int64_t i, int64_t e, const float* sum) {
-          for (int64_t j = i; j < min64(i + kPiecesAtOnce, count); ++j, sum += block.rows * block.sum_row) {
-            const int64_t rows = pieces[j].rows;
-            int64_t done = pieces[j].skip, row = pieces[j].row, q = pieces[j].q + done;
-            while (done < rows) {
-              const int64_t left = rows - done, end = row * p.up_h + e < out.rows ? out.columns : 0;
-              for (int64_t s = q * p.up_w; s < min64((q + left) * p.up_w, end); s += 16)
-                pairs_store(p, finish, sum + done * block.sum_row + (s - q * p.up_w) * kBlockK, bias, k_count,
-                            min64(16, min64((q + left) * p.up_w, end) - s),
-                            at<bfloat16>(p.output, t.n, g * p.K + k, out.p0 + row * p.up_h + e, out.q0 + s));
-              const int64_t on = joined ? min64(left, plan.g.pitch - q) : left;
-              done += on;
-              q = 0;
-              ++row;
-            }
+        for (int64_t b = 0; b < k_blocks; ++b) {
+          const int64_t k = (first_block + b) * kBlockK, k_count = min64(kBlockK, p.K - k);
+          const char* weights =
+              packed + ((g * plan.k_blocks + first_block + b) * plan.passes + pass) * plan.pass_weights;
+          if (!plan.prepack) {
+            pairs_pack_any(given, plan, g, k, b0, block.blocks, own_weights);
+            weights = own_weights;
           }
-        };
-        for (int64_t i = 0; plan.planar && i < count; ++i) {
-          float* sum = plan.passes > 1 ? sums + (b * plan.pieces + i) * 2 * kPieceRows * kBlockK : sums;
-          const int64_t n = min64(32, pieces[i].skip - pieces[i].q);
-          pairs_multiply(block, halves, weights, plan.width * 32, n > 16 ? 2 : 1, source + pieces[i].x, 64, pass > 0,
-                         sum);
-          if (last)
-            pairs_store_planar(p, finish, sum, bias, k_count, n,
-                               at<bfloat16>(p.output, t.n, g * p.K + k, t.p0 + pieces[i].row, t.q0 + pieces[i].q));
+          const int halves = k_count > 16 ? 2 : 1;
+          const float* bias = memory.bias + g * plan.k_blocks * kBlockK + k;
+          // Residue e of the rows, all of the columns.
+          const auto write = [&](int64_t i, int64_t e, const float* sum) {
+            for (int64_t j = i; j < min64(i + kPiecesAtOnce, count); ++j, sum += block.rows * block.sum_row) {
+              const int64_t rows = pieces[j].rows;
+              int64_t done = pieces[j].skip, row = pieces[j].row, q = pieces[j].q + done;
+              while (done < rows) {
+                const int64_t left = rows - done, end = row * p.up_h + e < out.rows ? out.columns : 0;
+                for (int64_t s = q * p.up_w; s < min64((q + left) * p.up_w, end); s += 16)
+                  pairs_store(p, finish, sum + done * block.sum_row + (s - q * p.up_w) * kBlockK, bias, k_count,
+                              min64(16, min64((q + left) * p.up_w, end) - s),
+                              at<bfloat16>(p.output, t.n, g * p.K + k, out.p0 + row * p.up_h + e, out.q0 + s));
+                const int64_t on = joined ? min64(left, pitch - q) : left;
+                done += on;
+                q = 0;
+                ++row;
+              }
+            }
+          };
+          for (int64_t i = strip.begin; plan.planar && i < strip.end; ++i) {
+            float* sum = plan.passes > 1 ? sums + (b * plan.pieces + i) * 2 * kPieceRows * kBlockK : sums;
+            const int64_t n = min64(32, pieces[i].skip - pieces[i].q);
+            pairs_multiply(block, halves, weights, plan.width * 32, n > 16 ? 2 : 1, source + pieces[i].x, 64, pass > 0,
+                           sum);
+            if (last)
+              pairs_store_planar(p, finish, sum, bias, k_count, n,
+                                 at<bfloat16>(p.output, t.n, g * p.K + k, t.p0 + pieces[i].row, t.q0 + pieces[i].q));
+          }
+          for (int64_t e = 0; e < p.up_h; ++e)
+            for (int64_t i = strip.begin; !plan.planar && i < strip.end; i += kPiecesAtOnce) {
+              float* sum = plan.passes > 1 ? sums + ((b * p.up_h + e) * plan.pieces + i) * plan.piece_sums : sums;
+              const bool two = kPiecesAtOnce == 2 && i + 1 < count;
+              block.rows = pieces[i].rows;
+              for (int64_t s = 0; s < p.up_w; ++s) {
+                const Range of_residue = plan.trimmed ? pieces[i].steps : residues[e * p.up_w + s];
+                block.steps = steps + of_residue.begin;
+                block.step_count = of_residue.end - of_residue.begin;
+                if (block.step_count > 0)
+                  pairs_multiply(block, 1 + two, source + pieces[i].x, two ? pieces[i + 1].x - pieces[i].x : 0, halves,
+                                 weights, plan.width * 32, pass > 0, sum + s * kBlockK);
+                else
+                  for (int64_t row = 0; row < (1 + two) * block.rows; ++row)
+                    zero(sum + row * block.sum_row + s * kBlockK, kBlockK);
+              }
+              if (last) write(i, e, sum);
+            }
         }
-        for (int64_t e = 0; e < p.up_h; ++e)
-          for (int64_t i = 0; !plan.planar && i < count; i += kPiecesAtOnce) {
-            float* sum = plan.passes > 1 ? sums + ((b * p.up_h + e) * plan.pieces + i) * plan.piece_sums : sums;
-            const bool two = kPiecesAtOnce == 2 && i + 1 < count;
-            block.rows = pieces[i].rows;
-            for (int64_t s = 0; s < p.up_w; ++s) {
-              const Range of_residue = plan.trimmed ? pieces[i].steps : residues[e * p.up_w + s];
-              block.steps = steps + of_residue.begin;
-              block.step_count = of_residue.end - of_residue.begin;
-              if (block.step_count > 0)
-                pairs_multiply(block, 1 + two, source + pieces[i].x, two ? pieces[i + 1].x - pieces[i].x : 0, halves,
-                               weights, plan.width * 32, pass > 0, sum + s * kBlockK);
-              else
-                for (int64_t row = 0; row < (1 + two) * block.rows; ++row)
-                  zero(sum + row * block.sum_row + s * kBlockK, kBlockK);
-            }
-            if (last) write(i, e, sum);
-          }
       }
     }
   });
@@ -532,15 +484,16 @@ struct PairsForward {
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
     if (p.dtype != Dtype::kBFloat16 || !pairs_plan(p, plan)) return false;
     memory.packed = plan.prepack ? p.G * plan.k_blocks * plan.passes * plan.pass_weights : 0;
-    memory.scratch = PairsScratch(p, plan, nullptr).total;
+    memory.scratch = PairsScratch(plan.folded ? folded_params(p) : p, plan, nullptr).total;
     return true;
   }
   static void pack(const ConvParams& p, const Plan& plan, void* packed) {
     if (!plan.prepack) return;
     compute_for(p.threads, p.G * plan.k_blocks * plan.passes, [&](int64_t item, int) {
       const int64_t pass = item % plan.passes, block = item / plan.passes, b0 = pass * plan.pass_blocks;
-      pairs_pack(p, plan, block / plan.k_blocks, block % plan.k_blocks * kBlockK, b0,
-                 min64(plan.pass_blocks, plan.c_blocks - b0), static_cast<char*>(packed) + item * plan.pass_weights);
+      pairs_pack_any(p, plan, block / plan.k_blocks, block % plan.k_blocks * kBlockK, b0,
+                     min64(plan.pass_blocks, plan.c_blocks - b0),
+                     static_cast<char*>(packed) + item * plan.pass_weights);
     });
   }
   static void run(const ConvParams& p, const Plan& plan, const void* packed, void* scratch) {

@@ -1,5 +1,5 @@
-// What the pairs kernel (pairs.h) moves before it multiplies: pairs of channels as words, weights into packs, input
-// into scratch.
+// What the pairs kernel (pairs.h) moves before and after it multiplies: pairs of channels as words, weights into packs,
+// input into scratch, results into the output.
 #pragma once
 #include "conv/pairs_plan.h"
 
@@ -15,7 +15,6 @@ inline void store_words(void* p, Words v, uint32_t mask) { _mm512_mask_storeu_ep
 inline Words load_words(const void* p) { return bits_as<Words>(_mm512_loadu_si512(p)); }
 inline void store_words(void* p, Words v) { _mm512_storeu_si512(p, bits_as<__m512i>(v)); }
 
-using HalfWords = VecOf<uint32_t, 32>::type;
 inline __m256i low_half(Words v) { return bits_as<__m256i>(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7)); }
 inline __m256i high_half(Words v) {
   return bits_as<__m256i>(__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
@@ -38,8 +37,7 @@ inline Words zip_halves(Words both) {
   return bits_as<Words>(_mm512_maskz_permutexvar_epi16(~0u, _mm512_load_si512(kZip), bits_as<__m512i>(both)));
 }
 inline Words pair_rows(__m256i first, __m256i second) {
-  return zip_halves(__builtin_shufflevector(bits_as<HalfWords>(first), bits_as<HalfWords>(second), 0, 1, 2, 3, 4, 5, 6,
-                                            7, 8, 9, 10, 11, 12, 13, 14, 15));
+  return zip_halves(bits_as<Words>(_mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1)));
 }
 
 // v[pair][16 columns] -> [column][pair], in the order of memory. All 16 pairs: a transposition.
@@ -266,6 +264,69 @@ inline void pairs_fill(const ConvParams& p, const PairsPlan& plan, const Geometr
       zero(reinterpret_cast<float*>(row + end * pixel), (g.pitch - end) * pixel / 4);
     }
   });
+}
+
+// ---- writing results
+// ----------------------------------------------------------------------------------------------------
+
+inline Words narrow_two(Vec<float> low, Vec<float> high) { return bits_as<Words>(_mm512_cvtne2ps_pbh(high, low)); }
+
+// `count` <= 32 output channels of n <= 16 adjoining pixels, sum[pixel][32].
+inline void pairs_store(const ConvParams& p, const Finish<bfloat16>& finish, const float* sum, const float* bias,
+                        int64_t count, int64_t n, bfloat16* to) {
+  const Vec<float> bias0 = load(bias), bias1 = load(bias + 16);
+  if (p.output.c == 1) {
+    for (int64_t i = 0; i < n; ++i, sum += kBlockK, to += p.output.w) {
+      const Vec<float> low = load(sum) + bias0, high = load(sum + 16) + bias1;
+      if (finish.plain) {
+        store_words(to, narrow_two(low, high), first_words(count));
+      } else {
+        finish.store_partial(to, low, static_cast<int>(min64(16, count)));
+        if (count > 16) finish.store_partial(to + 16, high, static_cast<int>(count - 16));
+      }
+    }
+    return;
+  }
+  const auto mask = static_cast<__mmask16>(first_words(n));
+  if (finish.plain && p.output.w == 1) {
+    // Pairs of pixels as one word, then a transposition serves both halves of the channels.
+    Words v[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      const float* two = sum + 2 * i * kBlockK;
+      v[i] = zip_halves(narrow_two(load(two) + bias0, load(two + kBlockK) + bias0));
+      v[i + 8] = zip_halves(narrow_two(load(two + 16) + bias1, load(two + kBlockK + 16) + bias1));
+    }
+    interleave<16>(v);
+#pragma GCC unroll 16
+    for (int k = 0; k < 16; ++k) {
+      if (k < count) _mm256_mask_storeu_epi16(to + k * p.output.c, mask, low_half(v[k]));
+      if (k + 16 < count) _mm256_mask_storeu_epi16(to + (k + 16) * p.output.c, mask, high_half(v[k]));
+    }
+    return;
+  }
+  for (int64_t half = 0; half * 16 < count; ++half) {
+    Vec<float> v[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) v[i] = load(sum + i * kBlockK + half * 16) + (half ? bias1 : bias0);
+    transpose<float>(v);
+    for (int64_t k = 0; k < min64(16, count - half * 16); ++k)
+      finish.store_strided(to + (half * 16 + k) * p.output.c, p.output.w, v[k], static_cast<int>(n));
+  }
+}
+
+// The same where columns of a tile are pixels: `count` <= 32 output channels of n <= 32 pixels, sum[channel][32].
+inline void pairs_store_planar(const ConvParams& p, const Finish<bfloat16>& finish, const float* sum, const float* bias,
+                               int64_t count, int64_t n, bfloat16* to) {
+  for (int64_t k = 0; k < count; ++k, sum += kBlockK, to += p.output.c) {
+    const Vec<float> low = load(sum) + bias[k], high = load(sum + 16) + bias[k];
+    if (finish.plain) {
+      store_words(to, narrow_two(low, high), first_words(n));
+    } else {
+      finish.store_partial(to, low, static_cast<int>(min64(16, n)));
+      if (n > 16) finish.store_partial(to + 16, high, static_cast<int>(n - 16));
+    }
+  }
 }
 
 }  // namespace

@@ -16,10 +16,13 @@ constexpr int64_t kCacheBytes = 1200 << 10;  // of input and weights that stay i
 constexpr int64_t kNearBytes = 512 << 10;    // of them that leave room there for the output as it passes
 constexpr int64_t kMostTaps = 64;            // of a kernel whose weights are transposed on the stack, or steps trimmed
 constexpr int kPacked16 = 16;                // channels whose weights are transposed at a time
+constexpr int64_t kMostFolded = 256;         // values of a pixel that are gathered (pairs_fold.h)
+constexpr int64_t kMostPlanes = 80;          // of a contiguous input
+constexpr int64_t kStripBytes = 32 << 10;    // of a strip of them, which stays in the first-level cache
 
 struct PairsPlan {
   Geometry g;
-  bool thin, in_place, planar, prepack;
+  bool folded, thin, in_place, planar, prepack;
   int64_t width, c_blocks;      // input channels of a step (thin: values), steps of a tap that they make
   int64_t pixel;                // bytes from a position of scratch to the next
   int64_t columns;              // thin: kernel columns of a step, else 1
@@ -30,6 +33,7 @@ struct PairsPlan {
   int64_t k_blocks, k_range, k_splits;
   int64_t pass_weights;  // bytes of packed weights for one block of output channels and one pass
   int64_t x_bytes, sum_bytes, weight_bytes, pieces;
+  int64_t strip;       // folded: pieces that are gathered at a time, a multiple of kPiecesAtOnce
   int64_t piece_sums;  // floats: those of a piece, of all residues of the columns
   bool trimmed, cut;   // see Trim
 };
@@ -103,8 +107,7 @@ inline ConvParams thin_params(const ConvParams& p) {
   q.stride_w = 1;
   return q;
 }
-inline Geometry thin_geometry(const PairsPlan& plan, int64_t stride) {
-  Geometry g = plan.g;
+inline Geometry thin_geometry(Geometry g, int64_t stride) {
   g.w.tile = (g.w.tile - 1) * stride + 1;
   return g;
 }
@@ -114,50 +117,107 @@ inline Tile thin_tile(Tile t, int64_t stride) {
   return t;
 }
 
+// Columns of scratch as they lie in the input, whatever the stride.
+inline void keep_columns(const ConvParams& p, Geometry& g) {
+  g.w.period = g.w.planes = 1;
+  g.w.step = 1;
+  g.w.span = (g.w.tile - 1) * p.stride_w + p.S;
+  g.pitch = g.w.span;
+  g.channel = g.h.planes * g.h.span * g.pitch;
+}
+
+// Thin: channels of a position, and steps of one size that take all values of a kernel row.
+inline int64_t thin_channels(const ConvParams& p) { return p.C <= 4 ? 4 : p.C <= 8 ? 8 : 16; }
+inline int64_t thin_steps(const ConvParams& p) {
+  const int64_t pairs = p.S * thin_channels(p) / 2;
+  int64_t steps = ceil_div(pairs, 16);
+  while (pairs % steps != 0) ++steps;
+  return steps;
+}
+
+// Whether all values that a pixel reads are gathered first, see pairs_fold.h. Planes need no transposition then, which
+// pays for kMostPlanes values; lines must save two tiles for each part of one that is copied. (One thread,
+// milliseconds, planes and lines: 3x3 of 4 channels to 32 at 112x112 0.24 -> 0.20, 0.19 -> 0.22; 3 to 64 at 32x32,
+// eight images, 0.23 -> 0.16, 0.27 -> 0.21; but 7x7 of stride 2, 3 to 64 at 224x224, 0.45 -> 0.54, 0.43 -> 0.52.)
+inline bool folds_planes(const ConvParams& p) { return p.input.c != 1 && p.output.c != 1 && p.output.w == 1; }
+inline bool folds(const ConvParams& p) {
+  const int64_t values = p.C * p.R * p.S;
+  if (kPiecesAtOnce == 1 || spread(p) || p.R * p.S == 1 || p.C > 8 || values > kMostFolded) return false;
+  if (folds_planes(p)) return p.stride_w <= 2 && values <= kMostPlanes;
+  const int64_t lines = ceil_div(values, 32), parts = lines + p.R - 1;
+  const int64_t saved = (p.R * (p.S > 1 ? thin_steps(p) : 1) - lines) * ceil_div(p.K, 16);
+  return p.input.c == 1 && p.output.c == 1 && p.dilation_w == 1 && saved >= 2 * parts;
+}
+// What is left then, a 1x1 convolution. Its input and weights are not where it says.
+inline ConvParams folded_params(const ConvParams& p) {
+  ConvParams q = p;
+  q.C = p.C * p.R * p.S;
+  q.R = q.S = q.stride_h = q.stride_w = q.dilation_h = q.dilation_w = 1;
+  q.pad_h = q.pad_w = 0;
+  q.H = p.P;
+  q.W = p.Q;
+  q.input.c = folds_planes(p) ? 0 : 1;
+  return q;
+}
+
+// Of the first copy: rows of one channel at a time for planes, of all columns and channels for lines.
+inline Geometry fold_geometry(const ConvParams& p, const PairsPlan& plan) {
+  Geometry g = make_geometry(p, plan.g.h.tile, plan.g.w.tile);
+  if (!plan.planar) keep_columns(p, g);
+  return g;
+}
+inline int64_t fold_bytes(const ConvParams& p, const PairsPlan& plan) {
+  return plan.folded ? round_up((p.C * fold_geometry(p, plan).channel + 96) * 2, 64) : 0;
+}
+
 // Whether the weights of a kernel row are one run in memory, columns of `channels` channels.
 inline bool pairs_row_adjoins(const ConvParams& p, int64_t channels) {
   return p.C == channels && p.weight.c == 1 && p.weight.w == channels;
 }
 
-inline PairsPlan pairs_plan_for(const ConvParams& p, int64_t rows, int64_t k_splits, const Trim& trim) {
+inline PairsPlan pairs_plan_for(const ConvParams& given, int64_t rows, int64_t k_splits, const Trim& trim) {
   PairsPlan plan;
+  plan.folded = folds(given);
+  const ConvParams p = plan.folded ? folded_params(given) : given;
   plan.trimmed = trim.trimmed;
   plan.cut = trim.cut;
   const ConvParams base = spread_base(p);
   plan.g = make_geometry(base, rows, spread_columns(p));
-  const int64_t channels = p.C <= 4 ? 4 : p.C <= 8 ? 8 : 16;  // of a position, if thin
   plan.thin = !spread(p) && p.S > 1 && p.dilation_w == 1 && (p.C <= 8 || (p.C == 16 && pairs_row_adjoins(p, 16)));
   plan.in_place = false;
   plan.planar =
       !spread(p) && kPiecesAtOnce == 2 && p.R == 1 && p.S == 1 && p.input.c != 1 && p.output.c != 1 && p.output.w == 1;
   plan.columns = 1;
   if (plan.thin) {
-    // All values of a kernel row in steps of one size.
-    int64_t steps = ceil_div(p.S * channels, 32);
-    while (p.S * channels / 2 % steps != 0) ++steps;
-    plan.width = p.S * channels / steps;
+    const int64_t steps = thin_steps(p);
+    plan.width = p.S * thin_channels(p) / steps;
     plan.c_blocks = 1;
     plan.columns = steps;
-    plan.pixel = 2 * channels;
+    plan.pixel = 2 * thin_channels(p);
     plan.taps = p.R * steps;
-    plan.g.w.period = plan.g.w.planes = 1;
-    plan.g.w.step = 1;
-    plan.g.w.span = (plan.g.w.tile - 1) * p.stride_w + p.S;
-    plan.g.pitch = plan.g.w.span;
-    plan.g.channel = plan.g.h.planes * plan.g.h.span * plan.g.pitch;
+    keep_columns(p, plan.g);
   } else {
     plan.c_blocks = ceil_div(p.C, 32);
     plan.width = round_up(ceil_div(p.C, plan.c_blocks), 2);
     plan.pixel = plan.width <= 8 ? 16 : plan.width <= 16 ? 32 : 64;
     plan.taps = p.R * p.S;
-    plan.in_place = p.input.c == 1 && base.R == 1 && base.S == 1 && base.pad_h == 0 && base.pad_w == 0 &&
-                    (base.P - 1) * p.stride_h < p.H && (base.Q - 1) * p.stride_w < p.W &&
+    plan.in_place = !plan.folded && p.input.c == 1 && base.R == 1 && base.S == 1 && base.pad_h == 0 &&
+                    base.pad_w == 0 && (base.P - 1) * p.stride_h < p.H && (base.Q - 1) * p.stride_w < p.W &&
                     plan.c_blocks * plan.width == p.C && p.input.w * p.stride_w * 2 <= kInPlaceBytes;
   }
   // Room for the columns that are written beyond a row, and an odd number of cache lines.
   plan.block_bytes = (ceil_div((plan.g.channel + 16) * plan.pixel, 64) | 1) * 64;
+  if (plan.folded && !plan.planar) {
+    // The blocks of a pixel adjoin, in whole lines.
+    if (plan.c_blocks > 1) plan.width = 32;
+    plan.pixel = plan.c_blocks * 64;
+    plan.block_bytes = 64;
+  }
+  if (plan.folded)
+    plan.strip = max64(kStripBytes / (plan.planar ? plan.c_blocks * plan.width * 64 : plan.pixel * 16) / 2 * 2, 2);
   if (plan.planar) {
-    plan.pair_bytes = (ceil_div((plan.g.channel + 32) * 4, 64) | 1) * 64;
+    const int64_t pixels = plan.folded ? plan.strip * 32 : plan.g.channel;
+    plan.pair_bytes = (ceil_div((pixels + 32) * 4, 64) | 1) * 64;
     plan.block_bytes = plan.width / 2 * plan.pair_bytes;
   }
   const int64_t block_weights = plan.taps * plan.width * kBlockK * 2;
@@ -168,13 +228,16 @@ inline PairsPlan pairs_plan_for(const ConvParams& p, int64_t rows, int64_t k_spl
   plan.k_blocks = ceil_div(p.K, kBlockK);
   plan.k_range = ceil_div(plan.k_blocks, k_splits);
   plan.k_splits = ceil_div(plan.k_blocks, plan.k_range);
-  plan.prepack = p.prepacked || p.N * plan.g.h.tiles * plan.g.w.tiles > 1;
+  plan.prepack = p.prepacked || plan.folded || p.N * plan.g.h.tiles * plan.g.w.tiles > 1;
   plan.pieces = piece_count(plan, rows, plan.g.w.tile);
   // A ragged tile may have other pieces, never many more.
   plan.pieces = max64(plan.pieces, rows * Pieces(plan.g.w.tile).count) + 1;
   if (plan.cut) plan.pieces = rows * trim.row_pieces;
   if (plan.planar) plan.pieces = rows * round_up(ceil_div(plan.g.w.tile, 16), 2);
-  plan.x_bytes = plan.in_place ? 0 : plan.pass_blocks * plan.block_bytes;
+  plan.x_bytes = plan.in_place                 ? 0
+                 : plan.folded && !plan.planar ? (plan.strip + 1) * 16 * plan.pixel
+                                               : plan.pass_blocks * plan.block_bytes;
+  plan.x_bytes += fold_bytes(given, plan);
   plan.piece_sums = kPieceRows * p.up_w * kBlockK;
   plan.sum_bytes = (plan.passes > 1 ? p.up_h * plan.k_range * plan.pieces : kPiecesAtOnce) * plan.piece_sums * 4;
   plan.sum_bytes += 16 * kBlockK * 4;  // sixteen pixels are written at a time
@@ -193,7 +256,9 @@ inline double pairs_cost(const ConvParams& p, const PairsPlan& plan) {
   const double k_tiles = p.K <= 16 ? 1 : 2;
   const double step = kPiecesAtOnce == 2 ? k_tiles : static_cast<double>(plan.width) / 2 * k_tiles;
   const double macs = steps * step * piece_cost(plan, rows, columns);
+  const double fold = static_cast<double>(plan.g.channel * (plan.planar ? p.C * p.R * p.S / 8 : 3 * p.R));
   const double fill = plan.in_place ? 0
+                      : plan.folded ? fold
                                     : static_cast<double>(plan.c_blocks * plan.g.channel) * (plan.planar      ? 2
                                                                                              : p.input.c == 1 ? 3
                                                                                                               : 7);
