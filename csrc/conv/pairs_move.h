@@ -109,9 +109,14 @@ inline void pairs_pack(const ConvParams& p, const PairsPlan& plan, int64_t g, in
     const auto put_rows = [&](const void* rows, int64_t stride, int64_t count, char* out) {
       Words v[16];
       const uint32_t mask = first_words(cn);
+      const char* row = static_cast<const char*>(rows);
+      if (count >= 16) {
 #pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i)
-        v[i] = i < count ? load_words(static_cast<const char*>(rows) + i * stride, mask) : Words{};
+        for (int i = 0; i < 16; ++i, row += stride) v[i] = load_words(row, mask);
+      } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i, row += stride) v[i] = i < count ? load_words(row, mask) : Words{};
+      }
       interleave<16>(v);
       for (int64_t i = 0; i < plan.width / 2; ++i) store_words(out + i * 64, v[i]);
     };
