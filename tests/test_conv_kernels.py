@@ -87,6 +87,8 @@ def test_choosy_kernel(kernel: str, isa: str) -> None:
         pytest.param((1, 40, 33, 35), (40, 40, 3, 3), {"padding": 12, "dilation": 12}, id="few live taps"),
         pytest.param((2, 34, 11, 64), (40, 34, 3, 3), {"padding": 16, "dilation": 16}, id="cut where taps change"),
         pytest.param((1, 34, 19, 40), (20, 34, 3, 5), {"padding": 8, "dilation": (6, 4), "stride": 2}, id="trimmed"),
+        pytest.param((2, 70, 21, 19), (40, 70, 3, 3), {"padding": 6, "dilation": 6}, id="kernel columns apart"),
+        pytest.param((1, 36, 9, 530), (33, 36, 2, 3), {"padding": (0, 9), "dilation": (2, 9)}, id="apart, ragged"),
         pytest.param((1, 40, 9, 9), (40, 40, 3, 3), {"padding": 20, "dilation": 12}, id="no live tap"),
         pytest.param((1, 36, 1, 700), (36, 36, 1, 2), {"dilation": (1, 16)}, id="tiles of columns"),
     ],

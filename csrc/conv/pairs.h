@@ -195,11 +195,12 @@ inline void pairs_multiply(const PairsBlock& block, int, const char* a, int64_t,
 // -------------------------------------------------------------------------------------------------------
 
 struct Piece {
-  int64_t x;       // bytes from the input of the tile's first pixel
-  int64_t row, q;  // of the piece's first pixel
-  int64_t skip;    // pixels that the piece before has written; planar: where the row of pixels ends
-  int64_t rows;    // pixels
-  Range steps;     // of its own, where the plan is trimmed
+  int64_t x;                       // bytes from the input of the tile's first pixel
+  int64_t row, q;                  // of the piece's first pixel
+  int64_t skip;                    // pixels that the piece before has written; planar: where the row of pixels ends
+  int64_t rows;                    // pixels
+  Range steps = {};                // of its own, where the plan is trimmed
+  Range taps_h = {}, taps_w = {};  // that these are of
 };
 
 inline int64_t pairs_step_room(const ConvParams& p, const PairsPlan& plan) {
@@ -253,14 +254,34 @@ inline int64_t pairs_steps(const ConvParams& p, const PairsPlan& plan, const Til
   return count;
 }
 
-// The same for `columns` pixels of a row from column q of the tile on, which needs these rows of the kernel.
-inline int64_t pairs_trimmed_steps(const ConvParams& p, const PairsPlan& plan, const Tile& t, Range rows, int64_t q,
-                                   int64_t columns, Step* steps) {
-  const Range taps = live_columns(p, t.q0 + q, t.q0 + q + columns);
-  int64_t count = 0;
-  for (int64_t r = rows.begin; r < rows.end; ++r)
-    for (int64_t s = taps.begin; s < taps.end; ++s) steps[count++] = pairs_step(plan, tap_of(p, plan.g, r, s));
-  return count;
+// The same for each piece where the plan is trimmed, or all those that are multiplied at once.
+inline void pairs_trimmed_steps(const ConvParams& p, const PairsPlan& plan, const Tile& t, Piece* pieces, int64_t count,
+                                int64_t row_pieces, Step* steps) {
+  int64_t step_count = 0;
+  for (int64_t i = 0; i < count; i += kPiecesAtOnce) {
+    Piece& piece = pieces[i];
+    const Piece& last = pieces[min64(i + kPiecesAtOnce, count) - 1];
+    const int64_t end = last.q + last.rows, rows = last.row + (end - 1) / plan.g.pitch - piece.row + 1;
+    piece.taps_h = live_axis(t.p0 + piece.row, rows, p.R, p.stride_h, p.dilation_h, p.pad_h, p.H);
+    piece.taps_w = live_columns(p, t.q0 + (rows == 1 ? piece.q : 0), t.q0 + (rows == 1 ? end : t.columns));
+    const auto same = [&](int64_t other) {
+      const Range &h = pieces[other].taps_h, &w = pieces[other].taps_w;
+      return h.begin == piece.taps_h.begin && h.end == piece.taps_h.end && w.begin == piece.taps_w.begin &&
+             w.end == piece.taps_w.end;
+    };
+    const int64_t above = row_pieces % kPiecesAtOnce == 0 ? i - row_pieces : -1;
+    if (i > 0 && same(i - kPiecesAtOnce)) {
+      piece.steps = pieces[i - kPiecesAtOnce].steps;
+    } else if (above >= 0 && same(above)) {
+      piece.steps = pieces[above].steps;
+    } else {
+      piece.steps.begin = step_count;
+      for (int64_t r = piece.taps_h.begin; r < piece.taps_h.end; ++r)
+        for (int64_t s = piece.taps_w.begin; s < piece.taps_w.end; ++s)
+          steps[step_count++] = pairs_step(plan, tap_of(p, plan.g, r, s));
+      piece.steps.end = step_count;
+    }
+  }
 }
 
 // The same where the input is spread out: for each residue its steps, none where no tap reaches it.
@@ -324,14 +345,10 @@ inline void pairs_forward(const ConvParams& given, const PairsPlan& plan, const 
       const bool one = t.columns == pitch && p.output.h == t.columns;
       for (int64_t row = 0; row < (one ? 1 : t.rows); ++row)
         for (int64_t q = 0; q < (one ? t.rows * t.columns : t.columns); q += 32)
-          pieces[count++] = {(row * pitch + q) * 4, row, q, one ? t.rows * t.columns : t.columns, of_row.rows, {}};
+          pieces[count++] = {(row * pitch + q) * 4, row, q, one ? t.rows * t.columns : t.columns, of_row.rows};
     }
-    int64_t step_count = 0, row_pieces = 0;
-    Range before = {0, 0};
+    int64_t row_pieces = 0;
     for (int64_t row = 0; !plan.planar && row < (joined ? 1 : t.rows); ++row) {
-      const Range taps_h = live_axis(t.p0 + row, 1, p.R, p.stride_h, p.dilation_h, p.pad_h, p.H);
-      const bool again = row > 0 && taps_h.begin == before.begin && taps_h.end == before.end;
-      before = taps_h;
       for (int64_t j = 0; j < segment_count; ++j) {
         const Range columns = plan.cut ? segments[j].columns : Range{0, length};
         const Pieces of_segment(columns.end - columns.begin);
@@ -343,14 +360,6 @@ inline void pairs_forward(const ConvParams& given, const PairsPlan& plan, const 
           piece.q = joined ? q % pitch : q;
           piece.skip = columns.begin + i * of_segment.rows - q;
           piece.rows = of_segment.rows;
-          piece.steps = {step_count, step_count};
-          if (!plan.trimmed) continue;
-          if (again) {
-            piece.steps = pieces[count - row_pieces].steps;
-          } else {
-            step_count += pairs_trimmed_steps(p, plan, t, taps_h, q, piece.rows, steps + step_count);
-            piece.steps.end = step_count;
-          }
         }
       }
       if (row == 0) row_pieces = count;
@@ -366,7 +375,9 @@ inline void pairs_forward(const ConvParams& given, const PairsPlan& plan, const 
     block.sum_row = p.up_w * kBlockK;
     if (spread(p))
       pairs_spread_steps(p, plan, memory.h, memory.w, t, steps, residues);
-    else if (!plan.trimmed)
+    else if (plan.trimmed)
+      pairs_trimmed_steps(p, plan, t, pieces, count, row_pieces, steps);
+    else
       residues[0] = {0, pairs_steps(p, plan, t, taps, steps)};
     block.steps = steps;
     block.step_count = plan.trimmed ? 0 : residues[0].end;

@@ -42,7 +42,9 @@ class FoldedTile {
     for (int64_t c = 0; plan.planar && c < p.C; ++c)
       for (int64_t r = 0; r < p.R; ++r)
         for (int64_t s = 0; s < p.S; ++s) offsets_[count++] = c * g_.channel + tap_of(p, g_, r, s).offset;
+    for (; plan.planar && count < plan.c_blocks * plan.width; ++count) offsets_[count] = 0;
     const int64_t run = p.S * p.C, values = p.R * run;
+    first_part_[0] = 0;
     for (int64_t line = 0; !plan.planar && line < plan.c_blocks; ++line) {
       const int64_t begin = line * 32, end = min64(begin + 32, values);
       for (int64_t r = begin / run; r * run < end; ++r) {
@@ -152,10 +154,10 @@ class FoldedTile {
   uint16_t* rows_;
   char* x_;
   int64_t columns_;
-  int64_t offsets_[kMostFolded + 32] = {};  // planes: of the values of a pixel
+  int64_t offsets_[kMostFolded + 32];  // planes: of the values of a pixel
   // Lines: parts of each.
   Part parts_[kMostFolded + kMostFolded / 32];
-  int64_t first_part_[kMostFolded / 32 + 1] = {};
+  int64_t first_part_[kMostFolded / 32 + 1];
 };
 
 // ---- packing weights
