@@ -149,9 +149,9 @@ inline int64_t thin_steps(const ConvParams& p) {
 }
 
 // Whether all values that a pixel reads are gathered first, see pairs_fold.h. Planes need no transposition then, which
-// pays for kMostPlanes values; lines must save two tiles for each part of one that is copied. (One thread,
-// milliseconds, planes and lines: 3x3 of 4 channels to 32 at 112x112 0.24 -> 0.20, 0.19 -> 0.22; 3 to 64 at 32x32,
-// eight images, 0.23 -> 0.16, 0.27 -> 0.21; but 7x7 of stride 2, 3 to 64 at 224x224, 0.45 -> 0.54, 0.43 -> 0.52.)
+// pays for kMostPlanes values; lines must save two tiles for each part of one that is copied. (One thread, medians in
+// milliseconds, planes and lines: 3x3 of 4 channels to 32 at 112x112 0.31 -> 0.26, 0.24 -> 0.29; 3 to 64 at 32x32,
+// eight images, 0.41 -> 0.23, 0.27 -> 0.21; but 7x7 of stride 2, 3 to 64 at 224x224, 0.47 -> 0.57, 0.46 -> 0.56.)
 inline bool folds_planes(const ConvParams& p) { return p.input.c != 1 && p.output.c != 1 && p.output.w == 1; }
 inline bool folds(const ConvParams& p) {
   const int64_t values = p.C * p.R * p.S;
