@@ -24,7 +24,7 @@ from fastconv._native import ops
 
 _library = torch.library.Library("fastconv", "IMPL")
 in_functorch = torch._C._are_functorch_transforms_active
-_is_dead = torch._C._functorch.is_dead_tensor_wrapper
+_is_dead = torch._C._functorch.is_dead_tensor_wrapper  # type: ignore[attr-defined]
 _is_grad_enabled = torch.is_grad_enabled
 
 
