@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
@@ -465,3 +466,17 @@ def test_gradients_of_each_sample() -> None:
     expected = per_sample(theirs)
     for name, grad in per_sample(mine).items():
         assert_close(grad, expected[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_recorded_program_can_be_differentiated(grad: bool) -> None:
+    """Calls without a gradient go to an overload that has none; whoever records them shall not see it."""
+    x, w = randn(1, 3, 5, 5, grad=grad), randn(2, 3, 3, 3, grad=grad)
+    with torch.set_grad_enabled(grad):
+        program = make_fx(lambda x, w: fastconv.conv2d(x, w, padding=1))(x, w)
+    assert [node.target for node in program.graph.nodes if node.op == "call_function"].count(ops.conv.default) == 1
+    inputs = x.detach().requires_grad_(), w.detach().requires_grad_()
+    got = torch.autograd.grad(program(*inputs).square().sum(), inputs)
+    expected = torch.autograd.grad(F.conv2d(*inputs, padding=1).square().sum(), inputs)
+    for one, other in zip(got, expected, strict=True):
+        assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -144,7 +144,7 @@ class TurnedPatches {
     const bool contiguous = given_.input.w == 1 && given_.output.w == 1 && (!weight_turns_ || given_.weight.w == 1);
     const ConvParams whole = spread_params(p_);
     return contiguous && whole.G == 1 && patches_fill(whole) && is_patches(whole) &&
-           3 * 64 + input_bytes() + weight_bytes() + rows_bytes() <= kMostBytes * given_.threads;
+           input_bytes() + weight_bytes() + rows_bytes() <= kMostBytes * given_.threads;
   }
 
   template <class Runs>
