@@ -29,8 +29,5 @@ void turn_layout(const View4& to, const View4& from, int64_t N, int64_t C, int64
   });
 }
 
-// As a dense channels_last tensor; `data` may be null.
-inline View4 channels_last_view(void* data, int64_t C, int64_t H, int64_t W) { return {data, H * W * C, 1, W * C, C}; }
-
 }  // namespace
 }  // namespace fastconv

@@ -133,11 +133,11 @@ class TurnedPatches {
  public:
   explicit TurnedPatches(const ConvParams& p) : given_(p), p_(p) {
     p_.N = 1;
-    p_.output = channels_last(p.K, p.P, p.Q);
-    p_.input = channels_last(p.C, p.H, p.W);
+    p_.output = channels_last_view(nullptr, p.K, p.P, p.Q);
+    p_.input = channels_last_view(nullptr, p.C, p.H, p.W);
     weight_turns_ = p.weight.c != 1;
-    if (weight_turns_) p_.weight = channels_last(p.C, p.R, p.S);
-    rows_ = channels_last(p.C, (p.H - 1) / p.stride_h + 1, p.W);
+    if (weight_turns_) p_.weight = channels_last_view(nullptr, p.C, p.R, p.S);
+    rows_ = channels_last_view(nullptr, p.C, (p.H - 1) / p.stride_h + 1, p.W);
   }
 
   bool serves() const {
@@ -173,7 +173,6 @@ class TurnedPatches {
  private:
   static constexpr int64_t kMostBytes = 16 << 20;  // a thread
 
-  static View4 channels_last(int64_t C, int64_t H, int64_t W) { return {nullptr, H * W * C, 1, W * C, C}; }
   View4 moved(View4 view, int64_t elements) const {
     view.data = static_cast<char*>(view.data) + elements * given_.element_size();
     return view;

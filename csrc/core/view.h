@@ -20,4 +20,7 @@ struct View4 {
   int64_t n, c, h, w;
 };
 
+// A dense tensor in channels_last.
+inline View4 channels_last_view(void* data, int64_t C, int64_t H, int64_t W) { return {data, H * W * C, 1, W * C, C}; }
+
 }  // namespace fastconv
