@@ -133,14 +133,14 @@ double winograd_total(const ConvParams& p, const WinogradPlan& plan) {
   return static_cast<double>(plan.rounds * ceil_div(winograd_items<A>(p, plan), p.threads)) * item + pack / p.threads;
 }
 
-// Whether its tensors are turned to channels_last.
+// Whether its tensors are turned to channels_last. What has been packed without a residual is used with one.
 inline bool winograd_turns(const ConvParams& p) {
   const int64_t pixels = p.N * p.G * (p.C * p.H * p.W + p.K * p.P * p.Q);
-  return p.dilation_w > 1 && p.input.w == 1 && p.output.w == 1 && !p.residual &&
-         pixels * p.element_size() <= kTurnedBytes;
+  return p.dilation_w > 1 && p.input.w == 1 && p.output.w == 1 && pixels * p.element_size() <= kTurnedBytes;
 }
 
-// The tensors turned round in scratch, and the layer that reads and writes them.
+// The tensors turned round in scratch, and the layer that reads and writes them. A residual lies where the output will,
+// of which every element is written once, after its own residual has been read.
 template <class T>
 struct WinogradTurned {
   ConvParams params;
@@ -152,6 +152,7 @@ struct WinogradTurned {
     T* output = carve.take<T>(p.N * p.G * p.K * p.P * p.Q);
     params.input = channels_last_view(input, p.G * p.C, p.H, p.W);
     params.output = channels_last_view(output, p.G * p.K, p.P, p.Q);
+    if (p.residual) params.residual = output;
     total = carve.used();
   }
 };
@@ -476,6 +477,11 @@ struct WinogradForward {
       const WinogradTurned<T> turned(p, scratch);
       const ConvParams& q = turned.params;
       turn_layout<T>(q.input, p.input, p.N, p.G * p.C, p.H, p.W, p.threads);
+      if (p.residual) {
+        View4 residual = p.output;
+        residual.data = const_cast<void*>(p.residual);
+        turn_layout<T>(q.output, residual, p.N, p.G * p.K, p.P, p.Q, p.threads);
+      }
       winograd_forward<T>(q, plan, packed, static_cast<char*>(scratch) + turned.total);
       turn_layout<T>(p.output, q.output, p.N, p.G * p.K, p.P, p.Q, p.threads);
     }
