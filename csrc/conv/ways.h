@@ -128,7 +128,8 @@ void run_patches(const ConvParams& p, const Residue& h, const Memory& bias, Runs
 }
 
 // A contiguous `p`, as in transposed(), that would make patches were it channels_last: an image at a time, its input
-// turned, and its rows turned back a residue at a time, while caches have them. (The layer above, 11.8 -> 9.3 ms.)
+// turned, and its rows turned back a residue at a time, while caches have them. (The layer above, in multiples of
+// PyTorch's time in channels_last: 1.22 -> 1.05 to 1.11.)
 class TurnedPatches {
  public:
   explicit TurnedPatches(const ConvParams& p) : given_(p), p_(p) {
