@@ -183,9 +183,7 @@ def _arguments(
     groups: int,
 ) -> tuple[list[int], list[int], list[int], int]:
     """Stride, padding (before, then after), dilation and groups as the operator takes them."""
-    _check_types(op, dims, input, weight, bias)
-    if type(groups) is not int:
-        groups = integer(op, "groups", groups, "an integer")
+    groups = _check_types(op, dims, input, weight, bias, groups)
     # The usual arguments, without `each`, which comes to the same.
     if type(stride) is type(padding) is type(dilation) is int and stride < 256 > padding and dilation < 256:
         return [stride] * dims, [padding] * (2 * dims), [dilation] * dims, groups
@@ -198,14 +196,17 @@ def _arguments(
     return strides, pads, dilations, groups
 
 
-def _check_types(op: str, dims: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Refuses what no operator could be called with."""
+def _check_types(op: str, dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> int:
+    """Refuses what no operator could be called with; returns groups as an integer."""
     if not (isinstance(input, Tensor) and isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))):
         for name, value in (("input", input), ("weight", weight), ("bias", bias)):
             if not isinstance(value, Tensor) and not (name == "bias" and value is None):
                 raise TypeError(f"{op}: {name} must be a Tensor (got {value!r})")
+    if type(groups) is not int:
+        groups = integer(op, "groups", groups, "an integer")
     if weight.dim() != dims + 2:
         raise RuntimeError(f"{op}: weight must have {dims + 2} dimensions (got {list(weight.shape)})")
+    return groups
 
 
 def _named_padding(op: str, padding: str, weight: Tensor, stride: list[int], dilation: list[int]) -> list[int]:

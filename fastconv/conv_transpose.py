@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastconv._arguments import check_list, check_same, check_shape, each, integer
+from fastconv._arguments import check_list, check_same, check_shape, each
 from fastconv._operator import memory_format, operator
 from fastconv.conv import _check_common, _check_types, _convolve, _grad_weight, allows_tf32
 
@@ -113,9 +113,7 @@ def _conv_transpose(
     groups: int,
     dilation: int | Sequence[int],
 ) -> Tensor:
-    _check_types(op, dims, input, weight, bias)
-    if type(groups) is not int:
-        groups = integer(op, "groups", groups, "an integer")
+    groups = _check_types(op, dims, input, weight, bias, groups)
     lists = (
         each(op, "stride", stride, dims),
         each(op, "padding", padding, dims),

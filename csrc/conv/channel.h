@@ -577,19 +577,12 @@ struct ChannelScratch {
   }
 };
 
-// In pieces of input channels that follow each other, so that three blocks do not keep one of two threads idle: 3x3,
-// 128 to 128, 66 -> 40 us.
 template <class T, class Plan, class A>
 void channel_pack_all(const ConvParams& p, const Plan& plan, A* packed) {
-  const int64_t blocks = p.G * plan.k_blocks * plan.passes, taps = p.R * p.S;
-  const int64_t wanted = TapSlots::sorts(p) ? 1 : ceil_div(int64_t{4} * p.threads, blocks);
-  const int64_t piece = round_up(ceil_div(plan.c_pass, wanted), static_cast<int64_t>(kLanes<A>));
-  const int64_t pieces = ceil_div(plan.c_pass, piece);
-  compute_for(p.threads, blocks * pieces, [&](int64_t i, int) {
-    const int64_t item = i / pieces, c = i % pieces * piece, pass = item % plan.passes, block = item / plan.passes;
-    channel_pack<T>(p, plan.k_block, block / plan.k_blocks, block % plan.k_blocks * plan.k_block,
-                    pass * plan.c_pass + c, min64(piece, plan.c_pass - c),
-                    packed + item * plan.block_elements + c * taps * plan.k_block);
+  compute_for(p.threads, p.G * plan.k_blocks * plan.passes, [&](int64_t item, int) {
+    const int64_t pass = item % plan.passes, block = item / plan.passes;
+    channel_pack<T>(p, plan.k_block, block / plan.k_blocks, block % plan.k_blocks * plan.k_block, pass * plan.c_pass,
+                    plan.c_pass, packed + item * plan.block_elements);
   });
 }
 

@@ -2,7 +2,6 @@
 // faster. Worth it where the copies are small beside the work, and stay in caches.
 #pragma once
 #include "conv/params.h"
-#include "core/memory.h"
 #include "core/move.h"
 #include "core/parallel.h"
 

@@ -10,7 +10,7 @@
 // Dilation. Outputs whose positions are equal modulo the dilation read inputs whose positions are, so a convolution of
 // dilation d is d * d ordinary ones between lattices of the tensors, and views describe lattices. Those of contiguous
 // tensors are read and written one value at a time, so that small ones are turned to channels_last first, and back: 25
-// channels at 64x128 of dilation 4, two threads, 0.67 -> 0.52 ms.
+// channels at 64x128 of dilation 4, two threads, 0.57 -> 0.44 ms.
 #pragma once
 #include "conv/channel.h"
 #include "conv/layout.h"
