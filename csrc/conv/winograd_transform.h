@@ -1,0 +1,153 @@
+// The three transforms of Winograd's F(4x4, 3x3), each with the copies before or after it: input into matrices, weights
+// into matrices, products into outputs.
+#pragma once
+#include "conv/winograd_plan.h"
+
+namespace fastconv {
+namespace {
+
+template <class V>
+inline void winograd_input(const V* d, V* t) {
+  const V a = d[4] - 4 * d[2], b = d[3] - 4 * d[1], c = d[4] - d[2], e = 2 * (d[3] - d[1]);
+  t[0] = 4 * d[0] - 5 * d[2] + d[4];
+  t[1] = a + b;
+  t[2] = a - b;
+  t[3] = c + e;
+  t[4] = c - e;
+  t[5] = 4 * d[1] - 5 * d[3] + d[5];
+}
+
+template <class V>
+inline void winograd_weight(const V* g, V* t) {
+  const V a = (g[0] + g[2]) * (-1.f / 6), b = g[1] * (-1.f / 6), c = g[0] * (1.f / 24) + g[2] * (1.f / 6);
+  const V e = g[1] * (1.f / 12);
+  t[0] = g[0] * 0.25f;
+  t[1] = a + b;
+  t[2] = a - b;
+  t[3] = c + e;
+  t[4] = c - e;
+  t[5] = g[2];
+}
+
+template <class V>
+inline void winograd_output(const V* m, V* y) {
+  const V a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], e = m[3] - m[4];
+  y[0] = m[0] + a + c;
+  y[1] = b + 2 * e;
+  y[2] = a + 4 * c;
+  y[3] = b + 8 * e + m[5];
+}
+
+// Patches of 16 channels at once: x is packed, one block; to[product * plane + tile * L].
+inline void winograd_patches(const WinogradPlan& plan, const float* x, float* to) {
+  constexpr int L = kLanes<float>;
+  using V = Vec<float>;
+  const int64_t rows = plan.g.h.tile / kTileSize, columns = plan.g.w.tile / kTileSize;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j, to += L) {
+      const float* from = x + (i * plan.g.pitch + j) * kTileSize * L;
+      V t[kPatch][kPatch];
+#pragma GCC unroll 6
+      for (int64_t s = 0; s < kPatch; ++s) {
+        V d[kPatch], column[kPatch];
+#pragma GCC unroll 6
+        for (int64_t r = 0; r < kPatch; ++r) d[r] = load(from + (r * plan.g.pitch + s) * L);
+        winograd_input(d, column);
+#pragma GCC unroll 6
+        for (int64_t r = 0; r < kPatch; ++r) t[r][s] = column[r];
+      }
+#pragma GCC unroll 6
+      for (int64_t r = 0; r < kPatch; ++r) {
+        V row[kPatch];
+        winograd_input(t[r], row);
+#pragma GCC unroll 6
+        for (int64_t s = 0; s < kPatch; ++s) store(to + (r * kPatch + s) * plan.plane, row[s]);
+      }
+    }
+}
+
+// 16 input channels by k_block output channels of weights, [tap][c][k_block], to [product][c][k_block].
+inline void winograd_weights(const WinogradPlan& plan, const float* weights, float* to) {
+  constexpr int L = kLanes<float>;
+  using V = Vec<float>;
+  for (int64_t i = 0; i < L * plan.k_block; i += L) {
+    V t[kPatch][3];
+#pragma GCC unroll 3
+    for (int64_t s = 0; s < 3; ++s) {
+      V taps[3], column[kPatch];
+#pragma GCC unroll 3
+      for (int64_t r = 0; r < 3; ++r) taps[r] = load(weights + (r * 3 + s) * L * plan.k_block + i);
+      winograd_weight(taps, column);
+#pragma GCC unroll 6
+      for (int64_t r = 0; r < kPatch; ++r) t[r][s] = column[r];
+    }
+#pragma GCC unroll 6
+    for (int64_t r = 0; r < kPatch; ++r) {
+      V row[kPatch];
+      winograd_weight(t[r], row);
+#pragma GCC unroll 6
+      for (int64_t s = 0; s < kPatch; ++s) store(to + (r * kPatch + s) * plan.weight + i, row[s]);
+    }
+  }
+}
+
+// Weights of L input channels from c0 and one block of output channels, as to[product][c][k_block].
+template <class T>
+void winograd_pack_channels(const ConvParams& p, const WinogradPlan& plan, int64_t g, int64_t block, int64_t c0,
+                            float* to) {
+  constexpr int L = kLanes<float>;
+  alignas(64) float weights[9 * L * 3 * L];
+  channel_pack<T>(p, plan.k_block, g, block * plan.k_block, c0, L, weights);
+  winograd_weights(plan, weights, to);
+}
+
+// Weights of a round as to[group][k block][product][c][k_block].
+template <class T>
+void winograd_pack(const ConvParams& p, const WinogradPlan& plan, int64_t round, float* packed) {
+  constexpr int L = kLanes<float>;
+  compute_for(p.threads, p.G * plan.round_blocks * (plan.c_padded / L), [&](int64_t item, int) {
+    const int64_t blocks_c = plan.c_padded / L, block = item / blocks_c, c0 = item % blocks_c * L;
+    const int64_t g = block / plan.round_blocks, k = round * plan.round_blocks + block % plan.round_blocks;
+    if (k < plan.k_blocks)
+      winograd_pack_channels<T>(p, plan, g, k, c0, packed + block * kProducts * plan.weight + c0 * plan.k_block);
+  });
+}
+
+// Products of one vector of output channels back to outputs, `store(row, column, vector)` for those of the tile that
+// exist.
+template <class Store>
+inline void winograd_outputs(const WinogradPlan& plan, const Tile& t, const float* products, Vec<float> bias,
+                             const Store& store_output) {
+  using V = Vec<float>;
+  const int64_t columns = plan.g.w.tile / kTileSize;
+  for (int64_t i = 0; i * kTileSize < t.rows; ++i)
+    for (int64_t j = 0; j * kTileSize < t.columns; ++j) {
+      const float* from = products + (i * columns + j) * plan.k_block;
+      V t6[kTileSize][kPatch];
+#pragma GCC unroll 6
+      for (int64_t s = 0; s < kPatch; ++s) {
+        V m[kPatch], column[kTileSize];
+#pragma GCC unroll 6
+        for (int64_t r = 0; r < kPatch; ++r) m[r] = load(from + (r * kPatch + s) * plan.product);
+        winograd_output(m, column);
+#pragma GCC unroll 4
+        for (int64_t r = 0; r < kTileSize; ++r) t6[r][s] = column[r];
+      }
+#pragma GCC unroll 4
+      for (int64_t r = 0; r < kTileSize; ++r) {
+        V row[kTileSize];
+        winograd_output(t6[r], row);
+        if (i * kTileSize + r >= t.rows) break;
+#pragma GCC unroll 4
+        for (int64_t s = 0; s < kTileSize; ++s)
+          if (j * kTileSize + s < t.columns) store_output(i * kTileSize + r, j * kTileSize + s, row[s] + bias);
+      }
+    }
+}
+
+inline int64_t winograd_weight_elements(const ConvParams& p, const WinogradPlan& plan) {
+  return p.G * plan.round_blocks * plan.weight * kProducts;
+}
+
+}  // namespace
+}  // namespace fastconv
