@@ -9,6 +9,8 @@
 #endif
 #ifdef FASTCONV_HAS_amx
 #include <sys/syscall.h>
+#endif
+#ifdef __linux__
 #include <unistd.h>
 #endif
 
@@ -88,6 +90,18 @@ bool isa_halves_vectors() {
   return zen4 && isa() >= Isa::kAvx512;
 #else
   return false;
+#endif
+}
+
+int64_t last_cache_bytes() {
+#ifdef _SC_LEVEL3_CACHE_SIZE
+  static const int64_t bytes = [] {
+    const long third = sysconf(_SC_LEVEL3_CACHE_SIZE), second = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    return static_cast<int64_t>(third > 0 ? third : second > 0 ? second : 0);
+  }();
+  return bytes;
+#else
+  return 0;
 #endif
 }
 
