@@ -246,6 +246,23 @@ void fill_packed(const ConvParams& p, const Geometry& g, const Tile& t, int64_t 
   }
 }
 
+// The same of a channels_last input, pixel by pixel; `count` is a multiple of L.
+template <class T, class A>
+void fill_pixels(const ConvParams& p, const Geometry& g, const Tile& t, int64_t count, A* x) {
+  constexpr int L = kLanes<A>;
+  const int64_t step = p.stride_w * p.input.w;
+  for_each_row(p, g, t, [&](int64_t position, int64_t h, int64_t w, int64_t begin, int64_t end) {
+    for (int64_t c = 0; c < count; c += L) {
+      zero(x + c * g.channel + position * L, begin * L);
+      zero(x + c * g.channel + (position + end) * L, (g.pitch - end) * L);
+    }
+    if (begin == end) return;
+    const T* from = at<const T>(p.input, t.n, 0, h, w);
+    for (int64_t i = begin; i < end; ++i, from += step)
+      for (int64_t c = 0; c < count; c += L) store(x + c * g.channel + (position + i) * L, load(from + c));
+  });
+}
+
 // ---- the same for grad_output, which the weight gradient reads ------------------------------------------------------
 
 // grad_output of a tile, `count` channels from k0, with the pitch of the planes and zeros in the gaps.
