@@ -116,6 +116,37 @@ def test_ways_of_the_pairs_kernel(size, weight_size, geometry, isa: str) -> None
                 assert_close_to_reference("gradient", got, expected_grad, scale_grad)
 
 
+@pytest.mark.parametrize("isa", [isa for isa in SUPPORTED if isa not in BEYOND])
+@pytest.mark.parametrize(
+    ("size", "K", "dilation"),
+    [
+        pytest.param((5, 64, 7, 7), 64, 1, id="several images a block"),
+        pytest.param((3, 40, 13, 10), 48, 4, id="several lattices a block"),
+        pytest.param((7, 510, 7, 7), 500, 1, id="stages, rounds of output channels"),
+        pytest.param((1, 1035, 25, 26), 150, 6, id="stages, rounds of input channels"),
+        pytest.param((1, 190, 12, 136), 185, 1, id="stages, parts of an image"),
+        pytest.param((2, 600, 30, 31), 70, 1, id="stages, several blocks"),
+    ],
+)
+def test_ways_of_the_winograd_kernel(size, K, dilation, isa: str) -> None:
+    input, conv = torch.randn(size), fastconv.nn.Conv2d(size[1], K, 3, padding=dilation, dilation=dilation).eval()
+    exact = [tensor.detach().double() for tensor in (input, conv.weight, conv.bias)]
+    expected, scale = (
+        F.conv2d(*tensors, padding=dilation, dilation=dilation) for tensors in (exact, [t.abs() for t in exact])
+    )
+    for layout in ("contiguous", "channels_last"):
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with fastconv.flags(kernel="winograd", isa=isa):
+                called = fastconv.conv2d(
+                    LAYOUTS[layout](input), *conv.parameters(), padding=dilation, dilation=dilation
+                )
+                with torch.no_grad():
+                    packed = conv(LAYOUTS[layout](input))
+            assert_close_to_reference(f"{layout}, {threads}", called.detach(), expected, scale, patches=True)
+            assert_close_to_reference(f"{layout}, {threads}, packed", packed, expected, scale, patches=True)
+
+
 @pytest.mark.parametrize(
     ("preferred", "size", "weight_size", "groups", "layout", "dilation"),
     [

@@ -105,11 +105,15 @@ void winograd_pack_channels(const ConvParams& p, const WinogradPlan& plan, int64
 template <class T>
 void winograd_pack(const ConvParams& p, const WinogradPlan& plan, int64_t round, float* packed) {
   constexpr int L = kLanes<float>;
-  compute_for(p.threads, p.G * plan.round_blocks * (plan.c_padded / L), [&](int64_t item, int) {
-    const int64_t blocks_c = plan.c_padded / L, block = item / blocks_c, c0 = item % blocks_c * L;
-    const int64_t g = block / plan.round_blocks, k = round * plan.round_blocks + block % plan.round_blocks;
+  const int64_t first_k = plan.by_channels ? 0 : round * plan.round_blocks;
+  const int64_t first_c = plan.by_channels ? round * plan.c_pass : 0;
+  const int64_t blocks_c = ceil_div(min64(plan.c_pass, p.C - first_c), L);
+  compute_for(p.threads, p.G * plan.round_blocks * blocks_c, [&](int64_t item, int) {
+    const int64_t block = item / blocks_c, c = item % blocks_c * L;
+    const int64_t g = block / plan.round_blocks, k = first_k + block % plan.round_blocks;
     if (k < plan.k_blocks)
-      winograd_pack_channels<T>(p, plan, g, k, c0, packed + block * kProducts * plan.weight + c0 * plan.k_block);
+      winograd_pack_channels<T>(p, plan, g, k, first_c + c,
+                                packed + block * kProducts * plan.weight + c * plan.k_block);
   });
 }
 
@@ -147,6 +151,62 @@ inline void winograd_outputs(const WinogradPlan& plan, const Tile& t, const floa
 
 inline int64_t winograd_weight_elements(const ConvParams& p, const WinogradPlan& plan) {
   return p.G * plan.round_blocks * plan.weight * kProducts;
+}
+
+// A part of a block.
+struct WinogradPart {
+  ConvParams params;  // of its lattice
+  Tile tile;
+};
+
+// Those of block `block` that have outputs, and how many they are.
+inline int64_t winograd_parts_of(const ConvParams& p, const WinogradPlan& plan, int64_t block, WinogradPart* parts) {
+  const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles, phases = plan.phases_h * plan.phases_w;
+  const int64_t first = block * plan.parts, end = min64(first + plan.parts, winograd_parts(p, plan));
+  int64_t count = 0;
+  for (int64_t i = first; i < end; ++i) {
+    const int64_t phase = i / tiles % phases;
+    WinogradPart& part = parts[count];
+    part.params = winograd_phase(p, phase / plan.phases_w, phase % plan.phases_w);
+    part.tile = make_tile(part.params, plan.g, i / tiles / phases, i % tiles);
+    count += part.tile.rows > 0 && part.tile.columns > 0;  // the last lattices may be a tile smaller
+  }
+  return count;
+}
+
+// L channels from c of a part to patches[product * plane + tile * L]; x is scratch.
+template <class T>
+void winograd_fill(const WinogradPlan& plan, const WinogradPart& part, int64_t g, int64_t c, float* x, float* patches) {
+  constexpr int L = kLanes<float>;
+  const ConvParams& p = part.params;
+  const Tile whole = {part.tile.n, part.tile.p0, part.tile.q0, plan.g.h.tile, plan.g.w.tile};
+  fill_packed<T>(p, plan.g, whole, g * p.C + c, min64(L, p.C - c), x);
+  winograd_patches(plan, x, patches);
+}
+
+// Products of one part and a block of output channels to where its outputs belong; acc is scratch.
+template <class T>
+void winograd_store(const WinogradPlan& plan, const WinogradPart& part, const float* products, int64_t g, int64_t block,
+                    const float* bias, float* acc) {
+  constexpr int L = kLanes<float>;
+  const ConvParams& p = part.params;
+  const Tile& t = part.tile;
+  const Finish<T> finish(p);
+  const int64_t k0 = g * p.K + block * plan.k_block;
+  for (int v = 0; v < plan.kv; ++v) {
+    const Vec<float> of_vector = load(bias + v * L);
+    if (plan.out_place) {
+      T* to = at<T>(p.output, t.n, k0 + v * L, t.p0, t.q0);
+      winograd_outputs(plan, t, products + v * L, of_vector, [&](int64_t row, int64_t column, Vec<float> y) {
+        finish.store(to + row * p.output.h + column * p.output.w, y);
+      });
+    } else {
+      winograd_outputs(plan, t, products + v * L, of_vector, [&](int64_t row, int64_t column, Vec<float> y) {
+        store(acc + (row * t.columns + column) * plan.k_block + v * L, y);
+      });
+    }
+  }
+  if (!plan.out_place) store_packed<T>(p, t, k0, min64(plan.k_block, p.K - block * plan.k_block), acc, plan.k_block);
 }
 
 }  // namespace
