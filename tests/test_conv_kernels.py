@@ -1,6 +1,7 @@
 """Which kernel of the table runs, and that kernels that choose among layouts and geometries are right wherever used."""
 
 from collections import defaultdict
+from itertools import product
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from kernels import (
 from layouts import LAYOUTS, assert_close_to_reference
 
 import fastconv
+from fastconv import _packed
 from fastconv._native import native
 
 
@@ -129,22 +131,91 @@ def test_ways_of_the_pairs_kernel(size, weight_size, geometry, isa: str) -> None
     ],
 )
 def test_ways_of_the_winograd_kernel(size, K, dilation, isa: str) -> None:
+    """Called and packed, with all that is finished in registers."""
     input, conv = torch.randn(size), fastconv.nn.Conv2d(size[1], K, 3, padding=dilation, dilation=dilation).eval()
-    exact = [tensor.detach().double() for tensor in (input, conv.weight, conv.bias)]
+    exact, place = [tensor.detach().double() for tensor in (input, conv.weight, conv.bias)], dict(padding=dilation)
     expected, scale = (
         F.conv2d(*tensors, padding=dilation, dilation=dilation) for tensors in (exact, [t.abs() for t in exact])
     )
-    for layout in ("contiguous", "channels_last"):
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            with fastconv.flags(kernel="winograd", isa=isa):
-                called = fastconv.conv2d(
-                    LAYOUTS[layout](input), *conv.parameters(), padding=dilation, dilation=dilation
-                )
-                with torch.no_grad():
-                    packed = conv(LAYOUTS[layout](input))
-            assert_close_to_reference(f"{layout}, {threads}", called.detach(), expected, scale, patches=True)
-            assert_close_to_reference(f"{layout}, {threads}, packed", packed, expected, scale, patches=True)
+    residual = torch.randn(expected.shape)
+    for layout, threads in product(("contiguous", "channels_last"), (1, 2)):
+        torch.set_num_threads(threads)
+        x, r = LAYOUTS[layout](input), LAYOUTS[layout](residual)
+        with fastconv.flags(kernel="winograd", isa=isa), torch.no_grad():
+            called = fastconv.conv2d(x, *conv.parameters(), dilation=dilation, activation="relu", residual=r, **place)
+            for _ in range(3):  # packed from the second call on
+                packed = conv(x)
+            assert _packed._packs[conv].pack is not None
+        name = f"{layout}, {threads} threads"
+        assert_close_to_reference(name, called, (expected + residual).relu(), scale + residual.abs(), patches=True)
+        assert_close_to_reference(f"{name}, packed", packed, expected, scale, patches=True)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in SUPPORTED if isa not in BEYOND])
+@pytest.mark.parametrize(
+    ("size", "weight_size", "groups", "stride"),
+    [
+        pytest.param((3, 48, 9, 14), (60, 16, 3, 3), 3, 1, id="pixels of 16 channels a group copied whole"),
+        pytest.param((3, 96, 9, 14), (60, 32, 3, 3), 3, 2, id="of 32"),
+        pytest.param((2, 48, 9, 700), (60, 16, 3, 3), 3, 1, id="in tiles of columns"),
+        pytest.param((3, 20, 9, 14), (130, 20, 3, 3), 1, 1, id="several tiles of three vectors"),
+        pytest.param((2, 1030, 7, 9), (32, 1030, 7, 7), 1, 1, id="sums of which no thread has its own"),
+        pytest.param((5, 40, 1, 900), (50, 40, 1, 1), 1, 1, id="long rows"),
+    ],
+)
+def test_ways_of_the_channel_kernel(size, weight_size, groups, stride, isa: str) -> None:
+    native.isa_select(isa)
+    geometry = dict(stride=stride, padding=weight_size[2] // 2, dilation=1, groups=groups)
+    lists = ([stride] * 2, [geometry["padding"]] * 4, [1, 1], groups)
+    for dtype, layout, threads in product((torch.float32, torch.float16), ("contiguous", "channels_last"), (1, 2, 3)):
+        torch.set_num_threads(threads)
+        x, weight = torch.randn(size).to(dtype), torch.randn(weight_size).to(dtype)
+        exact = [x.double(), weight.double()]
+        expected, scale = F.conv2d(*exact, **geometry), F.conv2d(*(t.abs() for t in exact), **geometry)
+        grad = torch.randn(expected.shape).to(dtype)
+        of_weight, of_weight_scale = (
+            torch.nn.grad.conv2d_weight(i, weight_size, g, **geometry)
+            for i, g in ((exact[0], grad.double()), (exact[0].abs(), grad.double().abs()))
+        )
+        name, placed, g = f"{dtype}, {layout}, {threads} threads", LAYOUTS[layout](x), LAYOUTS[layout](grad)
+        output = served("channel", lambda p=placed, w=weight: fastconv.conv2d(p, w, **geometry))
+        assert_close_to_reference(name, output, expected, scale)
+        got = served(
+            "channel", lambda g=g, p=placed: torch.ops.fastconv._conv_grad_weight(g, p, list(weight_size), *lists)
+        )
+        assert_close_to_reference(f"{name}: of weight", got, of_weight, of_weight_scale)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in SUPPORTED if isa not in BEYOND])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride"),
+    [
+        pytest.param((9, 2048, 1, 300), (1, 4), 1, id="more than a strip of all channels"),
+        pytest.param((3, 32, 30, 41), (3, 3), 1, id="near pixels"),
+        pytest.param((2, 48, 30, 41), (5, 5), 2, id="near pixels, strided"),
+        pytest.param((2, 528, 9, 9), (7, 7), 1, id="far pixels, copied"),
+        pytest.param((1, 96, 20, 20), (3, 3), 1, id="one image"),
+    ],
+)
+def test_ways_of_the_depthwise_weight_gradient(size, kernel, stride, isa: str) -> None:
+    native.isa_select(isa)
+    weight_size, padding = (size[1], 1, *kernel), [kernel[0] // 2, kernel[1] // 2]
+    x = torch.randn(size)
+    geometry = dict(stride=stride, padding=padding, dilation=1, groups=size[1])
+    grad = torch.randn(F.conv2d(x, torch.randn(weight_size), **geometry).shape)
+    expected, scale = (
+        torch.nn.grad.conv2d_weight(i.double(), weight_size, g.double(), **geometry)
+        for i, g in ((x, grad), (x.abs(), grad.abs()))
+    )
+    lists = ([stride] * 2, padding * 2, [1, 1], size[1])
+    for layout, threads in product(("channels_last", "sliced_channels_last", "contiguous"), (1, 2, 3)):
+        torch.set_num_threads(threads)
+        i, g = LAYOUTS[layout](x), LAYOUTS[layout](grad)
+        got = served(
+            "depthwise_diagonals",
+            lambda i=i, g=g: torch.ops.fastconv._conv_grad_weight(g, i, list(weight_size), *lists),
+        )
+        assert_close_to_reference(f"{layout}, {threads} threads", got, expected, scale)
 
 
 @pytest.mark.parametrize(

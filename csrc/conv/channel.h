@@ -28,11 +28,12 @@ namespace {
 
 constexpr int64_t kOwnWeightBytes = 64 << 10;   // of weights that are packed just before they are used
 constexpr int64_t kNearWeightBytes = 40 << 10;  // of those that a first-level cache can hold
-constexpr int64_t kSumBytes = 1536 << 10;    // of sums in scratch that the many passes of a heavy layer may return to
-constexpr int kWeightsAhead = 1024;          // bytes
-constexpr int64_t kFoldChannels = 4;         // the most whose kernel columns are folded
-constexpr int64_t kInPlaceOutputs = 64;      // fewer read a contiguous input in place
-constexpr int64_t kPrepackBytes = 16 << 20;  // a thread; larger weights are packed block by block where they are used
+constexpr int64_t kSumBytes = 1536 << 10;      // of sums in scratch that the many passes of a heavy layer may return to
+constexpr int kWeightsAhead = 1024;            // bytes
+constexpr int64_t kFoldChannels = 4;           // the most whose kernel columns are folded
+constexpr int64_t kInPlaceOutputs = 64;        // fewer read a contiguous input in place
+constexpr int64_t kTogetherBytes = 320 << 10;  // of the pixels of a tile that are copied for all groups
+constexpr int64_t kPrepackBytes = 16 << 20;    // a thread; larger weights are packed block by block where they are used
 
 // Pixels of a register tile of `kv` vectors: accumulators, weights and two broadcasts must fit.
 constexpr int channel_pixels(int kv) { return min64((kVecRegisters - 2 - kv) / kv, 14); }
@@ -170,6 +171,15 @@ int channel_vectors(const ConvParams& p) {
   return best;
 }
 
+// A group's channels of a pixel are one cache line, far from those of the next: where there are images for all threads,
+// the pixels of a tile are copied whole, for all groups. (16 a group, 8 images of 512 channels at 14x14, two threads:
+// 1.32 -> 1.12 ms.)
+template <class A>
+bool short_runs(const ConvParams& p) {
+  return is_channels_last(p.input) && p.G > 1 && p.C % kLanes<A> == 0 && p.C * p.element_size() <= kCacheLine &&
+         p.N >= p.threads && !spread(p);
+}
+
 template <class A>
 ChannelPlan channel_plan_for(const ConvParams& p, int64_t rows, int64_t k_splits, int64_t c_pass, bool segments,
                              int64_t folds) {
@@ -210,16 +220,14 @@ ChannelPlan channel_plan_for(const ConvParams& p, int64_t rows, int64_t k_splits
                       (p.R * p.S * plan.k_block * static_cast<int64_t>(sizeof(A)));
   plan.c_sub = min64(max64(sub / L * L, L), plan.c_pass);
   // An odd number of cache lines, so that the same pixel of many channels does not fall into the same cache set.
-  // A group's channels of a pixel are one cache line, far from those of the next: where there are images for all
-  // threads, the pixels of a tile are copied whole, for all groups. (16 a group, 8 images of 512 channels at 14x14, two
-  // threads: 1.32 -> 1.12 ms.)
-  const bool together = last && p.G > 1 && p.C % L == 0 && p.C * p.element_size() <= kCacheLine && p.N >= p.threads &&
-                        !spread(p) && plan.source == Source::kPacked && !plan.segments && plan.passes == 1 &&
-                        plan.k_splits == 1;
-  plan.g_range = together ? p.G : 1;
   plan.x_channel = folds                            ? 1
                    : plan.source == Source::kPacked ? plan.g.channel
                                                     : (round_up(plan.g.channel, L) / L | 1) * L;
+  const int64_t all_groups = p.G * plan.c_pass * plan.x_channel * static_cast<int64_t>(sizeof(A));
+  plan.g_range = short_runs<A>(p) && plan.source == Source::kPacked && !plan.segments && plan.passes == 1 &&
+                         plan.k_splits == 1 && all_groups <= kTogetherBytes
+                     ? p.G
+                     : 1;
   plan.block_elements = plan.c_pass * p.R * p.S * plan.k_block;
   const int64_t all = p.G * plan.k_blocks * plan.passes * plan.block_elements * static_cast<int64_t>(sizeof(A));
   plan.prepack =
@@ -256,7 +264,10 @@ double channel_cost(const ConvParams& p, const ChannelPlan& plan) {
   // Cycles an element. What is read in place comes from afar as well, for every split of the output channels again.
   // (256 to 64 channels, 1x1, 56x56, channels_last, two threads: a half of the channels each 0.50 ms, of the pixels
   // 0.42.) Contiguous pixels are transposed.
-  const double each = plan.in_place || is_channels_last(p.input) ? 0.25 : plan.source == Source::kPacked ? 0.8 : 0.2;
+  const bool lines = plan.g_range == 1 && short_runs<A>(p);
+  const double each = !lines && (plan.in_place || is_channels_last(p.input)) ? 0.25
+                      : plan.source == Source::kPacked                       ? 0.8
+                                                                             : 0.2;
   const double fill = plan.folds      ? static_cast<double>(plan.x_elements)
                       : plan.in_place ? each * static_cast<double>(p.C * plan.g.h.tile * plan.g.w.tile)
                                       : each * static_cast<double>(p.C * plan.g.channel);

@@ -12,8 +12,8 @@ namespace fastconv {
 namespace {
 
 constexpr int64_t kSplitSumBytes = 4 << 20;    // a thread, where threads have sums of their own
-constexpr int64_t kNearColumns = 168;          // so many pixels, where a row is longer
 constexpr int64_t kNearPixelBytes = 32 << 10;  // of the pixels that a register tile reads and the first level holds
+constexpr int64_t kNearColumns = 168;  // of a tile of long rows: of 16 input and 32 output channels about as much
 
 struct ChannelGradPlan {
   Geometry g;
@@ -39,9 +39,10 @@ ChannelGradPlan channel_grad_plan_for(const ConvParams& p, int64_t rows, int64_t
   plan.c_blocks = ceil_div(p.C, L);
   plan.k_range = ceil_div(plan.k_blocks, k_splits);
   plan.k_splits = ceil_div(plan.k_blocks, plan.k_range);
-  const int64_t wanted = max64(1, p.threads / (p.G * plan.k_splits));
-  plan.n_splits = min64(wanted, p.N * plan.g.h.tiles * plan.g.w.tiles);
   plan.block_elements = plan.c_blocks * L * p.R * p.S * plan.k_block;
+  const int64_t sum_bytes = p.G * plan.k_blocks * plan.block_elements * static_cast<int64_t>(sizeof(A));
+  const int64_t wanted = min64(p.threads / (p.G * plan.k_splits), kSplitSumBytes * p.threads / sum_bytes);
+  plan.n_splits = min64(max64(1, wanted), p.N * plan.g.h.tiles * plan.g.w.tiles);
   plan.x_elements = plan.c_blocks * L * plan.g.channel + 16 * L;
   plan.grad_elements = plan.k_range * plan.k_block * rows * plan.g.w.tile;
   return plan;
@@ -74,15 +75,14 @@ bool channel_grad_plan(const ConvParams& p, ChannelGradPlan& best) {
   constexpr int64_t size = sizeof(A);
   double best_total = 0;
   for (int64_t limit : {512 << 10, 8 << 20}) {
-    for (int64_t k_splits = 1; k_splits < 2 * p.threads; k_splits *= 2)
+    for (int64_t k_splits = 1; k_splits < 2 * p.threads; k_splits *= 2) {
       for (int64_t columns : {kMaxTileColumns, kNearColumns}) {
         const auto plan_of = [&](int64_t r) {
           return channel_grad_plan_for<A>(p, r, columns, min64(k_splits, p.threads));
         };
         const auto fits = [&](int64_t r) {
           const ChannelGradPlan plan = plan_of(r);
-          return (plan.x_elements + plan.grad_elements) * size <= limit &&
-                 (plan.n_splits == 1 || plan.all_sums(p) * size <= kSplitSumBytes * p.threads);
+          return (plan.x_elements + plan.grad_elements) * size <= limit;
         };
         const auto items = [&](int64_t r) { return plan_of(r).items(p); };
         const auto cost = [&](int64_t r) { return channel_grad_cost<A>(p, plan_of(r)); };
@@ -95,6 +95,8 @@ bool channel_grad_plan(const ConvParams& p, ChannelGradPlan& best) {
         }
         if (p.Q <= kNearColumns) break;
       }
+      if (k_splits * kLanes<A> >= p.K) break;  // more than there are blocks
+    }
     if (best_total != 0) return true;
   }
   return false;

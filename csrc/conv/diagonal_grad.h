@@ -9,6 +9,7 @@
 namespace fastconv {
 namespace {
 
+constexpr int64_t kGradStripRows = 7;
 constexpr int kGradTaps = kVecRegisters == 32 ? 7 : 3;  // the most kernel columns of a register tile
 constexpr int grad_rows(int taps) { return kVecRegisters == 32 && taps <= 3 ? 3 : 2; }
 constexpr int grad_columns(int stride) { return kVecRegisters == 32 ? (stride == 1 ? 7 : 5) : (stride == 1 ? 4 : 3); }
@@ -153,15 +154,18 @@ bool diagonal_grad_plan(const ConvParams& p, DiagonalGradPlan& plan) {
   plan.group = plan.in_place ? ceil_div(plan.blocks, shares)
                : last        ? max64(1, min64(4, plan.blocks / (2 * p.threads)))
                              : 1;
-  plan.groups = ceil_div(plan.blocks, plan.group);
-  plan.splits = depthwise_splits(p, plan.groups);
   const auto x = [&](int64_t rows) { return min64(p.H, diagonal_span(p, rows)) * p.W * L; };
   const auto bytes = [&](int64_t rows) { return (x(rows) + rows * p.Q * L) * kVecBytes / L * plan.group; };
+  // A few rows of all channels that a work item has stay in the second level.
+  while (plan.in_place && plan.group > 1 && bytes(min64(p.P, kGradStripRows)) > kWanted)
+    plan.group = ceil_div(plan.group, 2);
+  plan.groups = ceil_div(plan.blocks, plan.group);
+  plan.splits = depthwise_splits(p, plan.groups);
   plan.rows = p.P;
   while (plan.rows > 1 && bytes(plan.rows) > kWanted) plan.rows = ceil_div(plan.rows, 2);
   plan.x_elements = plan.in_place ? 0 : x(plan.rows);
   plan.g_elements = plan.in_place ? 0 : plan.rows * p.Q * L;
-  return bytes(plan.rows) <= kDiagonalScratch;
+  return plan.in_place || bytes(plan.rows) <= kDiagonalScratch;
 }
 
 // Adds what one strip of one image contributes to all taps of a vector of channels.

@@ -24,7 +24,7 @@ struct WinogradPlan {
   int64_t c_padded, c_pass;      // input channels, and those of them whose weights are transformed at a time
   bool staged;                   // threads share each step of a block
   bool by_channels;              // rounds are of input channels, not of output channels; only where staged
-  int64_t part_tiles;            // of one part: a rectangle of tiles of one picture
+  int64_t part_tiles;            // of one part: a rectangle of tiles of one lattice
   int64_t parts, tiles;          // of a block
   int64_t plane;                 // elements of one of the 36 matrices of transformed input
   int64_t product;               // and of products
@@ -213,7 +213,7 @@ bool winograd_plan(const ConvParams& given, WinogradPlan& best) {
   if (p.dtype == Dtype::kFloat64 || p.R != 3 || p.S != 3 || p.stride_h != 1 || p.stride_w != 1) return false;
   const int64_t tiles_h = ceil_div(ceil_div(p.P, p.dilation_h), kTileSize);
   const int64_t tiles_w = ceil_div(ceil_div(p.Q, p.dilation_w), kTileSize);
-  const int64_t pictures = p.N * min64(p.P, p.dilation_h) * min64(p.Q, p.dilation_w);
+  const int64_t lattices = p.N * min64(p.P, p.dilation_h) * min64(p.Q, p.dilation_w);
   const int64_t most = channel_pixels(channel_vectors<A>(p));
   double best_total = 0;
   const auto take = [&](const WinogradPlan& plan) {
@@ -235,10 +235,10 @@ bool winograd_plan(const ConvParams& given, WinogradPlan& best) {
     for (int64_t columns = tiles_w; columns > 0 && best_total == 0; columns = columns > 1 ? ceil_div(columns, 2) : 0)
       for (int64_t rows = tiles_h; rows > 0; rows = rows > 1 ? ceil_div(tiles_h, ceil_div(tiles_h, rows - 1)) : 0)
         consider(1, rows, columns, limit);
-    // Pictures for one, two or four register tiles, so that few numbers are looked at.
+    // Lattices for one, two or four register tiles, so that few numbers are looked at.
     int64_t last = 1;
     for (int64_t tiles : {most, 2 * most, 4 * most}) {
-      const int64_t parts = min64(pictures, tiles / (tiles_h * tiles_w));
+      const int64_t parts = min64(lattices, tiles / (tiles_h * tiles_w));
       if (parts > last) consider(parts, tiles_h, tiles_w, limit);
       last = max64(last, parts);
     }
@@ -253,9 +253,11 @@ bool winograd_plan(const ConvParams& given, WinogradPlan& best) {
       };
       // As many parts as fit, evenly.
       const WinogradPlan one = plan_of(1);
-      if (one.rounds > 1 && one.round_blocks * kProducts * one.weight * kSize > kThreadBytes) continue;
+      const int64_t weight_bytes = p.prepacked ? 0 : one.round_blocks * kProducts * one.weight * kSize;
+      if (weight_bytes > kThreadBytes) continue;
       const int64_t part_bytes = kProducts * (one.plane + one.round_blocks * one.product) * kSize;
-      const int64_t fit = (p.threads * kThreadBytes - kRoundBytes) / part_bytes, all = winograd_parts(p, one);
+      const int64_t fit = (p.threads * kThreadBytes - max64(weight_bytes, kRoundBytes)) / part_bytes,
+                    all = winograd_parts(p, one);
       if (fit > 0) take(plan_of(ceil_div(all, ceil_div(all, fit))));
     }
   }
