@@ -96,7 +96,7 @@ def test_pytorch_only_through_its_stable_interface() -> None:
         "getenv", "madvise", "malloc", "memchr", "memcmp", "memcpy", "memmove", "memset", "pthread_getspecific",
         "pthread_key_create", "pthread_mutex_lock", "pthread_mutex_unlock", "pthread_self",
         "pthread_setspecific", "realloc", "snprintf", "stderr", "strchr", "strcmp", "strdup", "strlen",
-        "strncmp", "strstr", "strtol", "strtoull", "syscall", "vsnprintf",
+        "strncmp", "strstr", "strtol", "strtoull", "syscall", "sysconf", "vsnprintf",
     }  # fmt: skip
     unknown = [name for name in undefined_symbols() if not known.match(name) and name not in libc]
     assert not unknown
