@@ -124,15 +124,21 @@ inline double winograd_moves(const ConvParams& p, double channels) {
   return p.input.c != 1 && p.dilation_w > 1 ? kMoveCycles * static_cast<double>(kTileSize * kTileSize) * channels : 0;
 }
 
-// Estimated cycles, after measurements on a few layers.
+// Cycles of multiplying a block's tiles, for one input channel, one of the 36 products and one k_block; `each` for a
+// vector.
+inline double winograd_tile_cycles(const WinogradPlan& plan, double each) {
+  const int64_t chunks = ceil_div(plan.tiles, channel_pixels(plan.kv));
+  return static_cast<double>(chunks * max64(ceil_div(plan.tiles, chunks) * plan.kv, 6)) * each;
+}
+
+// Of a layer whose blocks go through all steps each.
 template <class A>
-double winograd_total(const ConvParams& p, const WinogradPlan& plan) {
+double winograd_blocks_total(const ConvParams& p, const WinogradPlan& plan) {
   constexpr int L = kLanes<A>;
-  const double chunks = static_cast<double>(ceil_div(plan.tiles, channel_pixels(plan.kv)));
   // Few tiles are bound by loads of weights, one vector of output channels by those of input values.
   const double each = p.halved ? 1.1 : plan.kv == 1 ? 1 : 0.6;
-  const double step = max64(ceil_div(plan.tiles, static_cast<int64_t>(chunks)) * plan.kv, 6) * each;
-  const double products = static_cast<double>(kProducts * plan.c_padded * plan.k_range) * chunks * step;
+  const double products =
+      static_cast<double>(kProducts * plan.c_padded * plan.k_range) * winograd_tile_cycles(plan, each);
   const double weights = static_cast<double>(kProducts * plan.c_padded * plan.k_range * plan.k_block);
   const double all = static_cast<double>(kProducts * plan.c_padded * p.G * plan.k_blocks * plan.k_block);
   const bool far = !plan.own_weights && weights * sizeof(A) > kWinogradBytes / 2;  // a split's are one thread's
@@ -153,6 +159,7 @@ double winograd_total(const ConvParams& p, const WinogradPlan& plan) {
          pack / p.threads;
 }
 
+// Of one in stages.
 template <class A>
 double winograd_staged_total(const ConvParams& p, const WinogradPlan& plan) {
   constexpr int L = kLanes<A>;
@@ -160,9 +167,8 @@ double winograd_staged_total(const ConvParams& p, const WinogradPlan& plan) {
   const double tiles = static_cast<double>(plan.tiles), blocks = static_cast<double>(winograd_blocks(p, plan));
   const double c = static_cast<double>(plan.c_padded), k = static_cast<double>(plan.k_blocks * plan.k_block);
   const double rounds = static_cast<double>(plan.rounds);
-  const double chunks = static_cast<double>(ceil_div(plan.tiles, channel_pixels(plan.kv)));
-  const double step = max64(ceil_div(plan.tiles, static_cast<int64_t>(chunks)) * plan.kv, 6) * (p.halved ? 1.1 : 0.6);
-  const double products = kProducts * c * static_cast<double>(plan.k_blocks) * chunks * step;
+  const double products =
+      kProducts * c * static_cast<double>(plan.k_blocks) * winograd_tile_cycles(plan, p.halved ? 1.1 : 0.6);
   const double reads = kProducts * c * k * sizeof(A) / kLastCacheRate;
   // How often patches are made and weights are transformed, and how often sums are read or written.
   const double fills = plan.by_channels || blocks == 1 ? 1 : rounds;
@@ -175,6 +181,12 @@ double winograd_staged_total(const ConvParams& p, const WinogradPlan& plan) {
   const double block = products + reads + tiles * (patches + outputs + between);
   const double pack = packs * kProducts * c * k * (kPackCycles + sizeof(A) / kLastCacheRate);
   return (blocks * block + pack) / p.threads + 3 * blocks * rounds * kRegionCycles;
+}
+
+// Estimated cycles, after measurements on a few layers.
+template <class A>
+double winograd_total(const ConvParams& p, const WinogradPlan& plan) {
+  return plan.staged ? winograd_staged_total<A>(p, plan) : winograd_blocks_total<A>(p, plan);
 }
 
 // Whether its tensors are turned to channels_last. What has been packed without a residual is used with one.
@@ -217,7 +229,7 @@ bool winograd_plan(const ConvParams& given, WinogradPlan& best) {
   const int64_t most = channel_pixels(channel_vectors<A>(p));
   double best_total = 0;
   const auto take = [&](const WinogradPlan& plan) {
-    const double total = plan.staged ? winograd_staged_total<A>(p, plan) : winograd_total<A>(p, plan);
+    const double total = winograd_total<A>(p, plan);
     if (best_total != 0 && total >= best_total) return;
     best = plan;
     best_total = total;
@@ -291,9 +303,8 @@ inline bool winograd_pays(const ConvParams& p, double direct) {
   // An element takes a cycle; but what serves these layers otherwise is slower than `direct` where channels do not fill
   // vectors.
   const int64_t turned = winograd_turns(p) ? p.N * p.G * (p.C * p.H * p.W + p.K * p.P * p.Q) : 0;
-  const ConvParams seen = winograd_seen(p);
-  const double total = plan.staged ? winograd_staged_total<float>(seen, plan) : winograd_total<float>(seen, plan);
-  return total + 0.4 * static_cast<double>(turned / p.threads) < 0.95 * direct / p.threads;
+  return winograd_total<float>(winograd_seen(p), plan) + 0.4 * static_cast<double>(turned / p.threads) <
+         0.95 * direct / p.threads;
 }
 
 }  // namespace
