@@ -23,6 +23,9 @@ import fastconv
 from fastconv import _packed
 from fastconv._native import native
 
+#: kernels of depthwise layers that know inputs that are spread out
+BOTH = ("depthwise_rows", "depthwise_diagonals")
+
 
 @pytest.mark.parametrize(
     ("kernel", "isa"),
@@ -184,6 +187,41 @@ def test_ways_of_the_channel_kernel(size, weight_size, groups, stride, isa: str)
             "channel", lambda g=g, p=placed: torch.ops.fastconv._conv_grad_weight(g, p, list(weight_size), *lists)
         )
         assert_close_to_reference(f"{name}: of weight", got, of_weight, of_weight_scale)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in SUPPORTED if isa not in BEYOND])
+@pytest.mark.parametrize(
+    ("size", "kernel", "geometry", "kernels"),
+    [
+        pytest.param((2, 20, 9, 14), (3, 3), dict(stride=2, padding=1), BOTH, id="four residues"),
+        pytest.param((1, 5, 3, 150), (5, 4), dict(stride=2, padding=2), BOTH, id="several chunks of a row"),
+        pytest.param((1, 33, 7, 5), (7, 3), dict(stride=(3, 2), dilation=(2, 1)), BOTH, id="rows dilated"),
+        pytest.param(
+            (1, 4, 8, 9), (3, 3), dict(stride=(1, 2), dilation=(1, 2)), BOTH[:1], id="all taps in even columns"
+        ),
+        pytest.param(
+            (2, 18, 7, 8), (2, 5), dict(stride=3, padding=1), BOTH[1:], id="nine residues, some without a tap"
+        ),
+        pytest.param((1, 18, 9, 8), (13, 11), dict(stride=2, padding=5), BOTH[1:], id="taps by the hundred"),
+    ],
+)
+def test_depthwise_inputs_that_are_spread_out(size, kernel, geometry, kernels, isa: str) -> None:
+    """What the gradient of a strided layer is, and a transposed convolution, in one run of all residues."""
+    input, weight, bias = torch.randn(size), torch.randn(size[1], 1, *kernel), torch.randn(size[1])
+    exact = [tensor.double() for tensor in (input, weight, bias)]
+    geometry = dict(geometry, groups=size[1])
+    expected, scale = (F.conv_transpose2d(*t, **geometry) for t in (exact, [t.abs() for t in exact]))
+    for name, layout, threads in product(kernels, ("contiguous", "channels_last"), (1, 2)):
+        if (name, layout) == ("depthwise_rows", "channels_last"):
+            continue
+        torch.set_num_threads(threads)
+        for weight_layout in ("contiguous", "channels_last", "strided"):
+            x, w = LAYOUTS[layout](input), LAYOUTS[weight_layout](weight)
+            with fastconv.flags(kernel=name, isa=isa):
+                found = fastconv.explain("conv_transpose2d", x, w, **geometry)
+                got = fastconv.conv_transpose2d(x, w, bias, **geometry)
+            assert (found.way, found.kernel) == ("spread", name)
+            assert_close_to_reference(f"{name}, {layout}, {weight_layout}", got, expected, scale)
 
 
 @pytest.mark.parametrize("isa", [isa for isa in SUPPORTED if isa not in BEYOND])

@@ -31,6 +31,10 @@ template <class Kernel>
 constexpr bool kSpreads = false;
 template <>
 constexpr bool kSpreads<ChannelForward> = true;
+template <>
+constexpr bool kSpreads<DiagonalForward> = true;
+template <>
+constexpr bool kSpreads<DepthwiseRows> = true;
 
 template <class Kernel>
 bool plan(const ConvParams& p, ConvPlan& out) {

@@ -3,6 +3,9 @@
 // a diagonal of the square of pairs: loaded once, it serves up to B multiply-adds, and every input vector as many.
 // Nothing needs padding: columns outside the image do not come up.
 //
+// Where the input is spread out, a work item runs the residues of its outputs one after the other, while caches keep
+// the input and the lines of the output that they share.
+//
 // Channels_last tensors are read and written where they lie; contiguous ones are transposed a vector of channels at a
 // time, which pays where a row would fill a vector badly.
 #pragma once
@@ -81,7 +84,7 @@ template <class T, int Stride, bool Whole, int S, int First, int Rows>
   }
 }
 
-// S: 3, 5 or 7 where the kernel has so many columns, 0 for any.
+// S: the columns of the kernel where they are few, 0 for any.
 template <class T, int Stride, bool Whole, int S>
 void diagonal_micro(const DiagonalTile& t, const T* x, const Accumulate<T>* w, Vec<Accumulate<T>> bias, T* out,
                     const Finish<T>& finish) {
@@ -149,19 +152,33 @@ using DiagonalMicro = void (*)(const DiagonalTile&, const T*, const Accumulate<T
                                const Finish<T>&);
 
 template <class T, int S>
+DiagonalMicro<T> diagonal_micro_of(bool whole) {
+  return whole ? diagonal_micro<T, 1, true, S> : diagonal_micro<T, 1, false, S>;
+}
+
+template <class T, int S>
 DiagonalMicro<T> diagonal_micro_of(int64_t stride, bool whole) {
-  if (stride == 1) return whole ? diagonal_micro<T, 1, true, S> : diagonal_micro<T, 1, false, S>;
+  if (stride == 1) return diagonal_micro_of<T, S>(whole);
   return whole ? diagonal_micro<T, 2, true, S> : diagonal_micro<T, 2, false, S>;
 }
 
 template <class T>
 DiagonalMicro<T> diagonal_micro_of(int64_t taps, int64_t stride, bool whole) {
   switch (taps) {
+    case 1:  // of residues
+      if (stride == 1) return diagonal_micro_of<T, 1>(whole);
+      break;
+    case 2:
+      if (stride == 1) return diagonal_micro_of<T, 2>(whole);
+      break;
+    case 4:
+      if (stride == 1) return diagonal_micro_of<T, 4>(whole);
+      break;
     case 3: return diagonal_micro_of<T, 3>(stride, whole);
     case 5: return diagonal_micro_of<T, 5>(stride, whole);
     case 7: return diagonal_micro_of<T, 7>(stride, whole);
-    default: return diagonal_micro_of<T, 0>(stride, whole);
   }
+  return diagonal_micro_of<T, 0>(stride, whole);
 }
 
 // The input rows of output rows [p0, p0 + rows).
@@ -182,19 +199,25 @@ inline int64_t diagonal_lines(const ConvParams& p, int64_t x_row, int64_t p0, in
   return found;
 }
 
+// Residues of a spread-out input that run side by side: what one has read the others find in the first-level cache, and
+// lines of the output are written in the order of memory.
+constexpr int64_t kDiagonalParts = 4;
+
+inline int64_t diagonal_parts(const ConvParams& p) { return min64(kDiagonalParts, p.up_h * p.up_w); }
+
 inline int64_t diagonal_most_lines(const ConvParams& p) { return kDiagonalRows * p.R; }
 
 struct DiagonalPlan {
   bool in_place;                  // channels_last
   int64_t blocks, group, groups;  // vectors of channels, of a work item, and how many such items
-  int64_t rows, strips;           // output rows of a work item, and how many such items
+  int64_t rows, strips;           // output rows of a work item, and how many such items; of spread_base
   int64_t x_elements, acc_elements;
 };
 
 template <class A>
 int64_t diagonal_thread_bytes(const ConvParams& p, const DiagonalPlan& plan) {
   Carver carve(nullptr);
-  carve.take<DiagonalLine>(diagonal_most_lines(p));
+  carve.take<DiagonalLine>(diagonal_parts(p) * diagonal_most_lines(p));
   carve.take<A>(plan.x_elements);
   carve.take<A>(plan.acc_elements);
   return carve.used();
@@ -211,73 +234,151 @@ inline int64_t diagonal_span(const ConvParams& p, int64_t rows) {
 template <class A>
 bool diagonal_plan(const ConvParams& p, DiagonalPlan& plan) {
   constexpr int64_t L = kLanes<A>;
-  if (p.C != 1 || p.K != 1 || p.stride_w > 2 || p.dilation_w != 1) return false;
+  const ConvParams base = spread_base(p);
+  if (p.C != 1 || p.K != 1 || p.stride_w > 2 || p.dilation_w != 1 || spread_too_far(p, base)) return false;
   plan.in_place = p.input.c == 1 && p.output.c == 1;
   plan.blocks = ceil_div(p.G, L);
   plan.group = plan.in_place ? max64(1, min64(plan.blocks, kDiagonalWeights / (p.R * p.S * kVecBytes))) : 1;
   plan.groups = ceil_div(plan.blocks, plan.group);
   plan.group = ceil_div(plan.blocks, plan.groups);
   // Strips of rows where there is too little else to share out, not so low that transposing their borders tells.
-  const int64_t lowest = plan.in_place ? 8 : max64(16, 4 * p.R);
+  const int64_t lowest = plan.in_place ? 8 : max64(16, 4 * base.R);
   const int64_t wanted = ceil_div(8 * p.threads, p.N * plan.groups);
-  plan.rows = round_up(ceil_div(p.P, min64(wanted, ceil_div(p.P, lowest))), kDiagonalRows);
-  const auto elements = [&](int64_t rows) { return (min64(p.H, diagonal_span(p, rows)) * p.W + rows * p.Q) * L; };
+  plan.rows = round_up(ceil_div(base.P, min64(wanted, ceil_div(base.P, lowest))), kDiagonalRows);
+  const auto elements = [&](int64_t rows) {
+    return (min64(p.H, diagonal_span(base, rows)) * p.W + rows * p.up_h * p.Q) * L;
+  };
   if (!plan.in_place)
     while (plan.rows > kDiagonalRows && elements(plan.rows) * static_cast<int64_t>(sizeof(A)) > kDiagonalScratch)
       plan.rows = round_up(plan.rows / 2, kDiagonalRows);
-  plan.strips = ceil_div(p.P, plan.rows);
-  plan.acc_elements = plan.in_place ? 0 : plan.rows * p.Q * L;
+  plan.strips = ceil_div(base.P, plan.rows);
+  plan.acc_elements = plan.in_place ? 0 : plan.rows * p.up_h * p.Q * L;
   plan.x_elements = plan.in_place ? 0 : elements(plan.rows) - plan.acc_elements;
   return plan.in_place || elements(plan.rows) * static_cast<int64_t>(sizeof(A)) <= kDiagonalScratch;
 }
 
-// Output rows [p0, p0 + rows) of `blocks` vectors of channels, from channel c0 on. X is T, or A where both tensors were
-// transposed into scratch.
 template <class X>
-void diagonal_rows(const ConvParams& p, const View4& input, const View4& output, int64_t n, int64_t p0, int64_t rows,
-                   int64_t blocks, int64_t c0, int64_t channels, const Accumulate<X>* weights,
-                   const Vec<Accumulate<X>>* bias, DiagonalLine* lines, const Finish<X>& finish) {
-  using A = Accumulate<X>;
-  constexpr int64_t B = kDiagonalColumns, L = kLanes<A>;
-  const bool in_place = input.data == p.input.data;
-  DiagonalTile t;
-  t.lines = lines;
-  t.x_step = input.w;
-  t.w_row = p.S * L;
-  t.taps = p.S;
-  t.ahead = in_place ? kDiagonalRows * p.stride_h * input.h : 0;
-  t.out_row = output.h;
-  t.out_step = output.w;
-  const auto whole = diagonal_micro_of<X>(p.S, p.stride_w, true), part = diagonal_micro_of<X>(p.S, p.stride_w, false);
+struct DiagonalPart {
+  const ConvParams* p;  // see spread_residue()
+  const Accumulate<X>* weights;
+  DiagonalLine* lines;
+  X* out;  // where the channels begin
+  DiagonalTile tile;
+  DiagonalMicro<X> whole, rest;
+};
+
+// Output rows [p0, p0 + rows) of each part, of `blocks` vectors of channels, which begin at `x`.
+template <class X, bool Several>
+void diagonal_rows(DiagonalPart<X>* parts, int64_t several, const X* x, int64_t p0, int64_t rows, int64_t blocks,
+                   int64_t channels, int64_t w_block, const Vec<Accumulate<X>>* bias, int64_t ahead,
+                   const Finish<X>& finish) {
+  constexpr int64_t B = kDiagonalColumns, L = kLanes<Accumulate<X>>;
+  const int64_t count = Several ? several : 1;
+  int64_t columns = 0;
+  for (DiagonalPart<X>* part = parts; part != parts + count; ++part) {
+    const ConvParams& p = *part->p;
+    DiagonalTile& t = part->tile;
+    t.lines = part->lines;
+    t.x_step = p.input.w;
+    t.w_row = p.S * L;
+    t.taps = p.S;
+    t.ahead = ahead;
+    t.out_row = p.output.h;
+    t.out_step = p.output.w;
+    part->whole = diagonal_micro_of<X>(p.S, p.stride_w, true);
+    part->rest = diagonal_micro_of<X>(p.S, p.stride_w, false);
+    columns = max64(columns, p.Q);
+  }
   for (int64_t row = p0; row < p0 + rows; row += kDiagonalRows) {
-    t.rows = min64(kDiagonalRows, p0 + rows - row);
-    t.lines_end = lines + diagonal_lines(p, input.h, row, t.rows, lines);
-    for (int64_t q = 0; q < p.Q; q += B) {
-      t.columns = min64(B, p.Q - q);
-      const int64_t first = q * p.stride_w - p.pad_w;
-      t.begin = max64(0, first);
-      t.end = min64(p.W, first + (t.columns - 1) * p.stride_w + p.S);
-      t.first_tap = t.begin - first;
-      // None, where the tile lies beyond the image on either side.
-      const int64_t inside = max64(0, min64(t.end - first, 31));
-      t.inside = t.first_tap < inside ? ((1u << inside) - 1) & ~((1u << t.first_tap) - 1) : 0;
-      const X* x = at<const X>(input, n, c0, 0, 0);
-      X* out = at<X>(output, n, c0, row, q);
-      for (int64_t b = 0; b < blocks; ++b) {
-        t.channels = min64(L, channels - b * L);
-        (t.channels == L ? whole : part)(t, x + b * L, weights + b * p.R * t.w_row, bias[b], out + b * L, finish);
+    for (DiagonalPart<X>* part = parts; part != parts + count; ++part) {
+      const ConvParams& p = *part->p;
+      part->tile.rows = max64(0, min64(kDiagonalRows, min64(p.P, p0 + rows) - row));
+      part->tile.lines_end = part->lines + diagonal_lines(p, p.input.h, row, part->tile.rows, part->lines);
+    }
+    for (int64_t q = 0; q < columns; q += B) {
+      for (DiagonalPart<X>* part = parts; part != parts + count; ++part) {
+        const ConvParams& p = *part->p;
+        DiagonalTile& t = part->tile;
+        t.columns = min64(B, p.Q - q);
+        const int64_t first = q * p.stride_w - p.pad_w;
+        t.begin = max64(0, first);
+        t.end = min64(p.W, first + (t.columns - 1) * p.stride_w + p.S);
+        t.first_tap = t.begin - first;
+        // None, where the tile lies beyond the image on either side.
+        const int64_t inside = max64(0, min64(t.end - first, 31));
+        t.inside = t.first_tap < inside ? ((1u << inside) - 1) & ~((1u << t.first_tap) - 1) : 0;
       }
+      for (int64_t b = 0; b < blocks; ++b)
+        for (DiagonalPart<X>* part = parts; part != parts + count; ++part) {
+          DiagonalTile& t = part->tile;
+          if (t.rows <= 0 || t.columns <= 0) continue;
+          t.channels = min64(L, channels - b * L);
+          (t.channels == L ? part->whole : part->rest)(t, x + b * L, part->weights + b * w_block, bias[b],
+                                                       part->out + row * t.out_row + q * t.out_step + b * L, finish);
+        }
     }
   }
 }
 
+// Weights as [block][tap][L]. The taps of a residue of a spread-out input lie side by side; the tables that say which
+// those are lie in front.
+template <class A>
+struct DiagonalPacked {
+  SortedTaps h, w;
+  A* weights;
+  int64_t total;
+
+  DiagonalPacked(const ConvParams& p, const DiagonalPlan& plan, void* packed) {
+    Carver carve(packed);
+    h.place(carve, p.R, p.up_h);
+    w.place(carve, p.S, p.up_w);
+    h.step = spread_step(p.up_h, p.dilation_h);
+    w.step = spread_step(p.up_w, p.dilation_w);
+    weights = carve.take<A>(plan.blocks * p.R * p.S * kLanes<A>);
+    total = carve.used();
+  }
+};
+
+// The first tap of a residue among the packed ones.
+inline int64_t diagonal_first(const ConvParams& p, const ResidueTaps& h, const ResidueTaps& w) {
+  return h.begin * p.S + h.count * w.begin;
+}
+
+// The residues of a work item, a few side by side. `view` says how rows and columns of `x` and `out` lie, from where
+// the item's channels begin.
+template <class X>
+void diagonal_residues(const ConvParams& view, const ConvParams* residues, const DiagonalPacked<Accumulate<X>>& packed,
+                       int64_t first_weight, const X* x, X* out, int64_t p0, int64_t rows, int64_t blocks,
+                       int64_t channels, const Vec<Accumulate<X>>* bias, int64_t ahead, DiagonalLine* lines,
+                       const Finish<X>& finish) {
+  constexpr int64_t L = kLanes<Accumulate<X>>;
+  const int64_t all = view.up_h * view.up_w;
+  DiagonalPart<X> parts[kDiagonalParts];
+  for (int64_t first = 0, count; first < all; first += count) {
+    count = min64(kDiagonalParts, all - first);
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t e = all == 1 ? 0 : (first + j) / view.up_w, i = all == 1 ? 0 : (first + j) % view.up_w;
+      parts[j].p = residues + first + j;
+      parts[j].weights =
+          packed.weights + first_weight + diagonal_first(view, packed.h.residues[e], packed.w.residues[i]) * L;
+      parts[j].lines = lines + j * diagonal_most_lines(view);
+      parts[j].out = out + e * view.output.h + i * view.output.w;
+    }
+    (count > 1 ? diagonal_rows<X, true> : diagonal_rows<X, false>)(parts, count, x, p0, rows, blocks, channels,
+                                                                   view.R * view.S * L, bias, ahead, finish);
+  }
+}
+
 template <class T>
-void diagonal_forward(const ConvParams& p, const DiagonalPlan& plan, const void* packed, void* scratch) {
+void diagonal_forward(const ConvParams& p, const DiagonalPlan& plan, const void* packed_memory, void* scratch) {
   using A = Accumulate<T>;
   constexpr int64_t L = kLanes<A>;
-  const A* weights = static_cast<const A*>(packed);
+  const DiagonalPacked<A> packed(p, plan, const_cast<void*>(packed_memory));
+  const ConvParams base = spread_base(p);
   const int64_t thread_bytes = diagonal_thread_bytes<A>(p, plan);
-  Vec<A>* bias = reinterpret_cast<Vec<A>*>(static_cast<char*>(scratch) + thread_bytes * p.threads);
+  Carver shared(static_cast<char*>(scratch) + thread_bytes * p.threads);
+  Vec<A>* bias = shared.take<Vec<A>>(plan.blocks);
+  ConvParams* residues = shared.take<ConvParams>(p.up_h * p.up_w);
   for (int64_t b = 0; b < plan.blocks; ++b)
     bias[b] = p.bias ? load_partial(static_cast<const T*>(p.bias) + b * L, static_cast<int>(min64(L, p.G - b * L)))
                      : Vec<A>{};
@@ -286,46 +387,77 @@ void diagonal_forward(const ConvParams& p, const DiagonalPlan& plan, const void*
   bare.residual = nullptr;
   bare.activation = Activation::kNone;
   const Finish<A> nothing(bare);
+  ConvParams view = p;
+  if (!plan.in_place) {
+    view.input = {nullptr, 0, 0, p.W * L, L};
+    view.output = {nullptr, 0, 0, p.Q * L, L};
+  }
+  for (int64_t e = 0; e < p.up_h; ++e)
+    for (int64_t i = 0; i < p.up_w; ++i) residues[e * p.up_w + i] = spread_residue(view, packed.h, packed.w, e, i);
   compute_for(p.threads, p.N * plan.groups * plan.strips, [&](int64_t item, int thread) {
     Carver carve(static_cast<char*>(scratch) + thread * thread_bytes);
-    DiagonalLine* lines = carve.take<DiagonalLine>(diagonal_most_lines(p));
+    DiagonalLine* lines = carve.take<DiagonalLine>(diagonal_parts(p) * diagonal_most_lines(p));
     A* x = carve.take<A>(plan.x_elements);
     A* acc = carve.take<A>(plan.acc_elements);
     const int64_t n = item / plan.strips / plan.groups, b0 = item % plan.groups * plan.group;
-    const int64_t p0 = item / plan.groups % plan.strips * plan.rows, rows = min64(plan.rows, p.P - p0);
+    const int64_t p0 = item / plan.groups % plan.strips * plan.rows;
     const int64_t blocks = min64(plan.group, plan.blocks - b0), c0 = b0 * L, channels = min64(blocks * L, p.G - c0);
-    const A* w = weights + b0 * p.R * p.S * L;
+    const int64_t first_weight = b0 * p.R * p.S * L, base_rows = min64(plan.rows, base.P - p0);
     if (plan.in_place)
-      return diagonal_rows<T>(p, p.input, p.output, n, p0, rows, blocks, c0, channels, w, bias + b0, lines, finish);
-    const int64_t h0 = max64(0, p0 * p.stride_h - p.pad_h);
-    const int64_t span = min64(p.H, p0 * p.stride_h - p.pad_h + diagonal_span(p, rows)) - h0;
+      return diagonal_residues<T>(view, residues, packed, first_weight, at<const T>(p.input, n, c0, 0, 0),
+                                  at<T>(p.output, n, c0, 0, 0), p0, base_rows, blocks, channels, bias + b0,
+                                  kDiagonalRows * p.stride_h * p.input.h, lines, finish);
+    const int64_t from = p0 * base.stride_h - base.pad_h, h0 = max64(0, from);
+    const int64_t span = max64(0, min64(p.H, from + diagonal_span(base, base_rows)) - h0);
     // Rows that follow each other without a gap are one.
     const bool joined_in = p.input.h == p.W * p.input.w, joined_out = p.output.h == p.Q * p.output.w;
-    const View4 packed_in = {x - h0 * p.W * L, 0, 0, p.W * L, L}, packed_out = {acc - p0 * p.Q * L, 0, 0, p.Q * L, L};
+    const int64_t first_row = p0 * p.up_h, rows = min64(plan.rows * p.up_h, p.P - first_row);
     if (channels < L) zero(x, plan.x_elements);
-    for (int64_t h = 0; h < (joined_in ? min64(1, span) : span); ++h)
-      transpose_block(x + h * p.W * L, L, 1, at<const T>(p.input, n, c0, h0 + h, 0), p.input.c, p.input.w, channels,
+    for (int64_t i = 0; i < (joined_in ? min64(1, span) : span); ++i)
+      transpose_block(x + i * p.W * L, L, 1, at<const T>(p.input, n, c0, h0 + i, 0), p.input.c, p.input.w, channels,
                       joined_in ? span * p.W : p.W);
-    diagonal_rows<A>(p, packed_in, packed_out, 0, p0, rows, 1, 0, L, w, bias + b0, lines, nothing);
-    for (int64_t h = 0; h < (joined_out ? 1 : rows); ++h)
-      transpose_block(at<T>(p.output, n, c0, p0 + h, 0), p.output.c, p.output.w, acc + h * p.Q * L, L, 1,
+    diagonal_residues<A>(view, residues, packed, first_weight, x - h0 * p.W * L, acc - first_row * p.Q * L, p0,
+                         base_rows, 1, L, bias + b0, 0, lines, nothing);
+    for (int64_t i = 0; i < (joined_out ? 1 : rows); ++i)
+      transpose_block(at<T>(p.output, n, c0, first_row + i, 0), p.output.c, p.output.w, acc + i * p.Q * L, L, 1,
                       joined_out ? rows * p.Q : p.Q, channels, finish);
   });
 }
 
-// Weights as [block][tap][L].
+// Those of an input gradient are read forwards, in squares, before they are put in order.
 template <class T, class A>
-void diagonal_pack(const ConvParams& p, const DiagonalPlan& plan, A* weights) {
-  constexpr int64_t L = kLanes<A>;
+void diagonal_pack(const ConvParams& p, const DiagonalPlan& plan, void* memory) {
+  constexpr int64_t L = kLanes<A>, kMostSorted = 128;  // taps
   const int64_t taps = p.R * p.S;
+  const View4& w = p.weight;
+  DiagonalPacked<A> packed(p, plan, memory);
+  packed.h.sort(p.R, p.up_h, p.dilation_h, p.pad_h);
+  packed.w.sort(p.S, p.up_w, p.dilation_w, p.pad_w);
+  const bool joined = w.h == p.S * w.w, backwards = joined && w.w < 0;
+  const bool in_order = !spread(p) && !(backwards && taps <= kMostSorted);
   compute_for(p.G * taps > 65536 ? p.threads : 1, plan.blocks, [&](int64_t b, int) {
     const int64_t n = min64(L, p.G - b * L);
-    A* to = weights + b * taps * L;
-    const bool joined = p.weight.h == p.S * p.weight.w;
-    if (n < L) zero(to, taps * L);
-    for (int64_t r = 0; r < (joined ? 1 : p.R); ++r)
-      transpose_block(to + r * p.S * L, L, 1, at<const T>(p.weight, 0, 0, r, 0) + b * L * p.weight_g, p.weight_g,
-                      p.weight.w, n, joined ? taps : p.S);
+    const T* from = static_cast<const T*>(w.data) + b * L * p.weight_g;
+    A* const block = packed.weights + b * taps * L;
+    alignas(kVecBytes) A unsorted[kMostSorted * L];
+    A* const rows = in_order ? block : unsorted;
+    if (in_order || taps <= kMostSorted) {
+      if (n < L) zero(rows, taps * L);
+      for (int64_t r = 0; r < (joined ? 1 : p.R); ++r)
+        transpose_block(rows + r * p.S * L, L, 1, backwards && !in_order ? from + (taps - 1) * w.w : from + r * w.h,
+                        p.weight_g, backwards && !in_order ? -w.w : w.w, n, joined ? taps : p.S);
+    }
+    for (int64_t e = 0; !in_order && e < p.up_h; ++e)
+      for (int64_t i = 0; i < p.up_w; ++i) {
+        const ResidueTaps h = packed.h.residues[e], v = packed.w.residues[i];
+        A* to = block + diagonal_first(p, h, v) * L;
+        for (int64_t j = h.begin; j < h.begin + h.count; ++j)
+          for (int64_t k = v.begin; k < v.begin + v.count; ++k, to += L) {
+            const int64_t r = packed.h.order[j], s = packed.w.order[k], tap = r * p.S + s;
+            store(to, taps <= kMostSorted ? load(unsorted + (backwards ? taps - 1 - tap : tap) * L)
+                                          : load_strided(from + r * w.h + s * w.w, p.weight_g, static_cast<int>(n)));
+          }
+      }
   });
 }
 
@@ -337,7 +469,11 @@ struct DiagonalForward {
     if (is_channels_last(p.input) && is_channels_last(p.output)) return p.stride_w == 1 || p.R * p.S > 9;
     // What depthwise_rows can do, and does better where a row fills its vectors: the multiply-adds of lanes beyond the
     // row are what transposing costs where there are six for an output, eight of 3x3 (measured for 3x3, 5x5 and 7x7 of
-    // 3 to 56 columns).
+    // 3 to 56 columns), or four for a column of an input spread out by two (7 to 56 columns).
+    if (spread(p)) {
+      const int64_t columns = spread_base(p).Q;
+      return !rows_weave(p) || p.R * p.S * (round_up(columns, kLanes<A>) - columns) > 4 * columns;
+    }
     const bool unit = p.input.w == 1 && p.output.w == 1 && p.stride_h == p.stride_w;
     const bool small =
         (p.R == 1 && p.S <= kRowTaps) || (p.R * p.S <= 49 && p.R % 2 == 1 && p.R <= 7 && p.dilation_h == 1);
@@ -347,13 +483,16 @@ struct DiagonalForward {
   template <class A>
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
     if (!diagonal_plan<A>(p, plan)) return false;
-    memory.packed = plan.blocks * p.R * p.S * kVecBytes;
-    memory.scratch = diagonal_thread_bytes<A>(p, plan) * p.threads + plan.blocks * kVecBytes;
+    memory.packed = DiagonalPacked<A>(p, plan, nullptr).total;
+    Carver shared(nullptr);
+    shared.take<Vec<float>>(plan.blocks);
+    shared.take<ConvParams>(p.up_h * p.up_w);
+    memory.scratch = diagonal_thread_bytes<A>(p, plan) * p.threads + shared.used();
     return true;
   }
   template <class T>
   static void pack(const ConvParams& p, const Plan& plan, void* packed) {
-    diagonal_pack<T>(p, plan, static_cast<Accumulate<T>*>(packed));
+    diagonal_pack<T, Accumulate<T>>(p, plan, packed);
   }
   template <class T>
   static void run(const ConvParams& p, const Plan& plan, const void* packed, void* scratch) {

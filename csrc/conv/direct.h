@@ -5,7 +5,8 @@
 // depthwise_rows, contiguous: vectors along a row. A register tile is RB output rows by NV vectors, and a loaded vector
 // of an input row serves every output row that it reaches. Vectors are loaded through masks, for those that stick out
 // over the edge of the image. Wide kernels of one row have register tiles of their own (line_micro). Strides 1 and 2;
-// kernels of 1, 3, 5 or 7 rows.
+// kernels of 1, 3, 5 or 7 rows. Of an input that is spread out by two columns, even and odd outputs are summed up side
+// by side and woven together as they are stored (woven_micro).
 //
 // depthwise_pixels, channels_last: vectors along the channels. A register tile is PX pixels; a strip of rows shares
 // what it reads through the first-level cache.
@@ -35,6 +36,15 @@ inline Window<T> inside_row(int64_t start, int64_t W) {
   return begin < end ? Window<T>(begin, end) : Window<T>(0, 0);
 }
 
+// What a call of a register tile gets beside its operands: from where and how much to fetch ahead, and the taps of an
+// input that is spread out.
+struct Woven;
+struct RowsAside {
+  const char* ahead;
+  int64_t fetch;
+  const Woven* woven;
+};
+
 // All output rows of NV vectors of columns, RB rows at a time. x is input row 0, and `column` that which the first
 // output reads through tap 0; windows[s][vector] are the lanes inside the image; w[r][s]; out is output row 0. Square:
 // S = R and dilation = 1 are known to the compiler, which gives 8 %.
@@ -48,17 +58,17 @@ inline Window<T> inside_row(int64_t start, int64_t W) {
 // channels at 112x112, one thread of an EPYC with AVX2: ratio to PyTorch 0.46 -> 0.82; at a stride of 1 no difference.)
 template <class T, int R, int Stride, int NV, bool Square>
 void rows_micro(const ConvParams& p, const T* x, int64_t column, const Window<T>* windows, const Accumulate<T>* w,
-                Accumulate<T> bias, T* out, int64_t columns, const Finish<T>& finish, const char* ahead,
-                int64_t fetch) {
+                Accumulate<T> bias, T* out, int64_t columns, const Finish<T>& finish, const RowsAside& aside) {
   using A = Accumulate<T>;
   constexpr int L = kLanes<A>, RB = row_block(R, NV);
   const int64_t S = Square ? R : p.S, dilation = Square ? 1 : p.dilation_w;
   const int64_t x_row = p.input.h, out_row = p.output.h, H = p.H, P = p.P, rest = columns - (NV - 1) * L;
+  const char* ahead = aside.ahead;
   int64_t h = -p.pad_h;
   x += h * x_row + column;
   for (int64_t row = 0; row < P; row += RB) {
     if constexpr (kRowsFetch)
-      for (int64_t i = 0; i < fetch; ++i, ahead += kCacheLine) __builtin_prefetch(ahead, 0, 2);
+      for (int64_t i = 0; i < aside.fetch; ++i, ahead += kCacheLine) __builtin_prefetch(ahead, 0, 2);
     Vec<A> sum[RB][NV];
 #pragma GCC unroll 8
     for (int i = 0; i < RB; ++i)
@@ -110,7 +120,7 @@ void rows_micro(const ConvParams& p, const T* x, int64_t column, const Window<T>
 }
 
 inline bool is_line(const ConvParams& p) {
-  return kVecRegisters == 32 && p.R == 1 && p.S >= kShiftTaps && p.stride_w == 1 && p.dilation_w == 1;
+  return kVecRegisters == 32 && !spread(p) && p.R == 1 && p.S >= kShiftTaps && p.stride_w == 1 && p.dilation_w == 1;
 }
 
 // Wide kernels of one row: half of the taps shift, in registers, what has been loaded for all; the others load it
@@ -136,7 +146,7 @@ template <class T, int NV, bool Inside, int... I>
 
 template <class T, int NV>
 void line_micro(const ConvParams& p, const T* x, int64_t w, const Window<T>*, const Accumulate<T>* weights,
-                Accumulate<T> bias, T* out, int64_t columns, const Finish<T>& finish, const char*, int64_t) {
+                Accumulate<T> bias, T* out, int64_t columns, const Finish<T>& finish, const RowsAside&) {
   using A = Accumulate<T>;
   constexpr int L = kLanes<A>;
   for (int64_t row = 0; row < p.P; ++row, out += p.output.h) {
@@ -163,9 +173,67 @@ void line_micro(const ConvParams& p, const T* x, int64_t w, const Window<T>*, co
   }
 }
 
+// Which taps read a column of an input that is spread out by two, by the base's column: that of the even and that of
+// the odd outputs, -1 for none.
+struct Woven {
+  SortedTaps h;
+  int64_t columns;
+  int32_t taps[kRowTaps][2];
+};
+
+// Even outputs and odd ones beside them, NV vectors of each.
+template <class T, int NV>
+void woven_micro(const ConvParams& p, const T* x, int64_t column, const Window<T>* windows, const Accumulate<T>* w,
+                 Accumulate<T> bias, T* out, int64_t columns, const Finish<T>& finish, const RowsAside& aside) {
+  using A = Accumulate<T>;
+  constexpr int L = kLanes<A>;
+  const Woven& woven = *aside.woven;
+  x += column;
+  for (int64_t u = 0, row = 0; row < p.P; ++u)
+    for (int64_t e = 0; e < p.up_h && row < p.P; ++e, ++row, out += p.output.h) {
+      Vec<A> even[NV], odd[NV];
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) even[j] = odd[j] = splat(bias);
+      const ResidueTaps taps = woven.h.residues[e];
+      for (int64_t i = 0, h = u + taps.row; i < taps.count; ++i, h += woven.h.step) {
+        if (static_cast<uint64_t>(h) >= static_cast<uint64_t>(p.H)) continue;
+        const A* weights = w + woven.h.order[taps.begin + i] * p.S;
+        const T* from = x + h * p.input.h;
+        for (int64_t c = 0; c < woven.columns; ++c, ++from) {
+          Vec<A> v[NV];
+#pragma GCC unroll 8
+          for (int j = 0; j < NV; ++j) v[j] = load(from + j * L, windows[c * kRowVectors + j]);
+          if (const int32_t s = woven.taps[c][0]; s >= 0) {
+            const Vec<A> weight = splat(weights[s]);
+#pragma GCC unroll 8
+            for (int j = 0; j < NV; ++j) even[j] += weight * v[j];
+          }
+          if (const int32_t s = woven.taps[c][1]; s >= 0) {
+            const Vec<A> weight = splat(weights[s]);
+#pragma GCC unroll 8
+            for (int j = 0; j < NV; ++j) odd[j] += weight * v[j];
+          }
+        }
+      }
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) {
+        Vec<A> woven_now[2];
+        zip(even[j], odd[j], woven_now[0], woven_now[1], std::make_integer_sequence<int, L>{});
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+          const int64_t done = (2 * j + half) * L;
+          if (j < NV - 1 || columns - done >= L)
+            finish.store(out + done, woven_now[half]);
+          else if (columns > done)
+            finish.store_partial(out + done, woven_now[half], static_cast<int>(columns - done));
+        }
+      }
+    }
+}
+
 template <class T>
 using RowsMicro = void (*)(const ConvParams&, const T*, int64_t, const Window<T>*, const Accumulate<T>*, Accumulate<T>,
-                           T*, int64_t, const Finish<T>&, const char*, int64_t);
+                           T*, int64_t, const Finish<T>&, const RowsAside&);
 
 template <class T, int R, int Stride, bool Square, int... I>
 RowsMicro<T> rows_micro_of(int64_t vectors, std::integer_sequence<int, I...>) {
@@ -188,8 +256,18 @@ RowsMicro<T> line_micro_of(int64_t vectors, std::integer_sequence<int, I...>) {
   return kTable[vectors - 1];
 }
 
+template <class T, int... I>
+RowsMicro<T> woven_micro_of(int64_t vectors, std::integer_sequence<int, I...>) {
+  static const RowsMicro<T> kTable[] = {woven_micro<T, I + 1>...};
+  return kTable[vectors - 1];
+}
+
+// Vectors of even outputs, and as many of odd ones.
+constexpr int kWovenVectors = kVecRegisters == 32 ? 4 : 2;
+
 template <class T>
 RowsMicro<T> rows_micro_of(const ConvParams& p, int64_t vectors) {
+  if (spread(p)) return woven_micro_of<T>(vectors, std::make_integer_sequence<int, kWovenVectors>{});
   if constexpr (kVecRegisters == 32)
     if (is_line(p)) return line_micro_of<T>(vectors, std::make_integer_sequence<int, row_vectors(1)>{});
   const bool square = p.S == p.R && p.dilation_w == 1;
@@ -201,29 +279,52 @@ RowsMicro<T> rows_micro_of(const ConvParams& p, int64_t vectors) {
   }
 }
 
+// Whether `p`, of a spread-out input, is what woven_micro does.
+inline bool rows_weave(const ConvParams& p) {
+  const ConvParams base = spread_base(p);
+  return p.C == 1 && p.K == 1 && p.input.w == 1 && p.output.w == 1 && p.up_w == 2 && p.R <= kRowTaps &&
+         p.S <= kRowTaps && base.S <= kRowTaps && p.up_h <= kRowTaps;
+}
+
+// Where the input is spread out, vectors, chunks and windows are those of the base.
 template <class T>
 void depthwise_rows(const ConvParams& p, const void* packed) {
   using A = Accumulate<T>;
   constexpr int L = kLanes<A>;
   const A* weights = static_cast<const A*>(packed);
   const Finish<T> finish(p);
-  const int64_t stride = p.stride_w, vectors = ceil_div(p.Q, L),
-                chunks = ceil_div(vectors, row_vectors(static_cast<int>(p.R)));
+  const ConvParams base = spread_base(p);
+  const int64_t most = spread(p) ? kWovenVectors : row_vectors(static_cast<int>(p.R));
+  const int64_t stride = base.stride_w, vectors = ceil_div(base.Q, L), chunks = ceil_div(vectors, most);
   // The lanes inside the image: of the first chunk, of the last, and of those between, which mostly are all.
   using Windows = Window<T>[kRowTaps * kRowVectors * 2];
   const auto chunk_vectors = [&](int64_t chunk) { return vectors * chunk / chunks; };
   const auto look = [&](int64_t chunk, Windows& windows) {
-    const int64_t w = chunk_vectors(chunk) * L * stride - p.pad_w;
+    const int64_t w = chunk_vectors(chunk) * L * stride - base.pad_w;
     const int64_t count = (chunk_vectors(chunk + 1) - chunk_vectors(chunk)) * stride;
-    for (int64_t s = 0; s < p.S; ++s)
+    for (int64_t s = 0; s < base.S; ++s)
       for (int64_t j = 0; j < count; ++j)
-        windows[s * kRowVectors * stride + j] = inside_row<T>(w + s * p.dilation_w + j * L, p.W);
+        windows[s * kRowVectors * stride + j] = inside_row<T>(w + s * base.dilation_w + j * L, p.W);
   };
   Windows of_first, of_last, whole;
   if (!is_line(p)) {  // which makes its own
     look(0, of_first);
     look(chunks - 1, of_last);
-    for (int64_t i = 0; i < p.S * kRowVectors * stride; ++i) whole[i] = Window<T>(0, L);
+    for (int64_t i = 0; i < base.S * kRowVectors * stride; ++i) whole[i] = Window<T>(0, L);
+  }
+  Woven woven;
+  int64_t order[kRowTaps];
+  ResidueTaps residues[kRowTaps];
+  if (spread(p)) {
+    woven.h.order = order;
+    woven.h.residues = residues;
+    woven.h.sort(p.R, p.up_h, p.dilation_h, p.pad_h);
+    woven.columns = base.S;
+    for (int64_t c = 0; c < base.S; ++c) woven.taps[c][0] = woven.taps[c][1] = -1;
+    for (int64_t s = 0; s < p.S; ++s) {
+      const int64_t column = spread_row(s, p.up_w, p.dilation_w, p.pad_w), place = s * p.dilation_w - p.pad_w;
+      woven.taps[base.pad_w + column][column * p.up_w - place] = static_cast<int32_t>(s);
+    }
   }
   // A share of the next plane for every few rows of each chunk, where planes are all that lies there.
   const int64_t row_blocks = ceil_div(p.P, row_block(static_cast<int>(p.R), row_vectors(static_cast<int>(p.R))));
@@ -236,14 +337,14 @@ void depthwise_rows(const ConvParams& p, const void* packed) {
     const char* const next = reinterpret_cast<const char*>(at<const T>(p.input, n, g, 0, 0) + p.input.c);
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       const int64_t first = chunk_vectors(chunk), count = chunk_vectors(chunk + 1) - first;
-      const int64_t q = first * L, w = q * stride - p.pad_w;
-      const bool inside = w >= 0 && w + (p.S - 1) * p.dilation_w + count * stride * L <= p.W;
+      const int64_t q = first * L, w = q * stride - base.pad_w;
+      const bool inside = w >= 0 && w + (base.S - 1) * base.dilation_w + count * stride * L <= p.W;
       Windows rare;
       if (!inside && chunk > 0 && chunk < chunks - 1 && !is_line(p)) look(chunk, rare);
       const Window<T>* windows = inside ? whole : chunk == 0 ? of_first : chunk == chunks - 1 ? of_last : rare;
       rows_micro_of<T>(p, count)(p, at<const T>(p.input, n, g, 0, 0), w, windows, weights + g * p.R * p.S, bias,
-                                 at<T>(p.output, n, g, 0, q), p.Q - q, finish,
-                                 next + chunk * row_blocks * fetch * kCacheLine, fetch);
+                                 at<T>(p.output, n, g, 0, q * p.up_w), p.Q - q * p.up_w, finish,
+                                 {next + chunk * row_blocks * fetch * kCacheLine, fetch, &woven});
     }
   });
 }
@@ -257,6 +358,7 @@ struct DepthwiseRows {
   template <class A>
   static bool plan(const ConvParams& p, Plan&, ConvMemory& memory) {
     memory.packed = p.G * p.R * p.S * static_cast<int64_t>(sizeof(A));
+    if (spread(p)) return rows_weave(p);
     return p.C == 1 && p.K == 1 && p.input.w == 1 && p.output.w == 1 && p.stride_h == p.stride_w && p.stride_w <= 2 &&
            p.S <= kRowTaps && (p.dilation_h == 1 || p.R == 1) && (p.R == 1 || p.R == 3 || p.R == 5 || p.R == 7);
   }

@@ -439,11 +439,14 @@ inline int64_t spread_columns(const ConvParams& p) {
   return max64(kLeastSpreadColumns, kMaxTileColumns / (p.up_h * p.up_w));
 }
 
+// Input rows from one tap of a residue to the next.
+inline int64_t spread_step(int64_t up, int64_t dilation) { return dilation / gcd(up, dilation); }
+
 // The taps of one axis, sorted by the residue that they serve.
 struct SortedTaps {
   int64_t* order;
   ResidueTaps* residues;
-  int64_t step;  // input rows from one tap of a residue to the next
+  int64_t step;  // see spread_step()
 
   void place(Carver& carve, int64_t taps, int64_t up) {
     order = carve.take<int64_t>(taps);
@@ -452,7 +455,7 @@ struct SortedTaps {
 
   void sort(int64_t taps, int64_t up, int64_t dilation, int64_t pad) {
     const int64_t period = up / gcd(up, dilation);
-    step = period * dilation / up;
+    step = spread_step(up, dilation);
     for (int64_t e = 0; e < up; ++e) residues[e] = {0, 0, 0};
     int64_t count = 0;
     for (int64_t first = 0; first < min64(taps, period); ++first) {
@@ -471,6 +474,24 @@ struct ResidueTap {
 inline ResidueTap residue_tap(int64_t tap, int64_t taps, int64_t up, int64_t dilation) {
   const int64_t period = up / gcd(up, dilation), first = tap % period;
   return {first * (taps / period) + min64(first, taps % period), ceil_div(taps - first, period), tap / period};
+}
+
+// The outputs of residue (e, i) of rows and columns, as an ordinary convolution of the input as it lies. Its taps are a
+// rectangle of the sorted ones.
+inline ConvParams spread_residue(const ConvParams& p, const SortedTaps& h, const SortedTaps& w, int64_t e, int64_t i) {
+  ConvParams q = p;
+  q.up_h = q.up_w = 1;
+  q.P = ceil_div(p.P - e, p.up_h);
+  q.Q = ceil_div(p.Q - i, p.up_w);
+  q.R = h.residues[e].count;
+  q.S = w.residues[i].count;
+  q.dilation_h = max64(1, h.step);
+  q.dilation_w = max64(1, w.step);
+  q.pad_h = -h.residues[e].row;
+  q.pad_w = -w.residues[i].row;
+  q.output.h *= p.up_h;
+  q.output.w *= p.up_w;
+  return q;
 }
 
 // The output positions of a tile of the base.
