@@ -25,6 +25,8 @@ from fastconv._native import native
 
 #: kernels of depthwise layers that know inputs that are spread out
 BOTH = ("depthwise_rows", "depthwise_diagonals")
+#: those of grouped layers
+GROUPED = ("rows", "grouped")
 
 
 @pytest.mark.parametrize(
@@ -222,6 +224,57 @@ def test_depthwise_inputs_that_are_spread_out(size, kernel, geometry, kernels, i
                 got = fastconv.conv_transpose2d(x, w, bias, **geometry)
             assert (found.way, found.kernel) == ("spread", name)
             assert_close_to_reference(f"{name}, {layout}, {weight_layout}", got, expected, scale)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in SUPPORTED if isa not in BEYOND])
+@pytest.mark.parametrize(
+    ("size", "weight_size", "geometry", "kernels"),
+    [
+        pytest.param((2, 48, 9, 15), (48, 8, 3, 3), dict(stride=2, padding=1), GROUPED, id="all residues at once"),
+        pytest.param(
+            (1, 60, 4, 60), (60, 12, 3, 3), dict(stride=2, padding=1), GROUPED, id="at once, 12 to 20 a group"
+        ),
+        pytest.param((2, 20, 7, 40), (20, 3, 5, 4), dict(stride=2, padding=2), GROUPED, id="several patches a residue"),
+        pytest.param((1, 24, 3, 5), (24, 4, 3, 7), dict(stride=(1, 3), output_padding=(0, 1)), GROUPED[1:], id="three"),
+        pytest.param(
+            (1, 24, 4, 9), (24, 3, 3, 2), dict(stride=(3, 2), dilation=(2, 1)), GROUPED[:1], id="rows dilated"
+        ),
+    ],
+)
+def test_grouped_inputs_that_are_spread_out(size, weight_size, geometry, kernels, isa: str) -> None:
+    input, weight = torch.randn(size), torch.randn(weight_size)
+    groups = 3 if weight_size[1] == 20 else 4
+    bias = torch.randn(weight_size[1] * groups)
+    geometry = dict(geometry, groups=groups)
+    expected, scale = (
+        F.conv_transpose2d(*t, **geometry)
+        for t in ([x.double() for x in (input, weight, bias)], [x.double().abs() for x in (input, weight, bias)])
+    )
+    for name, layout, threads in product(kernels, ("contiguous", "channels_last"), (1, 2)):
+        if (name, layout) == ("rows", "channels_last"):
+            continue
+        torch.set_num_threads(threads)
+        for weight_layout in ("contiguous", "channels_last", "strided"):
+            x, w = LAYOUTS[layout](input), LAYOUTS[weight_layout](weight)
+            with fastconv.flags(kernel=name, isa=isa):
+                found = fastconv.explain("conv_transpose2d", x, w, **geometry)
+                got = fastconv.conv_transpose2d(x, w, bias, **geometry)
+            assert (found.way, found.kernel) == ("spread", name)
+            assert_close_to_reference(f"{name}, {layout}, {weight_layout}", got, expected, scale)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in SUPPORTED if isa not in BEYOND])
+def test_rows_of_a_lattice(isa: str) -> None:
+    """Rows of four outputs, every fourth row of sixteen: those of a register tile lie a vector apart."""
+    input, weight = torch.randn(1, 6, 4, 1), torch.randn(6, 3, 2, 2)
+    geometry = dict(stride=(4, 1), padding=(1, 0), output_padding=(3, 0), groups=3, dilation=(1, 3))
+    with fastconv.flags(kernel="rows", isa=isa):
+        got = fastconv.conv_transpose2d(input, weight, **geometry)
+    expected, scale = (
+        F.conv_transpose2d(*t, **geometry)
+        for t in ([input.double(), weight.double()], [input.double().abs(), weight.double().abs()])
+    )
+    assert_close_to_reference("rows", got, expected, scale)
 
 
 @pytest.mark.parametrize("isa", [isa for isa in SUPPORTED if isa not in BEYOND])

@@ -32,6 +32,10 @@ constexpr bool kSpreads = false;
 template <>
 constexpr bool kSpreads<ChannelForward> = true;
 template <>
+constexpr bool kSpreads<RowsForward> = true;
+template <>
+constexpr bool kSpreads<GroupedForward> = true;
+template <>
 constexpr bool kSpreads<DiagonalForward> = true;
 template <>
 constexpr bool kSpreads<DepthwiseRows> = true;

@@ -472,7 +472,7 @@ struct DiagonalForward {
     // 3 to 56 columns), or four for a column of an input spread out by two (7 to 56 columns).
     if (spread(p)) {
       const int64_t columns = spread_base(p).Q;
-      return !rows_weave(p) || p.R * p.S * (round_up(columns, kLanes<A>) - columns) > 4 * columns;
+      return !weaves(p) || p.R * p.S * (round_up(columns, kLanes<A>) - columns) > 4 * columns;
     }
     const bool unit = p.input.w == 1 && p.output.w == 1 && p.stride_h == p.stride_w;
     const bool small =

@@ -173,13 +173,59 @@ void line_micro(const ConvParams& p, const T* x, int64_t w, const Window<T>*, co
   }
 }
 
-// Which taps read a column of an input that is spread out by two, by the base's column: that of the even and that of
-// the odd outputs, -1 for none.
+// Whether the taps of `p`, of an input that is spread out by two columns, are few enough for tables of this size.
+inline bool weaves(const ConvParams& p) {
+  return p.input.w == 1 && p.output.w == 1 && p.up_w == 2 && p.R <= kRowTaps && p.S <= kRowTaps &&
+         spread_base(p).S <= kRowTaps && p.up_h <= kRowTaps;
+}
+
+// The taps of such an input: those of each residue of the rows, and which of a row read a column, by the base's column:
+// that of the even and that of the odd outputs, -1 for none.
 struct Woven {
   SortedTaps h;
   int64_t columns;
   int32_t taps[kRowTaps][2];
+
+  Woven(const ConvParams& p, const ConvParams& base) {
+    if (!spread(p)) return;
+    h.order = order_;
+    h.residues = residues_;
+    h.sort(p.R, p.up_h, p.dilation_h, p.pad_h);
+    columns = base.S;
+    for (int64_t c = 0; c < base.S; ++c) taps[c][0] = taps[c][1] = -1;
+    for (int64_t s = 0; s < p.S; ++s) {
+      const int64_t column = spread_row(s, p.up_w, p.dilation_w, p.pad_w), place = s * p.dilation_w - p.pad_w;
+      taps[base.pad_w + column][column * p.up_w - place] = static_cast<int32_t>(s);
+    }
+  }
+  Woven(const Woven&) = delete;
+
+ private:
+  int64_t order_[kRowTaps];
+  ResidueTaps residues_[kRowTaps];
 };
+
+// Stores NV vectors of even outputs and of odd ones as the `columns` that they are side by side; those of which none is
+// left are not looked at.
+template <class T, int NV>
+inline void store_woven(const Vec<Accumulate<T>> (&even)[NV], const Vec<Accumulate<T>> (&odd)[NV], T* out,
+                        int64_t columns, const Finish<T>& finish) {
+  using A = Accumulate<T>;
+  constexpr int L = kLanes<A>;
+#pragma GCC unroll 8
+  for (int j = 0; j < NV; ++j) {
+    Vec<A> both[2];
+    zip(even[j], odd[j], both[0], both[1], std::make_integer_sequence<int, L>{});
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const int64_t done = (2 * j + half) * L;
+      if (columns - done >= L)
+        finish.store(out + done, both[half]);
+      else if (columns > done)
+        finish.store_partial(out + done, both[half], static_cast<int>(columns - done));
+    }
+  }
+}
 
 // Even outputs and odd ones beside them, NV vectors of each.
 template <class T, int NV>
@@ -215,19 +261,7 @@ void woven_micro(const ConvParams& p, const T* x, int64_t column, const Window<T
           }
         }
       }
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) {
-        Vec<A> woven_now[2];
-        zip(even[j], odd[j], woven_now[0], woven_now[1], std::make_integer_sequence<int, L>{});
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half) {
-          const int64_t done = (2 * j + half) * L;
-          if (j < NV - 1 || columns - done >= L)
-            finish.store(out + done, woven_now[half]);
-          else if (columns > done)
-            finish.store_partial(out + done, woven_now[half], static_cast<int>(columns - done));
-        }
-      }
+      store_woven<T, NV>(even, odd, out, columns, finish);
     }
 }
 
@@ -279,13 +313,6 @@ RowsMicro<T> rows_micro_of(const ConvParams& p, int64_t vectors) {
   }
 }
 
-// Whether `p`, of a spread-out input, is what woven_micro does.
-inline bool rows_weave(const ConvParams& p) {
-  const ConvParams base = spread_base(p);
-  return p.C == 1 && p.K == 1 && p.input.w == 1 && p.output.w == 1 && p.up_w == 2 && p.R <= kRowTaps &&
-         p.S <= kRowTaps && base.S <= kRowTaps && p.up_h <= kRowTaps;
-}
-
 // Where the input is spread out, vectors, chunks and windows are those of the base.
 template <class T>
 void depthwise_rows(const ConvParams& p, const void* packed) {
@@ -312,20 +339,7 @@ void depthwise_rows(const ConvParams& p, const void* packed) {
     look(chunks - 1, of_last);
     for (int64_t i = 0; i < base.S * kRowVectors * stride; ++i) whole[i] = Window<T>(0, L);
   }
-  Woven woven;
-  int64_t order[kRowTaps];
-  ResidueTaps residues[kRowTaps];
-  if (spread(p)) {
-    woven.h.order = order;
-    woven.h.residues = residues;
-    woven.h.sort(p.R, p.up_h, p.dilation_h, p.pad_h);
-    woven.columns = base.S;
-    for (int64_t c = 0; c < base.S; ++c) woven.taps[c][0] = woven.taps[c][1] = -1;
-    for (int64_t s = 0; s < p.S; ++s) {
-      const int64_t column = spread_row(s, p.up_w, p.dilation_w, p.pad_w), place = s * p.dilation_w - p.pad_w;
-      woven.taps[base.pad_w + column][column * p.up_w - place] = static_cast<int32_t>(s);
-    }
-  }
+  const Woven woven(p, base);
   // A share of the next plane for every few rows of each chunk, where planes are all that lies there.
   const int64_t row_blocks = ceil_div(p.P, row_block(static_cast<int>(p.R), row_vectors(static_cast<int>(p.R))));
   const int64_t plane = p.H * p.input.h * static_cast<int64_t>(sizeof(T));
@@ -358,7 +372,7 @@ struct DepthwiseRows {
   template <class A>
   static bool plan(const ConvParams& p, Plan&, ConvMemory& memory) {
     memory.packed = p.G * p.R * p.S * static_cast<int64_t>(sizeof(A));
-    if (spread(p)) return rows_weave(p);
+    if (spread(p)) return p.C == 1 && p.K == 1 && weaves(p);
     return p.C == 1 && p.K == 1 && p.input.w == 1 && p.output.w == 1 && p.stride_h == p.stride_w && p.stride_w <= 2 &&
            p.S <= kRowTaps && (p.dilation_h == 1 || p.R == 1) && (p.R == 1 || p.R == 3 || p.R == 5 || p.R == 7);
   }

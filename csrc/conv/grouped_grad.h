@@ -52,6 +52,7 @@ template <class A>
 struct GroupedGradScratch {
   Patch* patches;
   TapPlace* places;
+  int32_t* ends;
   A* sums;  // [split], each like packed weights
   char* threads;
   int64_t block, all, thread_bytes, total;
@@ -61,6 +62,7 @@ struct GroupedGradScratch {
     Carver carve(scratch);
     patches = carve.take<Patch>(grouped.patches);
     places = carve.take<TapPlace>(p.R * p.S);
+    ends = carve.take<int32_t>(1);
     block = grouped.c_blocks * grouped.c_block * p.R * p.S * kLanes<A>;
     all = grouped.blocks * grouped.k_blocks * block;
     sums = carve.take<A>(plan.splits * all);
@@ -194,7 +196,7 @@ void grouped_grad_weight(const ConvParams& p, const GroupedGradPlan& plan, void*
   constexpr int64_t L = kLanes<A>;
   const GroupedPlan& grouped = plan.grouped;
   const GroupedGradScratch<A> memory(p, plan, scratch);
-  grouped_patches(p, grouped.g, grouped.c_block, memory.patches, memory.places);
+  grouped_patches(p, grouped.g, grouped.c_block, memory.patches, memory.places, memory.ends);
   const bool several = grouped.groups > 1;
   const Lanes<A> from = grouped_from<A>(p, grouped);
   const ConvParams view = grouped_view(p, grouped.stride);

@@ -4,6 +4,8 @@
 // into scratch and its results out again took 40 % of the time of the pixel kernel on ResNeXt's first stage.
 //
 // A register tile is KB output channels by NV vectors of pixels of one row; where a row is a single vector, NV rows.
+// Where the input is spread out by two columns, it is the even and the odd outputs of half as many vectors, which are
+// woven together as they are stored.
 #pragma once
 #include "conv/direct.h"
 #include "conv/pixel.h"
@@ -79,7 +81,7 @@ void row_tile_micro(const T* x, int64_t step, const RowTerm* terms, int64_t coun
     for (int j = 0; j < NV; ++j) {
       // Rows are all as wide as the last vector; of one row only the last is narrow.
       T* to = out + k * out_channel + j * out_step;
-      if (last == L || (out_step == L && j < NV - 1))
+      if (last == L || (M != Masks::kShared && j < NV - 1))
         finish.store(to, sum[k][j]);
       else
         finish.store_partial(to, sum[k][j], last);
@@ -129,6 +131,79 @@ RowTileMicro<T> row_tile_micro_of(int64_t kb, int64_t vectors, int64_t stride, M
   return masks == Masks::kShared ? row_tile_micro_of<T, 1, Masks::kShared>(kb, vectors)
          : masks == Masks::kEnds ? row_tile_micro_of<T, 1, Masks::kEnds>(kb, vectors)
                                  : row_tile_micro_of<T, 1, Masks::kEach>(kb, vectors);
+}
+
+// A term of an input that is spread out: what it reads, and its places in the packed weights, those of even and of odd
+// outputs, -1 for none.
+struct WovenTerm {
+  int64_t offset;
+  int32_t window, even, odd;
+};
+
+// As row_tile_micro, NV vectors of even outputs and NV of odd ones, of which there may be no term.
+template <class T, int KB, int NV>
+void woven_tile_micro(const T* x, const WovenTerm* terms, int64_t count, const Window<T>* windows,
+                      const Accumulate<T>* w, const Accumulate<T>* bias, T* out, int64_t out_channel, int channels,
+                      int64_t columns, const Finish<T>& finish) {
+  using A = Accumulate<T>;
+  constexpr int L = kLanes<A>;
+  Vec<A> even[KB][NV], odd[KB][NV];
+#pragma GCC unroll 8
+  for (int k = 0; k < KB; ++k)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) even[k][j] = odd[k][j] = splat(bias[k]);
+  for (const WovenTerm* term = terms; term != terms + count; ++term) {
+    Vec<A> v[NV];
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) v[j] = load(x + term->offset + j * L, windows[term->window + j]);
+    if (term->even >= 0) {
+#pragma GCC unroll 8
+      for (int k = 0; k < KB; ++k) {
+        const Vec<A> weight = splat(w[term->even + k]);
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; ++j) even[k][j] += weight * v[j];
+      }
+    }
+    if (term->odd >= 0) {
+#pragma GCC unroll 8
+      for (int k = 0; k < KB; ++k) {
+        const Vec<A> weight = splat(w[term->odd + k]);
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; ++j) odd[k][j] += weight * v[j];
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < KB; ++k)
+    if (k < channels) store_woven<T, NV>(even[k], odd[k], out + k * out_channel, columns, finish);
+}
+
+template <class T>
+using WovenTileMicro = void (*)(const T*, const WovenTerm*, int64_t, const Window<T>*, const Accumulate<T>*,
+                                const Accumulate<T>*, T*, int64_t, int, int64_t, const Finish<T>&);
+
+// Vectors of even outputs, and as many of odd ones.
+constexpr int woven_tile_vectors(int kb) { return max64(1, (kVecRegisters - 6) / (2 * kb + 1)); }
+
+template <class T, int KB, int... I>
+WovenTileMicro<T> woven_tile_micro_of(int64_t vectors, std::integer_sequence<int, I...>) {
+  static const WovenTileMicro<T> kTable[] = {woven_tile_micro<T, KB, I + 1>...};
+  return kTable[vectors - 1];
+}
+
+template <class T, int KB>
+WovenTileMicro<T> woven_tile_micro_of(int64_t vectors) {
+  return woven_tile_micro_of<T, KB>(vectors, std::make_integer_sequence<int, woven_tile_vectors(KB)>{});
+}
+
+template <class T>
+WovenTileMicro<T> woven_tile_micro_of(int64_t kb, int64_t vectors) {
+  switch (kb) {
+    case 1: return woven_tile_micro_of<T, 1>(vectors);
+    case 2: return woven_tile_micro_of<T, 2>(vectors);
+    case 4: return woven_tile_micro_of<T, 4>(vectors);
+    default: return woven_tile_micro_of<T, 8>(vectors);
+  }
 }
 
 struct RowsPlan {
@@ -245,11 +320,74 @@ void rows_forward(const ConvParams& p, const RowsPlan& plan, const void* packed,
   });
 }
 
+// The terms of output row `row` that read the image.
+inline int64_t woven_tile_terms(const ConvParams& p, const Woven& woven, int64_t kb, int64_t window_step, int64_t row,
+                                WovenTerm* terms) {
+  const ResidueTaps taps = woven.h.residues[row % p.up_h];
+  int64_t count = 0;
+  for (int64_t c = 0; c < p.C; ++c)
+    for (int64_t i = 0, h = row / p.up_h + taps.row; i < taps.count; ++i, h += woven.h.step) {
+      if (h < 0 || h >= p.H) continue;
+      const int64_t first = (c * p.R + woven.h.order[taps.begin + i]) * p.S;
+      for (int64_t column = 0; column < woven.columns; ++column) {
+        const int32_t even = woven.taps[column][0], odd = woven.taps[column][1];
+        terms[count++] = {c * p.input.c + h * p.input.h + column, static_cast<int32_t>(column * window_step),
+                          even < 0 ? -1 : static_cast<int32_t>((first + even) * kb),
+                          odd < 0 ? -1 : static_cast<int32_t>((first + odd) * kb)};
+      }
+    }
+  return count;
+}
+
+template <class T>
+void woven_rows_forward(const ConvParams& p, const RowsPlan& plan, const void* packed, void* scratch) {
+  using A = Accumulate<T>;
+  constexpr int64_t L = kLanes<A>;
+  const RowsScratch<T, A> memory(p, plan, scratch);
+  const A* weights = static_cast<const A*>(packed);
+  const Finish<T> finish(p);
+  padded_bias<T>(p, plan.pack.k_padded, memory.bias);
+  const ConvParams base = spread_base(p);
+  const Woven woven(p, base);
+  const int64_t kb = plan.pack.kb, window_step = woven_tile_vectors(static_cast<int>(kb));
+  const int64_t most_chunks = ceil_div(plan.chunks, plan.spans), chunk_windows = base.S * window_step;
+  compute_for(p.threads, p.N * p.G * plan.bands * plan.spans, [&](int64_t item, int thread) {
+    Carver carve(memory.threads + thread * plan.thread_bytes);
+    WovenTerm* terms = carve.take<WovenTerm>(plan.terms);
+    RowChunk* chunks = carve.take<RowChunk>(most_chunks);
+    Window<T>* windows = carve.take<Window<T>>(most_chunks * chunk_windows);
+    const int64_t span = item % plan.spans, band = item / plan.spans % plan.bands;
+    const int64_t plane = item / plan.spans / plan.bands, g = plane % p.G, n = plane / p.G;
+    const int64_t first_chunk = plan.chunks * span / plan.spans;
+    const int64_t count_chunks = plan.chunks * (span + 1) / plan.spans - first_chunk;
+    for (int64_t i = 0; i < count_chunks; ++i) {
+      const int64_t chunk = first_chunk + i, first = plan.vectors * chunk / plan.chunks;
+      chunks[i].q = first * L;
+      chunks[i].vectors = plan.vectors * (chunk + 1) / plan.chunks - first;
+      for (int64_t s = 0; s < base.S; ++s)
+        for (int64_t j = 0; j < window_step; ++j)
+          windows[i * chunk_windows + s * window_step + j] = inside_row<T>((first + j) * L - base.pad_w + s, p.W);
+    }
+    for (int64_t row = p.P * band / plan.bands; row < p.P * (band + 1) / plan.bands; ++row) {
+      const int64_t count = woven_tile_terms(p, woven, kb, window_step, row, terms);
+      const T* x = at<const T>(p.input, n, g * p.C, 0, 0) - base.pad_w;
+      for (int64_t k = 0; k < p.K; k += kb)
+        for (int64_t i = 0; i < count_chunks; ++i)
+          woven_tile_micro_of<T>(kb, chunks[i].vectors)(
+              x + chunks[i].q, terms, count, windows + i * chunk_windows,
+              weights + (g * plan.pack.k_padded + k) * p.C * p.R * p.S, memory.bias + g * plan.pack.k_padded + k,
+              at<T>(p.output, n, g * p.K + k, row, chunks[i].q * 2), p.output.c, static_cast<int>(min64(kb, p.K - k)),
+              p.Q - chunks[i].q * 2, finish);
+    }
+  });
+}
+
 struct RowsForward {
   using Plan = RowsPlan;
   template <class A>
   static bool preferred(const ConvParams& p) {
-    const bool small_groups = p.G > 1 && p.C <= 8 && p.K <= 8 && p.Q * 2 > kLanes<A>;
+    const bool small_groups = p.G > 1 && p.C <= 8 && p.K <= 8 && p.Q * 2 > kLanes<A> * p.up_w;
+    if (spread(p)) return small_groups;
     // Rows have been joined. In layers of more channels a copy, or sums along the output channels, costs less; with 16
     // registers a copy always does, see kPanelLeast.
     const bool few_channels = p.C < kRowsMostChannels || (p.C <= 512 && p.K <= 2 * kLanes<A>);
@@ -264,22 +402,27 @@ struct RowsForward {
     plan.pack = PixelPlan();
     plan.pack.kb = pixel_block(p.K);
     plan.pack.k_padded = round_up(p.K, plan.pack.kb);
-    plan.vectors = ceil_div(p.Q, L);
-    plan.chunks = ceil_div(plan.vectors, row_tile_vectors(static_cast<int>(plan.pack.kb)));
-    plan.rows = plan.vectors == 1 ? row_tile_vectors(static_cast<int>(plan.pack.kb)) : 1;
-    plan.terms = p.C * p.R * p.S;
+    const ConvParams base = spread_base(p);
+    const int kb = static_cast<int>(plan.pack.kb);
+    const int64_t most = spread(p) ? woven_tile_vectors(kb) : row_tile_vectors(kb);
+    plan.vectors = ceil_div(base.Q, L);
+    plan.chunks = ceil_div(plan.vectors, most);
+    plan.rows = plan.vectors == 1 && !spread(p) ? most : 1;
+    plan.terms = p.C * p.R * base.S;
     // Whole rows, one after the other, write longer runs of a plane; a few long rows are shared by their chunks.
     const int64_t planes = p.N * p.G, enough = 4 * p.threads;
     plan.spans = planes * p.P >= enough ? ceil_div(plan.chunks, kRowsMostChunks) : plan.chunks;
     plan.bands = plan.rows > 1 || plan.spans == plan.chunks ? 1 : min64(p.P, ceil_div(enough, planes));
     const int64_t chunks = ceil_div(plan.chunks, plan.spans);
-    const int64_t windows = chunks * p.S * kRowTileVectors * p.stride_w;
-    plan.thread_bytes = round_up(2 * plan.terms * static_cast<int64_t>(sizeof(RowTerm)), 64) +
+    const int64_t windows = chunks * base.S * kRowTileVectors * p.stride_w;
+    plan.thread_bytes = round_up(2 * plan.terms * static_cast<int64_t>(max64(sizeof(RowTerm), sizeof(WovenTerm))), 64) +
                         round_up(chunks * static_cast<int64_t>(sizeof(RowChunk)), 64) +
                         round_up(windows * static_cast<int64_t>(sizeof(Window<A>)), 64) + 256;
     memory.packed = pixel_packed_bytes<A>(p, plan.pack);
     memory.scratch = RowsScratch<A, A>(p, plan, nullptr).total;
-    return p.input.w == 1 && p.output.w == 1 && p.stride_w <= 2 && plan.thread_bytes <= (1 << 20);
+    if (plan.thread_bytes > (1 << 20)) return false;
+    if (spread(p)) return weaves(p) && !spread_too_far(p, base);
+    return p.input.w == 1 && p.output.w == 1 && p.stride_w <= 2;
   }
   template <class T>
   static void pack(const ConvParams& p, const Plan& plan, void* packed) {
@@ -287,7 +430,7 @@ struct RowsForward {
   }
   template <class T>
   static void run(const ConvParams& p, const Plan& plan, const void* packed, void* scratch) {
-    rows_forward<T>(p, plan, packed, scratch);
+    (spread(p) ? woven_rows_forward<T> : rows_forward<T>)(p, plan, packed, scratch);
   }
 };
 
