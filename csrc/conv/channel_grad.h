@@ -118,10 +118,13 @@ struct ChannelGradScratch {
   }
 };
 
-// sums[c][KV * L] += sum over the pixels of a tile of x[pixel][c] * grad[pixel][KV * L], for CB input channels.
-template <class A, int KV, int CB>
+// sums[c][KV * L] += sum over the pixels of a tile of x[pixel][c] * grad[pixel][KV * L], for CB input channels. Where
+// Fetch, fetches so many lines of what comes next, one a pixel: the processor's own fetching does not run ahead of
+// copies that are interrupted by products. (1x1, 256 to 64 at 56x56, 8 images, channels_last: one thread 7.7 -> 6.6 ms,
+// two 3.6 -> 3.3; several lines at once, before the first pixel, gained nothing.)
+template <class A, int KV, int CB, bool Fetch>
 void channel_grad_micro(const A* x, int64_t pitch, const A* grad, int64_t grad_block, int64_t rows, int64_t columns,
-                        A* sums) {
+                        A* sums, Ahead& next, int64_t lines) {
   constexpr int L = kLanes<A>;
   // The sums of the next tap.
   for (int i = 0; i < CB * KV * L; i += 64 / static_cast<int>(sizeof(A))) __builtin_prefetch(sums + L * KV * L + i);
@@ -130,9 +133,12 @@ void channel_grad_micro(const A* x, int64_t pitch, const A* grad, int64_t grad_b
   for (int c = 0; c < CB; ++c)
 #pragma GCC unroll 3
     for (int v = 0; v < KV; ++v) sum[c][v] = load(sums + (c * KV + v) * L);
+  Ahead ahead;
+  if constexpr (Fetch) ahead = next;
   for (int64_t row = 0; row < rows; ++row) {
     const A* from = x + row * pitch * L;
     for (int64_t q = 0; q < columns; ++q, from += L, grad += L) {
+      if (Fetch && lines-- > 0) ahead.fetch<2>();
       Vec<A> g[KV];
 #pragma GCC unroll 3
       for (int v = 0; v < KV; ++v) g[v] = load(grad + v * grad_block);
@@ -144,22 +150,25 @@ void channel_grad_micro(const A* x, int64_t pitch, const A* grad, int64_t grad_b
       }
     }
   }
+  if constexpr (Fetch) next = ahead;
 #pragma GCC unroll 8
   for (int c = 0; c < CB; ++c)
 #pragma GCC unroll 3
     for (int v = 0; v < KV; ++v) store(sums + (c * KV + v) * L, sum[c][v]);
 }
 
-template <class A, int KV>
+template <class A, int KV, bool Fetch>
 auto channel_grad_micro_of(int cb) {
-  return cb == 2 ? channel_grad_micro<A, KV, 2> : cb == 4 ? channel_grad_micro<A, KV, 4> : channel_grad_micro<A, KV, 8>;
+  return cb == 2   ? channel_grad_micro<A, KV, 2, Fetch>
+         : cb == 4 ? channel_grad_micro<A, KV, 4, Fetch>
+                   : channel_grad_micro<A, KV, 8, Fetch>;
 }
 
-template <class A>
+template <class A, bool Fetch>
 auto channel_grad_micro_of(int kv, int cb) {
-  return kv == 1   ? channel_grad_micro_of<A, 1>(cb)
-         : kv == 2 ? channel_grad_micro_of<A, 2>(cb)
-                   : channel_grad_micro_of<A, 3>(cb);
+  return kv == 1   ? channel_grad_micro_of<A, 1, Fetch>(cb)
+         : kv == 2 ? channel_grad_micro_of<A, 2, Fetch>(cb)
+                   : channel_grad_micro_of<A, 3, Fetch>(cb);
 }
 
 // Sums of `count` output channels to where they belong. Gradients of weights are contiguous: (c, tap) is one run of
@@ -189,12 +198,23 @@ void channel_unpack(const ConvParams& p, T* to, const A* sums, int64_t k_block, 
   }
 }
 
+// What tile t reads of the input, and of the gradient.
+template <class T>
+Ahead channel_grad_ahead(const ConvParams& p, const Tile& t, int64_t c0) {
+  const int64_t h = t.p0 * p.stride_h - p.pad_h, w = t.q0 * p.stride_w - p.pad_w;
+  const int64_t h_end = h + (t.rows - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
+  const int64_t w_end = w + (t.columns - 1) * p.stride_w + (p.S - 1) * p.dilation_w + 1;
+  return Ahead::of<T>(p.input, t.n, c0, p.C, {max64(0, h), min64(p.H, h_end)}, {max64(0, w), min64(p.W, w_end)});
+}
+
 template <class T>
 void channel_grad_weight(const ConvParams& p, const ChannelGradPlan& plan, void* scratch) {
   using A = Accumulate<T>;
   constexpr int L = kLanes<A>;
   const ChannelGradScratch<A> memory(p, plan, scratch);
-  const auto micro = channel_grad_micro_of<A>(plan.kv, plan.cb);
+  // With more taps copies are little beside products.
+  const bool fetches = p.R * p.S == 1;
+  const auto micro = (fetches ? channel_grad_micro_of<A, true> : channel_grad_micro_of<A, false>)(plan.kv, plan.cb);
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles, taps_of_kernel = p.R * p.S;
   const int64_t all = p.G * plan.k_blocks * plan.block_elements;
   compute_for(p.threads, plan.items(p), [&](int64_t item, int thread) {
@@ -208,20 +228,32 @@ void channel_grad_weight(const ConvParams& p, const ChannelGradPlan& plan, void*
     A* sums = memory.sums + split * all + (g * plan.k_blocks + first_block) * plan.block_elements;
     zero(sums, blocks * plan.block_elements);
     zero(grad, plan.grad_elements);
-    const int64_t work = p.N * tiles;
-    for (int64_t i = work * split / plan.n_splits; i < work * (split + 1) / plan.n_splits; ++i) {
+    const int64_t work = p.N * tiles, end = work * (split + 1) / plan.n_splits;
+    const int64_t outputs = min64(blocks * plan.k_block, p.K - k0);
+    for (int64_t i = work * split / plan.n_splits; i < end; ++i) {
       const Tile t = make_tile(p, plan.g, i / tiles, i % tiles);
       const int tap_count = live_taps(p, plan.g, t, taps);
       const int64_t grad_block = t.rows * t.columns * L;
       fill_packed<T>(p, plan.g, t, g * p.C, p.C, x);
-      fill_grad_packed<T>(p, t, g * p.K + k0, min64(blocks * plan.k_block, p.K - k0), grad_block, grad);
+      fill_grad_packed<T>(p, t, g * p.K + k0, outputs, grad_block, grad);
+      Ahead next_x, next_grad;
+      if (fetches && i + 1 < end) {
+        const Tile next = make_tile(p, plan.g, (i + 1) / tiles, (i + 1) % tiles);
+        next_x = channel_grad_ahead<T>(p, next, g * p.C);
+        next_grad = Ahead::of<T>(p.output, next.n, g * p.K + k0, outputs, {next.p0, next.p0 + next.rows},
+                                 {next.q0, next.q0 + next.columns});
+      }
+      const int64_t calls = blocks * ceil_div(p.C, plan.cb) * tap_count;
+      const int64_t share = ceil_div(next_x.lines() + next_grad.lines(), calls);
+
       for (int64_t b = 0; b < blocks; ++b)
         for (int64_t c = 0; c < p.C; c += plan.cb)
           for (int j = 0; j < tap_count; ++j)
             micro(
                 x + c / L * L * plan.g.channel + static_cast<int64_t>(taps[j].offset) * L + c % L, plan.g.pitch,
                 grad + b * plan.kv * grad_block, grad_block, t.rows, t.columns,
-                sums + b * plan.block_elements + ((c / L * taps_of_kernel + taps[j].index) * L + c % L) * plan.k_block);
+                sums + b * plan.block_elements + ((c / L * taps_of_kernel + taps[j].index) * L + c % L) * plan.k_block,
+                next_x.lines() > 0 ? next_x : next_grad, share);
     }
   });
   compute_for(p.threads, p.G * plan.k_blocks, [&](int64_t item, int) {
