@@ -9,7 +9,7 @@ constexpr int64_t kPatch = 6, kTileSize = 4, kProducts = kPatch * kPatch;
 constexpr int64_t kWinogradBytes = 1 << 20;      // of transformed input and products of a block of tiles
 constexpr int64_t kOwnRoundBytes = 256 << 10;    // of weights that are transformed just before they are used
 constexpr int64_t kRoundBytes = 12 << 20;        // of weights that are transformed at a time, where they are not kept
-constexpr int64_t kTurnedBytes = 4 << 20;        // of tensors that are turned to channels_last
+constexpr int64_t kTurnedBytes = 4 << 20;        // of images that are turned to channels_last together
 constexpr int64_t kStagedWeightBytes = 4 << 20;  // of transformed weights: those of 128 by 128 channels are fewer
 constexpr int64_t kThreadBytes = 16 << 20;       // of all buffers of a thread
 constexpr int64_t kPartTiles = 32;               // of a part, at most, where there are stages
@@ -189,13 +189,17 @@ double winograd_total(const ConvParams& p, const WinogradPlan& plan) {
   return plan.staged ? winograd_staged_total<A>(p, plan) : winograd_blocks_total<A>(p, plan);
 }
 
-// Whether its tensors are turned to channels_last. What has been packed without a residual is used with one.
-inline bool winograd_turns(const ConvParams& p) {
-  const int64_t pixels = p.N * p.G * (p.C * p.H * p.W + p.K * p.P * p.Q);
-  return p.dilation_w > 1 && p.input.w == 1 && p.output.w == 1 && pixels * p.element_size() <= kTurnedBytes;
+// Elements of an image and of its outputs.
+inline int64_t winograd_image(const ConvParams& p) { return p.G * (p.C * p.H * p.W + p.K * p.P * p.Q); }
+
+// How many images are turned to channels_last together; 0 where none is. What has been packed without a residual is
+// used with one. Every second column is read by registers, so that it costs more to turn.
+inline int64_t winograd_turns(const ConvParams& p) {
+  const bool turns = p.dilation_w > 2 && p.input.w == 1 && p.output.w == 1;
+  return turns ? min64(p.N, kTurnedBytes / (winograd_image(p) * p.element_size())) : 0;
 }
 
-// The tensors turned round in scratch, and the layer that reads and writes them. A residual lies where the output will,
+// The images turned round in scratch, and the layer that reads and writes them. A residual lies where the output will,
 // of which every element is written once, after its own residual has been read.
 template <class T>
 struct WinogradTurned {
@@ -203,9 +207,10 @@ struct WinogradTurned {
   int64_t total;
 
   WinogradTurned(const ConvParams& p, void* scratch) : params(p) {
+    params.N = winograd_turns(p);
     Carver carve(scratch);
-    T* input = carve.take<T>(p.N * p.G * p.C * p.H * p.W);
-    T* output = carve.take<T>(p.N * p.G * p.K * p.P * p.Q);
+    T* input = carve.take<T>(params.N * p.G * p.C * p.H * p.W);
+    T* output = carve.take<T>(params.N * p.G * p.K * p.P * p.Q);
     params.input = channels_last_view(input, p.G * p.C, p.H, p.W);
     params.output = channels_last_view(output, p.G * p.K, p.P, p.Q);
     if (p.residual) params.residual = output;
@@ -295,16 +300,19 @@ inline double live_share(int64_t outputs, int64_t taps, int64_t dilation, int64_
 inline bool winograd_pays(const ConvParams& p, double direct) {
   WinogradPlan plan;
   if (p.C < 16 || p.K < 16 || !winograd_plan<float>(p, plan)) return false;
-  direct *= static_cast<double>(p.N * p.G * p.P * p.Q) * 9 * static_cast<double>(p.C * p.K) / kLanes<float>;
+  const int64_t vectors = ceil_div(p.K, kLanes<float>);
+  direct *= static_cast<double>(p.N * p.G * p.P * p.Q) * 9 * static_cast<double>(p.C * vectors);
   if (can_segment(p))  // in short runs of columns
     direct *= 1.2 * live_share(p.P, 3, p.dilation_h, p.pad_h, p.H) * live_share(p.Q, 3, p.dilation_w, p.pad_w, p.W);
   // Weights are packed for either.
   if (!p.prepacked) direct += static_cast<double>(p.G * p.K * p.C * 9);
-  // An element takes a cycle; but what serves these layers otherwise is slower than `direct` where channels do not fill
-  // vectors.
-  const int64_t turned = winograd_turns(p) ? p.N * p.G * (p.C * p.H * p.W + p.K * p.P * p.Q) : 0;
-  return winograd_total<float>(winograd_seen(p), plan) + 0.4 * static_cast<double>(turned / p.threads) <
-         0.95 * direct / p.threads;
+  // An element takes a cycle to be turned.
+  const int64_t turned = winograd_turns(p);
+  const double each = winograd_total<float>(winograd_seen(p), plan);
+  const double total = turned ? each * static_cast<double>(p.N) / static_cast<double>(turned) +
+                                    static_cast<double>(p.N * winograd_image(p) / p.threads)
+                              : each;
+  return total < 0.95 * direct / p.threads;
 }
 
 }  // namespace

@@ -94,6 +94,23 @@ inline void copy_strided(A* to, const T* from, int64_t step, int64_t count) {
   }
 }
 
+// A square of which `rows` by `columns` exist, where both lie side by side. The registers that are loaded and stored
+// are known one by one, else they would be kept in memory. (Depthwise 3x3, 960@7, contiguous, one thread: 378 -> 336
+// us.)
+template <class To, class From, class Put>
+[[gnu::noinline]] void transpose_part(To* to, int64_t to_stride, const From* from, int64_t from_stride, int rows,
+                                      int columns, const Put& put) {
+  using A = Accumulate<From>;
+  constexpr int L = kLanes<A>;
+  Vec<A> v[L];
+#pragma GCC unroll 16
+  for (int k = 0; k < L; ++k) v[k] = k < rows ? load_partial(from + k * from_stride, columns) : Vec<A>{};
+  transpose<A>(v);
+#pragma GCC unroll 16
+  for (int k = 0; k < L; ++k)
+    if (k < columns) put.store_partial(to + k * to_stride, v[k], rows);
+}
+
 // to[j * to_stride + i * to_step] = from[i * from_stride + j * from_step], i < rows, j < columns; squares of registers
 // are transposed in registers.
 template <class To, class From, class Put = Plain>
@@ -114,6 +131,10 @@ void transpose_block(To* to, int64_t to_stride, int64_t to_step, const From* fro
         transpose<A>(v);
 #pragma GCC unroll 16
         for (int k = 0; k < L; ++k) put.store(target + k * to_stride, v[k]);
+        continue;
+      }
+      if (from_step == 1 && to_step == 1) {
+        transpose_part(target, to_stride, source, from_stride, ni, nj, put);
         continue;
       }
       for (int k = 0; k < ni; ++k) v[k] = load_strided(source + k * from_stride, from_step, nj);
