@@ -1,7 +1,7 @@
 // How `channel` (channel.h) cuts a layer: what lies where in scratch, which tiles, passes and shares of the output
 // channels, chosen by an estimate of cycles. Segments of rows and folded columns are explained there.
 #pragma once
-#include "conv/tile.h"
+#include "conv/spread.h"
 
 namespace fastconv {
 namespace {

@@ -11,7 +11,7 @@
 // depthwise_pixels, channels_last: vectors along the channels. A register tile is PX pixels; a strip of rows shares
 // what it reads through the first-level cache.
 #pragma once
-#include "conv/tile.h"
+#include "conv/spread.h"
 #include "core/parallel.h"
 
 namespace fastconv {
@@ -170,60 +170,6 @@ void line_micro(const ConvParams& p, const T* x, int64_t w, const Window<T>*, co
 #pragma GCC unroll 8
     for (int j = 0; j < NV - 1; ++j) finish.store(out + j * L, sum[j]);
     finish.store_partial(out + (NV - 1) * L, sum[NV - 1], static_cast<int>(min64(L, columns - (NV - 1) * L)));
-  }
-}
-
-// Whether the taps of `p`, of an input that is spread out by two columns, are few enough for tables of this size.
-inline bool weaves(const ConvParams& p) {
-  return p.input.w == 1 && p.output.w == 1 && p.up_w == 2 && p.R <= kRowTaps && p.S <= kRowTaps &&
-         spread_base(p).S <= kRowTaps && p.up_h <= kRowTaps;
-}
-
-// The taps of such an input: those of each residue of the rows, and which of a row read a column, by the base's column:
-// that of the even and that of the odd outputs, -1 for none.
-struct Woven {
-  SortedTaps h;
-  int64_t columns;
-  int32_t taps[kRowTaps][2];
-
-  Woven(const ConvParams& p, const ConvParams& base) {
-    if (!spread(p)) return;
-    h.order = order_;
-    h.residues = residues_;
-    h.sort(p.R, p.up_h, p.dilation_h, p.pad_h);
-    columns = base.S;
-    for (int64_t c = 0; c < base.S; ++c) taps[c][0] = taps[c][1] = -1;
-    for (int64_t s = 0; s < p.S; ++s) {
-      const int64_t column = spread_row(s, p.up_w, p.dilation_w, p.pad_w), place = s * p.dilation_w - p.pad_w;
-      taps[base.pad_w + column][column * p.up_w - place] = static_cast<int32_t>(s);
-    }
-  }
-  Woven(const Woven&) = delete;
-
- private:
-  int64_t order_[kRowTaps];
-  ResidueTaps residues_[kRowTaps];
-};
-
-// Stores NV vectors of even outputs and of odd ones as the `columns` that they are side by side; those of which none is
-// left are not looked at.
-template <class T, int NV>
-inline void store_woven(const Vec<Accumulate<T>> (&even)[NV], const Vec<Accumulate<T>> (&odd)[NV], T* out,
-                        int64_t columns, const Finish<T>& finish) {
-  using A = Accumulate<T>;
-  constexpr int L = kLanes<A>;
-#pragma GCC unroll 8
-  for (int j = 0; j < NV; ++j) {
-    Vec<A> both[2];
-    zip(even[j], odd[j], both[0], both[1], std::make_integer_sequence<int, L>{});
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const int64_t done = (2 * j + half) * L;
-      if (columns - done >= L)
-        finish.store(out + done, both[half]);
-      else if (columns > done)
-        finish.store_partial(out + done, both[half], static_cast<int>(columns - done));
-    }
   }
 }
 

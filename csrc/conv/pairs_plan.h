@@ -1,7 +1,7 @@
 // The plan of the pairs kernel (pairs.h): what lies in scratch, in which pieces pixels are computed, how many rows of
 // output a work item has.
 #pragma once
-#include "conv/tile.h"
+#include "conv/spread.h"
 
 namespace fastconv {
 namespace {

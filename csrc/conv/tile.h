@@ -18,7 +18,7 @@ namespace fastconv {
 namespace {
 
 constexpr int kCacheLine = 64;
-constexpr int64_t kMaxTileColumns = 512, kLeastSpreadColumns = 14;
+constexpr int64_t kMaxTileColumns = 512;
 // Between pixels of a channels_last input that is read in place. Those farther apart fall into too few sets of the
 // first level: of pixels that are 4 KB apart, all of a register tile into one.
 constexpr int64_t kInPlaceBytes = 1 << 10;
@@ -427,119 +427,6 @@ class Ahead {
   const char *line_ = nullptr, *run_ = nullptr, *row_ = nullptr;
   int64_t rows_ = 0, runs_ = 0, runs_left_ = 0, row_step_ = 0, run_step_ = 0, run_bytes_ = 0;
 };
-
-// ---- inputs that are spread out
-// -------------------------------------------------------------------------------------------------------
-//
-// Of the outputs p = u * up + e, those of one residue e are an ordinary convolution over u, and no two residues share a
-// tap: tap r serves one, and reads row u + spread_row(r) for it. What all residues read together is the input of one
-// ordinary convolution of stride 1 with outputs u, spread_base(); tiles and scratch are that one's.
-
-inline bool spread(const ConvParams& p) { return p.up_h > 1 || p.up_w > 1; }
-
-inline int64_t spread_row(int64_t tap, int64_t up, int64_t dilation, int64_t pad) {
-  const int64_t row = tap * dilation - pad;
-  return row > 0 ? ceil_div(row, up) : row / up;
-}
-
-inline ConvParams spread_base(const ConvParams& p) {
-  if (!spread(p)) return p;
-  ConvParams base = p;
-  base.up_h = base.up_w = base.dilation_h = base.dilation_w = 1;
-  base.P = ceil_div(p.P, p.up_h);
-  base.Q = ceil_div(p.Q, p.up_w);
-  base.pad_h = -spread_row(0, p.up_h, p.dilation_h, p.pad_h);
-  base.pad_w = -spread_row(0, p.up_w, p.dilation_w, p.pad_w);
-  base.R = base.pad_h + spread_row(p.R - 1, p.up_h, p.dilation_h, p.pad_h) + 1;
-  base.S = base.pad_w + spread_row(p.S - 1, p.up_w, p.dilation_w, p.pad_w) + 1;
-  return base;
-}
-
-// The taps of one residue: `count` from `begin` on, where taps are sorted by residue; the first reads input row `row`
-// for the first output.
-struct ResidueTaps {
-  int64_t begin, count, row;
-};
-
-// Tap (r, s) of the kernel in the scratch of the base.
-inline Tap spread_tap(const ConvParams& p, const ConvParams& base, const Geometry& g, int64_t r, int64_t s) {
-  if (!spread(p)) return tap_of(p, g, r, s);
-  const Tap tap = tap_of(base, g, base.pad_h + spread_row(r, p.up_h, p.dilation_h, p.pad_h),
-                         base.pad_w + spread_row(s, p.up_w, p.dilation_w, p.pad_w));
-  return {tap.offset, static_cast<int32_t>(r * p.S + s)};
-}
-
-// Whether residues are so many, or read what is so far apart, that no tile serves them together.
-inline bool spread_too_far(const ConvParams& p, const ConvParams& base) {
-  constexpr int64_t kMost = 64;
-  return spread(p) && (p.up_h > kMost || p.up_w > kMost || base.R > kMost || base.S > kMost);
-}
-
-// Columns of the base in a tile of at most kMaxTileColumns outputs, both axes taken together.
-inline int64_t spread_columns(const ConvParams& p) {
-  return max64(kLeastSpreadColumns, kMaxTileColumns / (p.up_h * p.up_w));
-}
-
-// Input rows from one tap of a residue to the next.
-inline int64_t spread_step(int64_t up, int64_t dilation) { return dilation / gcd(up, dilation); }
-
-// The taps of one axis, sorted by the residue that they serve.
-struct SortedTaps {
-  int64_t* order;
-  ResidueTaps* residues;
-  int64_t step;  // see spread_step()
-
-  void place(Carver& carve, int64_t taps, int64_t up) {
-    order = carve.take<int64_t>(taps);
-    residues = carve.take<ResidueTaps>(up);
-  }
-
-  void sort(int64_t taps, int64_t up, int64_t dilation, int64_t pad) {
-    const int64_t period = up / gcd(up, dilation);
-    step = spread_step(up, dilation);
-    for (int64_t e = 0; e < up; ++e) residues[e] = {0, 0, 0};
-    int64_t count = 0;
-    for (int64_t first = 0; first < min64(taps, period); ++first) {
-      const int64_t row = spread_row(first, up, dilation, pad);
-      residues[row * up - (first * dilation - pad)] = {count, ceil_div(taps - first, period), row};
-      for (int64_t tap = first; tap < taps; tap += period) order[count++] = tap;
-    }
-  }
-};
-
-// Where `tap` of one axis comes in that order: the first of its residue, how many that has, which of them it is.
-struct ResidueTap {
-  int64_t begin, count, index;
-};
-
-inline ResidueTap residue_tap(int64_t tap, int64_t taps, int64_t up, int64_t dilation) {
-  const int64_t period = up / gcd(up, dilation), first = tap % period;
-  return {first * (taps / period) + min64(first, taps % period), ceil_div(taps - first, period), tap / period};
-}
-
-// The outputs of residue (e, i) of rows and columns, as an ordinary convolution of the input as it lies. Its taps are a
-// rectangle of the sorted ones.
-inline ConvParams spread_residue(const ConvParams& p, const SortedTaps& h, const SortedTaps& w, int64_t e, int64_t i) {
-  ConvParams q = p;
-  q.up_h = q.up_w = 1;
-  q.P = ceil_div(p.P - e, p.up_h);
-  q.Q = ceil_div(p.Q - i, p.up_w);
-  q.R = h.residues[e].count;
-  q.S = w.residues[i].count;
-  q.dilation_h = max64(1, h.step);
-  q.dilation_w = max64(1, w.step);
-  q.pad_h = -h.residues[e].row;
-  q.pad_w = -w.residues[i].row;
-  q.output.h *= p.up_h;
-  q.output.w *= p.up_w;
-  return q;
-}
-
-// The output positions of a tile of the base.
-inline Tile spread_tile(const ConvParams& p, const Tile& t) {
-  const int64_t p0 = t.p0 * p.up_h, q0 = t.q0 * p.up_w;
-  return {t.n, p0, q0, min64(t.rows * p.up_h, p.P - p0), min64(t.columns * p.up_w, p.Q - q0)};
-}
 
 }  // namespace
 }  // namespace fastconv
