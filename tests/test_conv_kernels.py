@@ -235,6 +235,9 @@ def test_depthwise_inputs_that_are_spread_out(size, kernel, geometry, kernels, i
             (1, 60, 4, 60), (60, 12, 3, 3), dict(stride=2, padding=1), GROUPED, id="at once, 12 to 20 a group"
         ),
         pytest.param((2, 20, 7, 40), (20, 3, 5, 4), dict(stride=2, padding=2), GROUPED, id="several patches a residue"),
+        pytest.param(
+            (1, 16, 1, 2048), (16, 1, 1, 15), dict(stride=(1, 2), padding=(0, 7)), GROUPED[:1], id="a long row"
+        ),
         pytest.param((1, 24, 3, 5), (24, 4, 3, 7), dict(stride=(1, 3), output_padding=(0, 1)), GROUPED[1:], id="three"),
         pytest.param(
             (1, 24, 4, 9), (24, 3, 3, 2), dict(stride=(3, 2), dilation=(2, 1)), GROUPED[:1], id="rows dilated"
@@ -243,7 +246,7 @@ def test_depthwise_inputs_that_are_spread_out(size, kernel, geometry, kernels, i
 )
 def test_grouped_inputs_that_are_spread_out(size, weight_size, geometry, kernels, isa: str) -> None:
     input, weight = torch.randn(size), torch.randn(weight_size)
-    groups = 3 if weight_size[1] == 20 else 4
+    groups = 8 if weight_size[1] == 1 else 4
     bias = torch.randn(weight_size[1] * groups)
     geometry = dict(geometry, groups=groups)
     expected, scale = (
@@ -261,6 +264,23 @@ def test_grouped_inputs_that_are_spread_out(size, weight_size, geometry, kernels
                 got = fastconv.conv_transpose2d(x, w, bias, **geometry)
             assert (found.way, found.kernel) == ("spread", name)
             assert_close_to_reference(f"{name}, {layout}, {weight_layout}", got, expected, scale)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in SUPPORTED if isa not in BEYOND])
+@pytest.mark.parametrize("images", [1, 2])
+def test_one_row_in_segments(images: int, isa: str) -> None:
+    """A row that is cut where taps begin or cease to read the image is one tile, however few threads find work then."""
+    input, weight = torch.randn(images, 64, 1, 256), torch.randn(32, 64, 1, 3)
+    geometry = dict(padding=(0, 4), dilation=(1, 4))
+    expected, scale = (
+        F.conv2d(*t, **geometry)
+        for t in ([input.double(), weight.double()], [input.double().abs(), weight.double().abs()])
+    )
+    for layout, threads in product(("contiguous", "channels_last"), (1, 2, 4)):
+        torch.set_num_threads(threads)
+        with fastconv.flags(kernel="channel", isa=isa):
+            got = fastconv.conv2d(LAYOUTS[layout](input), weight, **geometry)
+        assert_close_to_reference(f"{layout}, {threads} threads", got, expected, scale)
 
 
 @pytest.mark.parametrize("isa", [isa for isa in SUPPORTED if isa not in BEYOND])

@@ -250,7 +250,7 @@ void channel_unpack(const ConvParams& p, const ChannelGradPlan& plan, T* to, con
   }
 }
 
-// What tile t reads of the input, and of the gradient.
+// What tile t reads of the input.
 template <class T>
 Ahead channel_grad_ahead(const ConvParams& p, const Tile& t, int64_t c0) {
   const int64_t h = t.p0 * p.stride_h - p.pad_h, w = t.q0 * p.stride_w - p.pad_w;
@@ -265,7 +265,7 @@ void channel_grad_weight(const ConvParams& original, const ChannelGradPlan& plan
   constexpr int L = kLanes<A>;
   const ConvParams p = plan.folds ? fold_columns(original) : original;
   const ChannelGradScratch<A> memory(p, plan, scratch);
-  const bool fetches = p.R * p.S == 1;  // with more taps copies are little beside products
+  const bool fetches = p.R * p.S == 1 && !plan.folds;  // with more taps copies are little beside products
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles, taps_of_kernel = p.R * p.S;
   const int64_t all = p.G * plan.k_blocks * plan.block_elements;
   const int64_t pixel = plan.folds ? p.stride_w * original.C : L, calls_of_block = ceil_div(L, kGradChannels);

@@ -297,7 +297,7 @@ bool channel_plan(const ConvParams& original, ChannelPlan& best) {
   const int64_t most_splits = max64(2 * p.threads, far_splits);
   // Where the pixels of a channels_last input are one long row, narrower tiles are what lower ones are elsewhere. (1x1,
   // 256 to 64 at 56x56, 8 images, two threads: 3.03 -> 2.77 ms.)
-  const bool one_row = base.P == 1 && !spread(p) && !folds && is_channels_last(p.input);
+  const bool one_row = base.P == 1 && !spread(p) && !folds && !segments && is_channels_last(p.input);
   const int64_t least_columns = one_row ? 64 : spread_columns(p);
   const int64_t pass_bytes = p.R * p.S * channel_vectors<A>(p) * kLanes<A> * static_cast<int64_t>(sizeof(A));
   for (int64_t limit : {384 << 10, 6 << 20}) {

@@ -38,7 +38,6 @@ inline Window<T> inside_row(int64_t start, int64_t W) {
 
 // What a call of a register tile gets beside its operands: from where and how much to fetch ahead, and the taps of an
 // input that is spread out.
-struct Woven;
 struct RowsAside {
   const char* ahead;
   int64_t fetch;

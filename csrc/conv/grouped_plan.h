@@ -5,8 +5,8 @@
 namespace fastconv {
 namespace {
 
-// Pixels of a register tile: kTileRows by kTileColumns, or fewer of either where the image ends. Seven columns divide
-// the maps of most networks.
+// Pixels of a register tile: kGroupedRows by kGroupedWide or kGroupedNarrow, or fewer of either where the image ends.
+// Seven columns divide the maps of most networks.
 constexpr int kGroupedRows = 2;
 constexpr int kGroupedWide = kVecRegisters == 32 ? 7 : 4;
 constexpr int kGroupedNarrow = kVecRegisters == 32 ? 4 : 2;
@@ -245,7 +245,9 @@ template <class A>
 bool grouped_plan(const ConvParams& p, GroupedPlan& best) {
   double best_total = 0;
   if (spread(p)) {
-    // Every residue has a tap.
+    // Every residue has a tap, and there are few.
+    constexpr int64_t kMostResidues = 16;
+    if (p.up_h * p.up_w > kMostResidues) return false;
     if (p.R < p.up_h || p.S < p.up_w || p.dilation_h != 1 || p.dilation_w != 1) return false;
     if (spread_too_far(p, spread_base(p))) return false;
   }
@@ -253,7 +255,7 @@ bool grouped_plan(const ConvParams& p, GroupedPlan& best) {
     for (int64_t share = p.input.c == 1 || p.output.c == 1 ? kGroupedShare : 1; share > 0; share /= 2) {
       const auto plan_of = [&](int64_t r) { return grouped_plan_for<A>(p, r, share); };
       const int64_t rows = choose_rows(
-          p.P, p.threads,
+          ceil_div(p.P, p.up_h), p.threads,
           [&](int64_t r) {
             const GroupedPlan plan = plan_of(r);
             const int64_t elements = plan.x_elements + plan.acc_elements + plan.weight_elements;

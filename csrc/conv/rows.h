@@ -414,7 +414,7 @@ struct RowsForward {
     plan.spans = planes * p.P >= enough ? ceil_div(plan.chunks, kRowsMostChunks) : plan.chunks;
     plan.bands = plan.rows > 1 || plan.spans == plan.chunks ? 1 : min64(p.P, ceil_div(enough, planes));
     const int64_t chunks = ceil_div(plan.chunks, plan.spans);
-    const int64_t windows = chunks * base.S * kRowTileVectors * p.stride_w;
+    const int64_t windows = chunks * base.S * (spread(p) ? woven_tile_vectors(kb) : kRowTileVectors * p.stride_w);
     plan.thread_bytes = round_up(2 * plan.terms * static_cast<int64_t>(max64(sizeof(RowTerm), sizeof(WovenTerm))), 64) +
                         round_up(chunks * static_cast<int64_t>(sizeof(RowChunk)), 64) +
                         round_up(windows * static_cast<int64_t>(sizeof(Window<A>)), 64) + 256;
