@@ -191,6 +191,24 @@ def test_ways_of_the_channel_kernel(size, weight_size, groups, stride, isa: str)
         assert_close_to_reference(f"{name}: of weight", got, of_weight, of_weight_scale)
 
 
+def check_spread_out(kernels, tensors, geometry, isa: str) -> None:
+    """A transposed convolution is one run of each of these kernels, in the layouts that it knows, and right."""
+    exact = [tensor.double() for tensor in tensors]
+    expected, scale = (F.conv_transpose2d(*t, **geometry) for t in (exact, [t.abs() for t in exact]))
+    input, weight, bias = tensors
+    for name, layout, threads in product(kernels, ("contiguous", "channels_last"), (1, 2)):
+        if name.endswith("rows") and layout == "channels_last":
+            continue
+        torch.set_num_threads(threads)
+        for weight_layout in ("contiguous", "channels_last", "strided"):
+            x, w = LAYOUTS[layout](input), LAYOUTS[weight_layout](weight)
+            with fastconv.flags(kernel=name, isa=isa):
+                found = fastconv.explain("conv_transpose2d", x, w, **geometry)
+                got = fastconv.conv_transpose2d(x, w, bias, **geometry)
+            assert (found.way, found.kernel) == ("spread", name)
+            assert_close_to_reference(f"{name}, {layout}, {weight_layout}", got, expected, scale)
+
+
 @pytest.mark.parametrize("isa", [isa for isa in SUPPORTED if isa not in BEYOND])
 @pytest.mark.parametrize(
     ("size", "kernel", "geometry", "kernels"),
@@ -209,21 +227,8 @@ def test_ways_of_the_channel_kernel(size, weight_size, groups, stride, isa: str)
 )
 def test_depthwise_inputs_that_are_spread_out(size, kernel, geometry, kernels, isa: str) -> None:
     """What the gradient of a strided layer is, and a transposed convolution, in one run of all residues."""
-    input, weight, bias = torch.randn(size), torch.randn(size[1], 1, *kernel), torch.randn(size[1])
-    exact = [tensor.double() for tensor in (input, weight, bias)]
-    geometry = dict(geometry, groups=size[1])
-    expected, scale = (F.conv_transpose2d(*t, **geometry) for t in (exact, [t.abs() for t in exact]))
-    for name, layout, threads in product(kernels, ("contiguous", "channels_last"), (1, 2)):
-        if (name, layout) == ("depthwise_rows", "channels_last"):
-            continue
-        torch.set_num_threads(threads)
-        for weight_layout in ("contiguous", "channels_last", "strided"):
-            x, w = LAYOUTS[layout](input), LAYOUTS[weight_layout](weight)
-            with fastconv.flags(kernel=name, isa=isa):
-                found = fastconv.explain("conv_transpose2d", x, w, **geometry)
-                got = fastconv.conv_transpose2d(x, w, bias, **geometry)
-            assert (found.way, found.kernel) == ("spread", name)
-            assert_close_to_reference(f"{name}, {layout}, {weight_layout}", got, expected, scale)
+    tensors = torch.randn(size), torch.randn(size[1], 1, *kernel), torch.randn(size[1])
+    check_spread_out(kernels, tensors, dict(geometry, groups=size[1]), isa)
 
 
 @pytest.mark.parametrize("isa", [isa for isa in SUPPORTED if isa not in BEYOND])
@@ -245,25 +250,9 @@ def test_depthwise_inputs_that_are_spread_out(size, kernel, geometry, kernels, i
     ],
 )
 def test_grouped_inputs_that_are_spread_out(size, weight_size, geometry, kernels, isa: str) -> None:
-    input, weight = torch.randn(size), torch.randn(weight_size)
     groups = 8 if weight_size[1] == 1 else 4
-    bias = torch.randn(weight_size[1] * groups)
-    geometry = dict(geometry, groups=groups)
-    expected, scale = (
-        F.conv_transpose2d(*t, **geometry)
-        for t in ([x.double() for x in (input, weight, bias)], [x.double().abs() for x in (input, weight, bias)])
-    )
-    for name, layout, threads in product(kernels, ("contiguous", "channels_last"), (1, 2)):
-        if (name, layout) == ("rows", "channels_last"):
-            continue
-        torch.set_num_threads(threads)
-        for weight_layout in ("contiguous", "channels_last", "strided"):
-            x, w = LAYOUTS[layout](input), LAYOUTS[weight_layout](weight)
-            with fastconv.flags(kernel=name, isa=isa):
-                found = fastconv.explain("conv_transpose2d", x, w, **geometry)
-                got = fastconv.conv_transpose2d(x, w, bias, **geometry)
-            assert (found.way, found.kernel) == ("spread", name)
-            assert_close_to_reference(f"{name}, {layout}, {weight_layout}", got, expected, scale)
+    tensors = torch.randn(size), torch.randn(weight_size), torch.randn(weight_size[1] * groups)
+    check_spread_out(kernels, tensors, dict(geometry, groups=groups), isa)
 
 
 @pytest.mark.parametrize("isa", [isa for isa in SUPPORTED if isa not in BEYOND])

@@ -221,6 +221,23 @@ struct RowChunk {
   Masks masks;
 };
 
+// The share of one work item: rows of group g of image n, and chunks of each.
+struct RowsItem {
+  int64_t n, g;
+  Range rows;
+  int64_t first_chunk, chunks;
+};
+
+inline RowsItem rows_item(const ConvParams& p, const RowsPlan& plan, int64_t item) {
+  const int64_t span = item % plan.spans, band = item / plan.spans % plan.bands;
+  const int64_t plane = item / plan.spans / plan.bands, first = plan.chunks * span / plan.spans;
+  return {plane / p.G,
+          plane % p.G,
+          {p.P * band / plan.bands, p.P * (band + 1) / plan.bands},
+          first,
+          plan.chunks * (span + 1) / plan.spans - first};
+}
+
 template <class T, class A>
 struct RowsScratch {
   A* bias;
@@ -270,10 +287,7 @@ void rows_forward(const ConvParams& p, const RowsPlan& plan, const void* packed,
     RowTerm* inner_terms = carve.take<RowTerm>(plan.terms);
     RowChunk* chunks = carve.take<RowChunk>(most_chunks);
     Window<T>* windows = carve.take<Window<T>>(most_chunks * chunk_windows);
-    const int64_t span = item % plan.spans, band = item / plan.spans % plan.bands;
-    const int64_t plane = item / plan.spans / plan.bands, g = plane % p.G, n = plane / p.G;
-    const int64_t first_chunk = plan.chunks * span / plan.spans;
-    const int64_t count_chunks = plan.chunks * (span + 1) / plan.spans - first_chunk;
+    const auto [n, g, rows, first_chunk, count_chunks] = rows_item(p, plan, item);
     for (int64_t i = 0; i < count_chunks; ++i) {
       const int64_t chunk = first_chunk + i, first = plan.vectors * chunk / plan.chunks;
       const int64_t vectors = plan.vectors * (chunk + 1) / plan.chunks - first, q = first * L;
@@ -288,10 +302,9 @@ void rows_forward(const ConvParams& p, const RowsPlan& plan, const void* packed,
       chunks[i] = {q, vectors, columns, static_cast<int>(columns - (vectors - 1) * L), masks};
     }
     int64_t inner_count = 0;
-    const int64_t rows_end = p.P * (band + 1) / plan.bands;
-    for (int64_t row = p.P * band / plan.bands; row < rows_end;) {
+    for (int64_t row = rows.begin; row < rows.end;) {
       const bool inner = row >= inside && row < outside;
-      const int64_t rows = inner ? min64(plan.rows, min64(outside, rows_end) - row) : 1;
+      const int64_t height = inner ? min64(plan.rows, min64(outside, rows.end) - row) : 1;
       if (inner && inner_count == 0) inner_count = row_tile_terms(p, kb, window_step, row, inner_terms);
       const RowTerm* terms = inner ? inner_terms : edge_terms;
       const int64_t count = inner ? inner_count : row_tile_terms(p, kb, window_step, row, edge_terms);
@@ -309,13 +322,13 @@ void rows_forward(const ConvParams& p, const RowsPlan& plan, const void* packed,
                 finish.store_partial(out + c * p.output.c + j, splat(bias[c]),
                                      static_cast<int>(min64(L, chunk.columns - j)));
           else
-            row_tile_micro_of<T>(kb, plan.rows > 1 ? rows : chunk.vectors, stride, chunk.masks)(
+            row_tile_micro_of<T>(kb, plan.rows > 1 ? height : chunk.vectors, stride, chunk.masks)(
                 x + chunk.q * stride, plan.rows > 1 ? p.stride_h * p.input.h : stride * L, terms, count,
                 windows + i * chunk_windows, weights + (g * plan.pack.k_padded + k) * plan.terms, bias, out, p.output.c,
                 plan.rows > 1 ? p.output.h : L, channels, chunk.last, finish);
         }
       }
-      row += rows;
+      row += height;
     }
   });
 }
@@ -356,10 +369,7 @@ void woven_rows_forward(const ConvParams& p, const RowsPlan& plan, const void* p
     WovenTerm* terms = carve.take<WovenTerm>(plan.terms);
     RowChunk* chunks = carve.take<RowChunk>(most_chunks);
     Window<T>* windows = carve.take<Window<T>>(most_chunks * chunk_windows);
-    const int64_t span = item % plan.spans, band = item / plan.spans % plan.bands;
-    const int64_t plane = item / plan.spans / plan.bands, g = plane % p.G, n = plane / p.G;
-    const int64_t first_chunk = plan.chunks * span / plan.spans;
-    const int64_t count_chunks = plan.chunks * (span + 1) / plan.spans - first_chunk;
+    const auto [n, g, rows, first_chunk, count_chunks] = rows_item(p, plan, item);
     for (int64_t i = 0; i < count_chunks; ++i) {
       const int64_t chunk = first_chunk + i, first = plan.vectors * chunk / plan.chunks;
       chunks[i].q = first * L;
@@ -368,7 +378,7 @@ void woven_rows_forward(const ConvParams& p, const RowsPlan& plan, const void* p
         for (int64_t j = 0; j < window_step; ++j)
           windows[i * chunk_windows + s * window_step + j] = inside_row<T>((first + j) * L - base.pad_w + s, p.W);
     }
-    for (int64_t row = p.P * band / plan.bands; row < p.P * (band + 1) / plan.bands; ++row) {
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
       const int64_t count = woven_tile_terms(p, woven, kb, window_step, row, terms);
       const T* x = at<const T>(p.input, n, g * p.C, 0, 0) - base.pad_w;
       for (int64_t k = 0; k < p.K; k += kb)
