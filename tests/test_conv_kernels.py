@@ -24,7 +24,7 @@ from fastconv import _packed
 from fastconv._native import native
 
 #: kernels of depthwise layers that know inputs that are spread out
-BOTH = ("depthwise_rows", "depthwise_diagonals")
+DEPTHWISE = ("depthwise_rows", "depthwise_diagonals")
 #: those of grouped layers
 GROUPED = ("rows", "grouped")
 
@@ -213,16 +213,16 @@ def check_spread_out(kernels, tensors, geometry, isa: str) -> None:
 @pytest.mark.parametrize(
     ("size", "kernel", "geometry", "kernels"),
     [
-        pytest.param((2, 20, 9, 14), (3, 3), dict(stride=2, padding=1), BOTH, id="four residues"),
-        pytest.param((1, 5, 3, 150), (5, 4), dict(stride=2, padding=2), BOTH, id="several chunks of a row"),
-        pytest.param((1, 33, 7, 5), (7, 3), dict(stride=(3, 2), dilation=(2, 1)), BOTH, id="rows dilated"),
+        pytest.param((2, 20, 9, 14), (3, 3), dict(stride=2, padding=1), DEPTHWISE, id="four residues"),
+        pytest.param((1, 5, 3, 150), (5, 4), dict(stride=2, padding=2), DEPTHWISE, id="several chunks of a row"),
+        pytest.param((1, 33, 7, 5), (7, 3), dict(stride=(3, 2), dilation=(2, 1)), DEPTHWISE, id="rows dilated"),
         pytest.param(
-            (1, 4, 8, 9), (3, 3), dict(stride=(1, 2), dilation=(1, 2)), BOTH[:1], id="all taps in even columns"
+            (1, 4, 8, 9), (3, 3), dict(stride=(1, 2), dilation=(1, 2)), DEPTHWISE[:1], id="all taps in even columns"
         ),
         pytest.param(
-            (2, 18, 7, 8), (2, 5), dict(stride=3, padding=1), BOTH[1:], id="nine residues, some without a tap"
+            (2, 18, 7, 8), (2, 5), dict(stride=3, padding=1), DEPTHWISE[1:], id="nine residues, some without a tap"
         ),
-        pytest.param((1, 18, 9, 8), (13, 11), dict(stride=2, padding=5), BOTH[1:], id="taps by the hundred"),
+        pytest.param((1, 18, 9, 8), (13, 11), dict(stride=2, padding=5), DEPTHWISE[1:], id="taps by the hundred"),
     ],
 )
 def test_depthwise_inputs_that_are_spread_out(size, kernel, geometry, kernels, isa: str) -> None:

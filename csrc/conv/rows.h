@@ -425,7 +425,8 @@ struct RowsForward {
     plan.bands = plan.rows > 1 || plan.spans == plan.chunks ? 1 : min64(p.P, ceil_div(enough, planes));
     const int64_t chunks = ceil_div(plan.chunks, plan.spans);
     const int64_t windows = chunks * base.S * (spread(p) ? woven_tile_vectors(kb) : kRowTileVectors * p.stride_w);
-    plan.thread_bytes = round_up(2 * plan.terms * static_cast<int64_t>(max64(sizeof(RowTerm), sizeof(WovenTerm))), 64) +
+    const int64_t term_bytes = static_cast<int64_t>(spread(p) ? sizeof(WovenTerm) : 2 * sizeof(RowTerm));
+    plan.thread_bytes = round_up(plan.terms * term_bytes, 64) +
                         round_up(chunks * static_cast<int64_t>(sizeof(RowChunk)), 64) +
                         round_up(windows * static_cast<int64_t>(sizeof(Window<A>)), 64) + 256;
     memory.packed = pixel_packed_bytes<A>(p, plan.pack);

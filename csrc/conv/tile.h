@@ -137,6 +137,14 @@ inline Range live_axis(int64_t first, int64_t count, int64_t taps, int64_t strid
   return {begin, max64(begin + 1, end)};
 }
 
+// The outputs of [first, first + count), counted from `first`, that read the image through one tap: output i reads
+// position i * stride + shift.
+inline Range served_outputs(int64_t first, int64_t count, int64_t stride, int64_t shift, int64_t size) {
+  const int64_t begin = max64(first, ceil_div(max64(-shift, 0), stride));
+  const int64_t end = shift >= size ? first : min64(first + count, (size - 1 - shift) / stride + 1);
+  return {begin - first, max64(begin, end) - first};
+}
+
 // Columns of a tile with the kernel columns that they need.
 struct Segment {
   Range columns, taps;
@@ -408,11 +416,12 @@ class Ahead {
     a.run_bytes_ = (whole ? columns * count : pixels ? count : columns * view.w) * size;
     return a;
   }
+  bool empty() const { return rows_ <= 0; }
   int64_t lines() const { return rows_ * runs_ * ceil_div(run_bytes_, kCacheLine); }
   // Level: as of __builtin_prefetch.
   template <int Level>
   void fetch() {
-    if (rows_ <= 0) return;
+    if (empty()) return;
     __builtin_prefetch(line_, 0, Level);
     line_ += kCacheLine;
     if (line_ < run_ + run_bytes_) return;

@@ -289,8 +289,8 @@ inline double direct_cycles(const ConvParams& p) { return p.halved ? 1.1 : 0.58;
 inline double live_share(int64_t outputs, int64_t taps, int64_t dilation, int64_t pad, int64_t size) {
   int64_t live = 0;
   for (int64_t r = 0; r < taps; ++r) {
-    const int64_t first = max64(0, pad - r * dilation), end = min64(outputs, size + pad - r * dilation);
-    live += max64(0, end - first);
+    const Range served = served_outputs(0, outputs, 1, r * dilation - pad, size);
+    live += served.end - served.begin;
   }
   return static_cast<double>(live) / static_cast<double>(outputs * taps);
 }
