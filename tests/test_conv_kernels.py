@@ -1,6 +1,7 @@
 """Which kernel of the table runs, and that kernels that choose among layouts and geometries are right wherever used."""
 
 from collections import defaultdict
+from functools import partial
 from itertools import product
 
 import pytest
@@ -10,6 +11,7 @@ from cases import CASES, problem
 from kernels import (
     BEYOND,
     CHOOSY,
+    DTYPES,
     EXTRA,
     HEAVY,
     KERNELS,
@@ -72,8 +74,12 @@ def test_choosy_kernel(kernel: str, isa: str) -> None:
             if weight_gradient is not None:
                 assert_close_to_reference(f"{case}: of weight", weight_gradient, p.grad_weight, p.scale_grad_weight)
                 counts["weight gradient", dtype] += 1
-    for step in ("output", "gradient", *(["weight gradient"] if kernel in ("depthwise_diagonals", "grouped") else [])):
-        assert min(counts[step, dtype] for dtype in dtypes) >= 3, dict(counts)
+    steps = ["output", "gradient"]
+    if kernel in ("depthwise_flat", "depthwise_diagonals", "grouped"):
+        steps.append("weight gradient")
+    least = 1 if kernel == "depthwise_flat" else 3  # one geometry, of which test_planes_as_one_row has more
+    for step in steps:
+        assert min(counts[step, dtype] for dtype in dtypes) >= least, dict(counts)
 
 
 @pytest.mark.parametrize("isa", BEYOND)
@@ -318,6 +324,43 @@ def test_ways_of_the_depthwise_weight_gradient(size, kernel, stride, isa: str) -
         assert_close_to_reference(f"{layout}, {threads} threads", got, expected, scale)
 
 
+@pytest.mark.parametrize("isa", [isa for isa in SUPPORTED if isa not in BEYOND])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "size", [(2, 3, 1, 2), (3, 33, 2, 3), (1, 5, 3, 50), (2, 17, 7, 7), (4, 18, 14, 16), (2, 3, 19, 23), (1, 2, 33, 32)]
+)
+def test_planes_as_one_row(size, dtype, isa: str) -> None:
+    """Of every size, with infinities where only the taps that read them may find them."""
+    native.isa_select(isa)
+    groups = size[1]
+    x, w, grad = (torch.randn(shape).to(dtype) for shape in (size, (groups, 1, 3, 3), size))
+    exact = [t.double() for t in (x, w, grad)]
+    x_scale, w_scale, grad_scale = (t.abs() for t in exact)
+    geometry = dict(padding=1, groups=groups)
+    of_input, of_weight = torch.nn.grad.conv2d_input, torch.nn.grad.conv2d_weight
+    expected = (
+        (F.conv2d(*exact[:2], **geometry), F.conv2d(x_scale, w_scale, **geometry)),
+        (of_input(size, *exact[1:], **geometry), of_input(size, w_scale, grad_scale, **geometry)),
+        (of_weight(exact[0], w.shape, exact[2], **geometry), of_weight(x_scale, w.shape, grad_scale, **geometry)),
+    )
+    lists = ([1, 1], [1, 1, 1, 1], [1, 1], groups)
+    weight_gradient = partial(torch.ops.fastconv._conv_grad_weight, grad)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        got = (
+            served("depthwise_flat", lambda: fastconv.conv2d(x, w, **geometry)),
+            served("depthwise_flat", lambda: torch.ops.fastconv._conv_grad_input(grad, w, list(size), *lists)),
+            served("depthwise_flat", lambda: weight_gradient(x, list(w.shape), *lists)),
+        )
+        for name, result, (value, scale) in zip(("output", "gradient", "of weight"), got, expected, strict=True):
+            assert_close_to_reference(f"{name}, {threads} threads", result, value, scale)
+    x[..., -1, -1] = torch.inf
+    touched = torch.zeros(3, 3, dtype=torch.bool)
+    touched[1 : 1 + min(2, size[2]), 1 : 1 + min(2, size[3])] = True
+    result = served("depthwise_flat", lambda: weight_gradient(x, list(w.shape), *lists))
+    assert torch.equal(result.isfinite(), ~touched.expand_as(result))
+
+
 @pytest.mark.parametrize(
     ("preferred", "size", "weight_size", "groups", "layout", "dilation"),
     [
@@ -326,7 +369,8 @@ def test_ways_of_the_depthwise_weight_gradient(size, kernel, stride, isa: str) -
         ("depthwise_diagonals", (2, 40, 20, 20), (40, 1, 9, 9), 40, "contiguous", 1),
         ("depthwise_pixels", (2, 40, 9, 10), (40, 1, 3, 3), 40, "channels_last", 2),
         ("depthwise", (2, 40, 20, 20), (40, 1, 9, 9), 40, "channels_last", 2),
-        ("depthwise_rows", (2, 40, 19, 20), (40, 1, 3, 3), 40, "contiguous", 1),
+        ("depthwise_flat", (2, 40, 9, 5), (40, 1, 3, 3), 40, "contiguous", 1),
+        ("depthwise_rows", (2, 40, 19, 31), (40, 1, 3, 3), 40, "contiguous", 1),
         ("pixel", (2, 40, 9, 10), (40, 1, 3, 3), 40, "contiguous", 2),
         ("rows", (2, 48, 9, 10), (48, 4, 2, 3), 12, "contiguous", 1),
         ("rows" if "avx512" in SUPPORTED else "panel", (1, 3, 30, 40), (64, 3, 3, 3), 1, "contiguous", 1),

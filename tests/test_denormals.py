@@ -61,7 +61,7 @@ def test_every_kernel_flushes(kernel: str, isa: str) -> None:
                 assert bool((result == 0).all()) == denormal, (name, size, dtype, layout, threads, values)
                 met[name].add((dtype, threads))
     steps = ["output", "gradient"]
-    if kernel in ("depthwise_diagonals", "depthwise", "grouped", "channel", "pixel", "general"):
+    if kernel in ("depthwise_flat", "depthwise_diagonals", "depthwise", "grouped", "channel", "pixel", "general"):
         steps.append("of weight")
     assert met == {name: set(product(dtypes, (1, 2))) for name in steps}
 

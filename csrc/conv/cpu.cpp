@@ -7,6 +7,7 @@
 #include "conv/diagonal.h"
 #include "conv/diagonal_grad.h"
 #include "conv/direct.h"
+#include "conv/flat.h"
 #include "conv/general.h"
 #include "conv/grouped.h"
 #include "conv/grouped_grad.h"
@@ -98,13 +99,14 @@ void turn(const ConvTurn& t) {
 }  // namespace
 
 extern const ConvKernels conv_kernels = {
-    {row<DiagonalForward>("depthwise_diagonals"), row<DepthwiseRows>("depthwise_rows"),
-     row<DepthwisePixels>("depthwise_pixels"), row<DepthwiseForward>("depthwise"),
+    {row<DepthwiseFlat>("depthwise_flat"), row<DiagonalForward>("depthwise_diagonals"),
+     row<DepthwiseRows>("depthwise_rows"), row<DepthwisePixels>("depthwise_pixels"), row<DepthwiseForward>("depthwise"),
      row<Winograd1dForward>("winograd_1d"), row<RowsForward>("rows"), row<WinogradForward>("winograd"),
      row<GroupedForward>("grouped"), row<PanelForward>("panel"), row<ChannelForward>("channel"),
      row<PixelForward>("pixel"), row<GeneralForward>("general")},
-    {grad_row<DiagonalGradWeight>("depthwise_diagonals"), grad_row<DepthwiseGradWeight>("depthwise"),
-     grad_row<GroupedGradWeight>("grouped"), grad_row<ChannelGradWeight>("channel"), grad_row<PixelGradWeight>("pixel"),
+    {grad_row<DepthwiseFlatGradWeight>("depthwise_flat"), grad_row<DiagonalGradWeight>("depthwise_diagonals"),
+     grad_row<DepthwiseGradWeight>("depthwise"), grad_row<GroupedGradWeight>("grouped"),
+     grad_row<ChannelGradWeight>("channel"), grad_row<PixelGradWeight>("pixel"),
      grad_row<GeneralGradWeight>("general")},
     turn,
 };

@@ -82,8 +82,8 @@ struct ConvTurn {
 };
 
 struct ConvKernels {
-  ConvKernel forward[12];  // also the input gradient
-  ConvGradKernel grad_weight[6];
+  ConvKernel forward[13];  // also the input gradient
+  ConvGradKernel grad_weight[7];
   void (*turn)(const ConvTurn&);
 };
 FASTCONV_DECLARE_KERNELS(ConvKernels, conv_kernels)

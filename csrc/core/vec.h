@@ -510,6 +510,22 @@ inline Vec<T> lanes_from(Vec<T> a, Vec<T> b) {
 #endif
 }
 
+// The same, of which lanes that are not chosen are zero.
+template <int First, class T>
+inline Vec<T> lanes_from(Vec<T> a, Vec<T> b, Chosen<T> chosen) {
+#if defined(__AVX512F__)
+  const auto mask = chosen.window.mask;
+  if constexpr (sizeof(T) == 4)
+    return bits_as<Vec<T>>(
+        _mm512_maskz_alignr_epi32(static_cast<__mmask16>(mask), bits_as<__m512i>(b), bits_as<__m512i>(a), First));
+  else
+    return bits_as<Vec<T>>(
+        _mm512_maskz_alignr_epi64(static_cast<__mmask8>(mask), bits_as<__m512i>(b), bits_as<__m512i>(a), First));
+#else
+  return bits_as<Vec<T>>(bits_as<Lanes<T>>(lanes_from<First, T>(a, b)) & chosen.lanes);
+#endif
+}
+
 template <class V, int... I>
 inline V odd_lanes(V a, V b, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(a, b, (2 * I + 1)...);
