@@ -262,6 +262,31 @@ def test_grouped_inputs_that_are_spread_out(size, weight_size, geometry, kernels
 
 
 @pytest.mark.parametrize("isa", [isa for isa in SUPPORTED if isa not in BEYOND])
+@pytest.mark.parametrize(
+    ("size", "weight_size", "geometry"),
+    [
+        pytest.param((2, 40, 5, 19), (40, 16, 2, 2), dict(stride=2), id="2x2"),
+        pytest.param((1, 700, 4, 33), (700, 17, 2, 2), dict(stride=2, output_padding=1), id="in passes, a row of none"),
+        pytest.param((3, 66, 2, 50), (66, 3, 3, 2), dict(stride=(3, 2), groups=2), id="three rows, two groups"),
+        pytest.param((2, 130, 1, 70), (130, 16, 1, 2), dict(stride=(1, 2)), id="1x2"),
+    ],
+)
+def test_panels_of_a_spread_out_input(size, weight_size, geometry, isa: str) -> None:
+    """Kernels as large as their stride, by the kernel that makes pairs of outputs of a pixel."""
+    groups = geometry.get("groups", 1)
+    tensors = torch.randn(size), torch.randn(weight_size), torch.randn(weight_size[1] * groups)
+    for dtype, threads in product(DTYPES, (1, 2, 3)):
+        torch.set_num_threads(threads)
+        given = [tensor.to(dtype) for tensor in tensors]
+        exact = [tensor.double() for tensor in given]
+        expected, scale = (F.conv_transpose2d(*t, **geometry) for t in (exact, [t.abs() for t in exact]))
+        with fastconv.flags(kernel="panel", isa=isa):
+            assert fastconv.explain("conv_transpose2d", *given, **geometry).way == "spread"
+            got = fastconv.conv_transpose2d(*given, **geometry)
+        assert_close_to_reference(f"{dtype}, {threads} threads", got, expected, scale)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in SUPPORTED if isa not in BEYOND])
 @pytest.mark.parametrize("images", [1, 2])
 def test_one_row_in_segments(images: int, isa: str) -> None:
     """A row that is cut where taps begin or cease to read the image is one tile, however few threads find work then."""

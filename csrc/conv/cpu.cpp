@@ -35,6 +35,8 @@ constexpr bool kSpreads<ChannelForward> = true;
 template <>
 constexpr bool kSpreads<RowsForward> = true;
 template <>
+constexpr bool kSpreads<PanelForward> = true;
+template <>
 constexpr bool kSpreads<GroupedForward> = true;
 template <>
 constexpr bool kSpreads<DiagonalForward> = true;

@@ -347,11 +347,11 @@ void store_packed(const ConvParams& p, const Tile& t, int64_t k0, int64_t count,
   }
 }
 
-// bias[g][k], padded with zeros.
+// bias[g][k], each `times` times, padded with zeros.
 template <class T, class A>
-void padded_bias(const ConvParams& p, int64_t k_padded, A* bias) {
+void padded_bias(const ConvParams& p, int64_t k_padded, A* bias, int64_t times = 1) {
   for (int64_t i = 0; i < p.G * k_padded; ++i) {
-    const int64_t g = i / k_padded, k = i % k_padded;
+    const int64_t g = i / k_padded, k = i % k_padded / times;
     bias[i] = p.bias && k < p.K ? get(static_cast<const T*>(p.bias) + g * p.K + k) : A(0);
   }
 }
