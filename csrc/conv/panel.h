@@ -188,9 +188,7 @@ bool panel_plan(const ConvParams& p, PanelPlan& best) {
       if (plan.k_splits < k_splits) break;
       const int64_t bytes = plan.panels * plan.panel_elements * static_cast<int64_t>(sizeof(A));
       if (best_total != 0 && bytes > kPanelBytes) continue;
-      // Threads rarely finish together: on average half of an item is waited for.
-      const double rounds = static_cast<double>(ceil_div(panel_items<A>(p, plan), p.threads));
-      const double total = (rounds + (p.threads > 1 ? 0.5 : 0)) * panel_cost<A>(p, plan);
+      const double total = finish_time(panel_items<A>(p, plan), p.threads, panel_cost<A>(p, plan), 0.5);
       if (best_total != 0 && total >= best_total) continue;
       best = plan;
       best_total = total;

@@ -361,15 +361,21 @@ void padded_bias(const ConvParams& p, int64_t k_padded, A* bias, int64_t times =
 
 constexpr int64_t kPassWeightBytes = 640 << 10;  // of weights that stay in the second-level cache while pixels pass
 
+// When all of `items` that cost as much are done. Threads rarely finish together: `waited` is how much of an item is
+// waited for, on average.
+inline double finish_time(int64_t items, int threads, double cost, double waited) {
+  return (static_cast<double>(ceil_div(items, threads)) + (threads > 1 ? waited : 0)) * cost;
+}
+
 // The number of output rows of a tile that makes the slowest thread finish first: `cost(rows)` estimates one item,
 // `items(rows)` counts them, and `fits(rows)` says whether scratch memory suffices. 0 if nothing fits.
 template <class Fits, class Items, class Cost>
-int64_t choose_rows(int64_t P, int threads, const Fits& fits, const Items& items, const Cost& cost) {
+int64_t choose_rows(int64_t P, int threads, const Fits& fits, const Items& items, const Cost& cost, double waited = 0) {
   int64_t best = 0;
   double best_cost = 0;
   for (int64_t rows = P; rows > 0; rows = rows > 1 ? ceil_div(P, ceil_div(P, rows - 1)) : 0) {
     if (!fits(rows)) continue;
-    const double total = static_cast<double>(ceil_div(items(rows), threads)) * cost(rows);
+    const double total = finish_time(items(rows), threads, cost(rows), waited);
     if (best == 0 || total < best_cost) {
       best = rows;
       best_cost = total;
