@@ -386,6 +386,23 @@ def test_planes_as_one_row(size, dtype, isa: str) -> None:
     assert torch.equal(result.isfinite(), ~touched.expand_as(result))
 
 
+@pytest.mark.parametrize("isa", [isa for isa in SUPPORTED if isa not in BEYOND])
+@pytest.mark.parametrize("after", [(1, 0), (0, 1), (2, 1), (1, 3)])
+def test_planes_of_another_size(after, isa: str) -> None:
+    """The operators take any padding at the end: planes of outputs may be smaller or larger than those of inputs."""
+    native.isa_select(isa)
+    x, w = torch.randn(2, 40, 6, 7), torch.randn(40, 1, 3, 3)
+    padded, exact = F.pad(x.double(), (1, after[1], 1, after[0])).requires_grad_(), w.double().requires_grad_()
+    expected = F.conv2d(padded, exact, groups=40)
+    grad = torch.randn(expected.shape)
+    of_input, of_weight = torch.autograd.grad(expected, (padded, exact), grad.double())
+    of_input = of_input[..., 1:7, 1:8]
+    ops, lists = torch.ops.fastconv, ([1, 1], [1, 1, *after], [1, 1], 40)
+    torch.testing.assert_close(ops.conv(x, w, None, *lists), expected.detach().float())
+    torch.testing.assert_close(ops._conv_grad_input(grad, w, list(x.shape), *lists), of_input.float())
+    torch.testing.assert_close(ops._conv_grad_weight(grad, x, list(w.shape), *lists), of_weight.float())
+
+
 @pytest.mark.parametrize(
     ("preferred", "size", "weight_size", "groups", "layout", "dilation"),
     [

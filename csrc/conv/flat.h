@@ -3,21 +3,24 @@
 // one load: what its outer columns read is shifted out of neighbouring vectors, through a mask of the lanes for which
 // it lies in the same row. Output and input are as large, so the same offset leads from any output to what a tap reads.
 #pragma once
-#include <numeric>
-
 #include "conv/depthwise.h"
 #include "conv/direct.h"
 
 namespace fastconv {
 namespace {
 
-constexpr int64_t kPlanes = 16;  // of a work item; the sums of their weight gradients lie in the first-level cache
+constexpr int64_t kPlanes = 16;  // the most of a work item; the sums of their weight gradients lie in the first level
 constexpr auto kThree = std::make_integer_sequence<int, 3>{};
 
 inline bool is_flat(const ConvParams& p) {
-  return p.C == 1 && p.K == 1 && !spread(p) && p.input.w == 1 && p.output.w == 1 && p.input.h == p.W &&
-         p.output.h == p.Q && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 && p.dilation_w == 1 &&
-         p.R == 3 && p.S == 3 && p.pad_h == 1 && p.pad_w == 1;
+  return p.C == 1 && p.K == 1 && p.input.w == 1 && p.output.w == 1 && p.input.h == p.W && p.output.h == p.Q &&
+         p.P == p.H && p.Q == p.W && p.W <= INT32_MAX && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 &&
+         p.dilation_w == 1 && p.R == 3 && p.S == 3 && p.pad_h == 1 && p.pad_w == 1;
+}
+
+// Planes of a work item, of `planes` and of as many channels: some items for every thread.
+inline int64_t flat_planes(const ConvParams& p, int64_t planes) {
+  return max64(1, min64(kPlanes, planes / (4 * p.threads)));
 }
 
 // The lanes of vectors for which the outer columns of the kernel lie in the same row, which recur after `period`
@@ -33,14 +36,14 @@ struct PlaneEdges {
   PlaneEdges(const ConvParams& p, Carver& carve) {
     constexpr int64_t L = kLanes<A>;
     vectors = ceil_div(p.P * p.Q, L);
-    period = min64(vectors, p.W / std::gcd(p.W, L));
+    period = min64(vectors, p.W / gcd(p.W, L));
     // Every vector loads what the next one needs.
     inside = max64(0, min64(vectors, ceil_div(-offset(p, 0), L) - 1));
     outside = max64(inside, min64(vectors, end(p, 0) / L - 1));
     columns = carve.take<Chosen<A>>(period * 2);
     rows = carve.take<Window<T>>((inside + 1 + vectors - outside) * 3);
   }
-  void look(const ConvParams& p) const {
+  void find(const ConvParams& p) const {
     using Lane = typename LanesOf<A>::type;
     constexpr int64_t L = kLanes<A>;
     for (int64_t v = 0; v < period; ++v) {
@@ -128,12 +131,12 @@ void depthwise_flat(const ConvParams& p, const void* packed, void* scratch) {
   using A = Accumulate<T>;
   Carver carve(scratch);
   const PlaneEdges<T> edges(p, carve);
-  edges.look(p);
+  edges.find(p);
   const Finish<T> finish(p);
   const A* weights = static_cast<const A*>(packed);
-  const int64_t planes = p.N * p.G;
-  compute_for(p.threads, ceil_div(planes, kPlanes), [&](int64_t item, int) {
-    for (int64_t plane = item * kPlanes; plane < min64(planes, (item + 1) * kPlanes); ++plane) {
+  const int64_t planes = p.N * p.G, block = flat_planes(p, planes);
+  compute_for(p.threads, ceil_div(planes, block), [&](int64_t item, int) {
+    for (int64_t plane = item * block; plane < min64(planes, (item + 1) * block); ++plane) {
       const int64_t n = plane / p.G, g = plane % p.G;
       plane_forward(p, edges, at<const T>(p.input, n, g, 0, 0), weights + g * 9,
                     p.bias ? get(static_cast<const T*>(p.bias) + g) : A(0), at<T>(p.output, n, g, 0, 0), finish);
@@ -170,7 +173,7 @@ struct DepthwiseFlat {
 // ---- weight gradient -----------------------------------------------------------------------------------------------
 
 struct FlatGradPlan {
-  int64_t blocks, splits;  // of channels, and shares of the images
+  int64_t block, blocks, splits;  // channels of a work item, how many such, and shares of the images
 };
 
 template <class A>
@@ -210,11 +213,11 @@ void depthwise_flat_grad_weight(const ConvParams& p, const FlatGradPlan& plan, v
   constexpr int64_t L = kLanes<A>;
   Carver carve(scratch);
   const PlaneEdges<T> edges(p, carve);
-  edges.look(p);
+  edges.find(p);
   const FlatGradScratch<A> memory(p, plan, carve);
   compute_for(p.threads, plan.blocks * plan.splits, [&](int64_t item, int thread) {
     A* sums = memory.sums + thread * kPlanes * 9 * L;
-    const int64_t g0 = item % plan.blocks * kPlanes, count = min64(kPlanes, p.G - g0);
+    const int64_t g0 = item % plan.blocks * plan.block, count = min64(plan.block, p.G - g0);
     const int64_t split = item / plan.blocks;
     zero(sums, count * 9 * L);
     for (int64_t n = p.N * split / plan.splits; n < p.N * (split + 1) / plan.splits; ++n)
@@ -242,7 +245,8 @@ struct DepthwiseFlatGradWeight {
   template <class A>
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
     if (!is_flat(p)) return false;
-    plan.blocks = ceil_div(p.G, kPlanes);
+    plan.block = flat_planes(p, p.G * p.N);
+    plan.blocks = ceil_div(p.G, plan.block);
     plan.splits = depthwise_splits(p, plan.blocks);
     Carver carve(nullptr);
     const PlaneEdges<A> edges(p, carve);

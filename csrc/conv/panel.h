@@ -52,12 +52,12 @@ inline bool panel_joins(const ConvParams& p) {
   return p.stride_h == 1 && p.stride_w == 1 && p.input.h == p.W && p.W == p.Q;
 }
 
-// Whether pixels of a spread-out input make pairs of outputs, by weights that lie side by side.
+// Whether pixels of a spread-out input make pairs of outputs, by weights that lie side by side: the way back through a
+// layer without padding or dilation whose kernel is its stride.
 inline bool panel_weaves(const ConvParams& p) {
-  if (!weaves(p) || p.S != 2 || p.R != p.up_h) return false;
-  const ConvParams base = spread_base(p);
-  return base.R == 1 && base.S == 1 && base.pad_h == 0 && base.pad_w == 0 && p.weight.n == p.R * p.S &&
-         p.weight.w == -1 && (p.R == 1 || p.weight.h == -p.S);
+  return weaves(p) && p.S == 2 && p.R == p.up_h && p.pad_w == 1 && p.pad_h == p.R - 1 && p.dilation_w == 1 &&
+         (p.R == 1 || p.dilation_h == 1) && p.weight.n == p.R * p.S && p.weight.w == -1 &&
+         (p.R == 1 || p.weight.h == -p.S);
 }
 
 // The layer whose pixels are copied into panels: `p` itself, or the one that makes all residues of a spread-out input,
@@ -352,18 +352,23 @@ PanelMicro<A> panel_micro_of(int64_t channels, int64_t vectors) {
   return panel_micro_of<A, kPanelChannels>(vectors);
 }
 
-// Writes what `count` channels of the base, from k on, sum up for `vectors` vectors of its pixels, from `pixel` on.
+// Writes what `count` channels of the base `p`, from k on, sum up for `vectors` vectors of its pixels, from `pixel` on.
 template <class T, class A>
-void store_residues(const ConvParams& p, const ConvParams& base, int64_t n, int64_t g, int64_t k, int64_t count,
+void store_residues(const ConvParams& given, const ConvParams& p, int64_t n, int64_t g, int64_t k, int64_t count,
                     int64_t pixel, int64_t vectors, const A* sums, int64_t pitch, const Finish<T>& finish) {
   constexpr int64_t L = kLanes<A>;
-  for (int64_t j = 0; j < count; j += 2) {
-    const int64_t channel = g * p.K + (k + j) / (p.R * 2), r = (k + j) / 2 % p.R;
-    for (int64_t v = 0; v < vectors; ++v) {
-      const int64_t row = (pixel + v * L) / base.Q * p.up_h + r, column = (pixel + v * L) % base.Q * 2;
-      if (row >= p.P) continue;
-      const Vec<A> even[] = {load(sums + j * pitch + v * L)}, odd[] = {load(sums + (j + 1) * pitch + v * L)};
-      store_woven<T, 1>(even, odd, at<T>(p.output, n, channel, row, column), p.Q - column, finish);
+  for (int64_t v = 0; v < vectors; ++v, pixel += L, sums += L) {
+    const int64_t row = pixel / p.Q * given.up_h, column = pixel % p.Q * 2;
+    int64_t channel = g * given.K + k / (given.R * 2), r = k / 2 % given.R;
+    for (int64_t j = 0; j < count; j += 2) {
+      if (row + r < given.P) {
+        const Vec<A> even[] = {load(sums + j * pitch)}, odd[] = {load(sums + (j + 1) * pitch)};
+        store_woven<T, 1>(even, odd, at<T>(given.output, n, channel, row + r, column), given.Q - column, finish);
+      }
+      if (++r == given.R) {
+        r = 0;
+        ++channel;
+      }
     }
   }
 }
@@ -449,8 +454,9 @@ struct PanelForward {
     if (spread(p)) {
       // Rows of vectors that are partly empty, against transposing what is written. 2x2 of stride 2, 128 to 64 at
       // 196x196, two threads of a Xeon 19.6 ms in `channel`, 13.9 here; 1024 to 512 at 28x28 15.3 and 18.0.
-      const double columns = static_cast<double>(ceil_div(p.Q, p.up_w)), empty = ceil_div(p.Q, p.up_w * kLanes<A>) * L;
-      return panel_weaves(p) && p.C >= 64 && kPanelStep * empty / columns < 1 + 45 / static_cast<double>(p.C);
+      const double columns = static_cast<double>(ceil_div(p.Q, p.up_w));
+      const double filled = static_cast<double>(ceil_div(p.Q, p.up_w * kLanes<A>)) * L;
+      return panel_weaves(p) && p.C >= 64 && kPanelStep * filled / columns < 1 + 45 / static_cast<double>(p.C);
     }
     if (p.input.c == 1 || p.output.c == 1 || p.K * 2 <= kLanes<A> || (kVecRegisters == 32 && p.C <= 4)) return false;
     if (p.C * p.R * p.S < kPanelLeast) return false;

@@ -376,8 +376,8 @@ inline Vec<double> load(const double* p, const Window<double>& w) {
 #endif
 #endif
 
-// Any lanes of vectors that are loaded many times over, those that are not zero in `lanes`: the others are zero, and
-// nothing of theirs is touched.
+// Any lanes of vectors that are loaded many times over, those of which all bits are set in `lanes` (none are in the
+// others): the others are zero, and nothing of theirs is touched.
 #if defined(__AVX512F__)
 template <class T>
 struct Chosen {
