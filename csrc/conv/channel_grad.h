@@ -103,7 +103,7 @@ bool channel_grad_plan(const ConvParams& original, ChannelGradPlan& best) {
         const auto cost = [&](int64_t r) { return channel_grad_cost<A>(p, plan_of(r)); };
         const int64_t rows = choose_rows(p.P, p.threads, fits, items, cost);
         if (!rows) continue;
-        const double total = static_cast<double>(ceil_div(items(rows), p.threads)) * cost(rows);
+        const double total = finish_time(items(rows), p.threads, cost(rows));
         if (best_total == 0 || total < best_total) {
           best = plan_of(rows);
           best_total = total;

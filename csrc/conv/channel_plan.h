@@ -290,9 +290,9 @@ bool channel_plan(const ConvParams& original, ChannelPlan& best) {
   // cost less: 2048 channels at 33x33, rate 6, in channels_last 44 ms -> 37 (one thread 112 -> 74); 512 at 14x14,
   // 3x3, 4.5 -> 4.1.
   const bool heavy = !folds && p.K * p.C * p.R * p.S * static_cast<int64_t>(sizeof(A)) > (1 << 20);
-  // Smaller items cost little where their weights are few: 1x1 of stride 2, 256 to 512 at 56x56, two threads 1.04 ->
-  // 0.95 ms, 5x5, 96 to 256 at 27x27 in 2 groups 2.31 -> 1.89. Where they are many, 3x3 of rate 6, 512 to 1024 at
-  // 19x19, 9.5 -> 13.2.
+  // Smaller items cost little where their weights are few: 1x1 of stride 2, 256 to 512 at 56x56, channels_last,
+  // two threads 1.04 -> 0.96 ms, 5x5, 96 to 256 at 27x27 in 2 groups 2.31 -> 1.89. Where they are many, 3x3 of rate 6,
+  // 512 to 1024 at 19x19, 9.5 -> 13.2.
   const double waited = heavy ? 0 : 0.5;
   double best_total = 0;
   // Splits of the output channels that leave each so few weights as stay near; see channel_cost().

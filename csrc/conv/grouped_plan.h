@@ -265,8 +265,7 @@ bool grouped_plan(const ConvParams& p, GroupedPlan& best) {
           [&](int64_t r) { return grouped_cost<A>(p, plan_of(r)); });
       if (!rows) continue;
       const GroupedPlan plan = plan_of(rows);
-      const double total =
-          static_cast<double>(ceil_div(grouped_items<A>(p, plan), p.threads)) * grouped_cost<A>(p, plan);
+      const double total = finish_time(grouped_items<A>(p, plan), p.threads, grouped_cost<A>(p, plan));
       if (best_total == 0 || total < best_total) {
         best = plan;
         best_total = total;

@@ -309,7 +309,7 @@ inline bool pairs_plan(const ConvParams& p, PairsPlan& best) {
             [&](int64_t r) { return pairs_cost(p, plan_of(r)); });
         if (!rows) continue;
         const PairsPlan plan = plan_of(rows);
-        const double total = static_cast<double>(ceil_div(pairs_items(p, plan), p.threads)) * pairs_cost(p, plan);
+        const double total = finish_time(pairs_items(p, plan), p.threads, pairs_cost(p, plan));
         if (best_total == 0 || total < best_total) {
           best = plan;
           best_total = total;

@@ -363,7 +363,7 @@ constexpr int64_t kPassWeightBytes = 640 << 10;  // of weights that stay in the 
 
 // When all of `items` that cost as much are done. Threads rarely finish together: `waited` is how much of an item is
 // waited for, on average.
-inline double finish_time(int64_t items, int threads, double cost, double waited) {
+inline double finish_time(int64_t items, int threads, double cost, double waited = 0) {
   return (static_cast<double>(ceil_div(items, threads)) + (threads > 1 ? waited : 0)) * cost;
 }
 
