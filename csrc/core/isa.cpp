@@ -44,12 +44,17 @@ bool amx_bf16_in_cpu() {
 }
 #endif
 
+Isa use(Isa isa) {
+  isa_rounds_bfloat16.store(isa >= Isa::kAvx512Bf16, std::memory_order_relaxed);
+  return isa;
+}
+
 // FASTCONV_CPU_ISA caps what is used; Python refuses an unknown name before this library is loaded.
 Isa initial() {
   const char* cap = std::getenv("FASTCONV_CPU_ISA");
   const int supported = static_cast<int>(isa_supported());
   const int wanted = cap ? find(cap) : supported;
-  return static_cast<Isa>(wanted >= 0 && wanted < supported ? wanted : supported);
+  return use(static_cast<Isa>(wanted >= 0 && wanted < supported ? wanted : supported));
 }
 
 std::atomic<Isa>& current() {
@@ -58,6 +63,8 @@ std::atomic<Isa>& current() {
 }
 
 }  // namespace
+
+std::atomic<bool> isa_rounds_bfloat16{false};
 
 Isa isa_supported() {
 #ifdef FASTCONV_HAS_avx512
@@ -110,7 +117,7 @@ const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 bool isa_select(const char* name) {
   const int wanted = find(name);
   if (wanted < 0 || wanted > static_cast<int>(isa_supported())) return false;
-  current().store(static_cast<Isa>(wanted), std::memory_order_relaxed);
+  current().store(use(static_cast<Isa>(wanted)), std::memory_order_relaxed);
   return true;
 }
 

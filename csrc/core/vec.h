@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "core/isa.h"
 #include "core/view.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -114,7 +115,19 @@ inline Halves halves(Words w) {
 
 inline Vec<float> widen(Halves h, bfloat16) { return bits_as<Vec<float>>(words(h) << 16); }
 
+// Where the processor has AVX512_BF16, one instruction of it takes the place of ten, though these kernels are compiled
+// for less: depthwise 3x3 takes 0.6 to 0.8 of the time. It flushes denormal numbers and keeps more of a NaN, so those
+// are left to the integers, and results are the same bits with and without it.
 inline Halves narrow(Vec<float> v, bfloat16) {
+#if defined(__AVX512F__) && defined(FASTCONV_HAS_avx512_bf16)
+  constexpr int kDenormalOrNan = 0xa1;
+  if (__builtin_expect(isa_rounds_bfloat16.load(std::memory_order_relaxed), 1) &&
+      __builtin_expect(_mm512_fpclass_ps_mask(v, kDenormalOrNan) == 0, 1)) {
+    __m256i rounded;
+    asm("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(v));
+    return bits_as<Halves>(rounded);
+  }
+#endif
   const Words w = bits_as<Words>(v);
   const Words rounded = (w + 0x7fff + ((w >> 16) & 1)) >> 16;
   const Words nan = ((w >> 16) & 0x8000) | 0x7fc0;
