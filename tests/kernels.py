@@ -21,7 +21,7 @@ SUPPORTED = ISAS[: ISAS.index(native.isa_supported()) + 1]
 BEYOND = [isa for isa in ("avx512_bf16", "amx") if isa in SUPPORTED]
 #: Kernels of all three directions; "depthwise" wants one channel to a group, the others serve everything.
 KERNELS = ["depthwise", "channel", "pixel", "general"]
-EXTRA = ["winograd_bfloat16", "pairs"]
+EXTRA = ["winograd_bfloat16", "pixel_pairs", "pairs"]
 #: Kernels of the forward pass and the input gradient that choose among layouts and geometries.
 CHOOSY = [kernel for kernel in native.conv_kernels() if kernel not in [*KERNELS, *EXTRA]]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

@@ -80,7 +80,7 @@ def test_levels_beyond_avx512_add_kernels_and_keep_the_others(isa: str) -> None:
     names, input, weight = native.conv_kernels(), torch.randn(1, 40, 8, 8), torch.randn(40, 40, 3, 3)
     expected = fastconv.conv2d(input, weight)
     native.isa_select(isa)
-    assert native.conv_kernels() == ["winograd_bfloat16", "pairs", *names]
+    assert native.conv_kernels() == ["winograd_bfloat16", "pixel_pairs", "pairs", *names]
     assert torch.equal(fastconv.conv2d(input, weight), expected)
 
 

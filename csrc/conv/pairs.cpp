@@ -2,30 +2,43 @@
 #include <cstring>
 
 #include "conv/pairs.h"
+#include "conv/pixel_pairs.h"
 #include "conv/winograd.h"
 
 namespace fastconv::FASTCONV_ISA {
 namespace {
 
+template <class Kernel>
 bool plan(const ConvParams& p, ConvPlan& out) {
-  static_assert(sizeof(PairsPlan) <= sizeof(out.detail), "make ConvPlan larger");
-  PairsPlan detail;
+  using Plan = typename Kernel::Plan;
+  static_assert(sizeof(Plan) <= sizeof(out.detail), "make ConvPlan larger");
+  Plan detail;
   out.memory = {0, 0};
-  const bool can = PairsForward::plan(p, detail, out.memory);
+  const bool can = Kernel::plan(p, detail, out.memory);
   if (can) __builtin_memcpy(out.detail, &detail, sizeof detail);
   return can;
 }
 
-PairsPlan detail_of(const ConvPlan& plan) {
-  PairsPlan detail;
+template <class Kernel>
+typename Kernel::Plan detail_of(const ConvPlan& plan) {
+  typename Kernel::Plan detail;
   __builtin_memcpy(&detail, plan.detail, sizeof detail);
   return detail;
 }
 
-void pack(const ConvParams& p, const ConvPlan& plan, void* packed) { PairsForward::pack(p, detail_of(plan), packed); }
+template <class Kernel>
+void pack(const ConvParams& p, const ConvPlan& plan, void* packed) {
+  Kernel::pack(p, detail_of<Kernel>(plan), packed);
+}
 
+template <class Kernel>
 void run(const ConvParams& p, const ConvPlan& plan, const void* packed, void* scratch) {
-  PairsForward::run(p, detail_of(plan), packed, scratch);
+  Kernel::run(p, detail_of<Kernel>(plan), packed, scratch);
+}
+
+template <class Kernel>
+constexpr ConvKernel row(const char* name) {
+  return {name, Kernel::preferred, plan<Kernel>, pack<Kernel>, run<Kernel>};
 }
 
 // ---- the Winograd kernel of the table for AVX-512, for bfloat16 and asked before the dot products: where those are
@@ -54,7 +67,8 @@ void winograd_run(const ConvParams& p, const ConvPlan& plan, const void* packed,
 
 extern const ConvExtraKernels conv_extra_kernels = {{
     {"winograd_bfloat16", winograd_preferred, winograd_plan, winograd_pack, winograd_run},
-    {"pairs", PairsForward::preferred, plan, pack, run},
+    row<PixelPairsForward>("pixel_pairs"),
+    row<PairsForward>("pairs"),
 }};
 
 }  // namespace fastconv::FASTCONV_ISA

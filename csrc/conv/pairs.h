@@ -468,13 +468,6 @@ inline void pairs_forward(const ConvParams& given, const PairsPlan& plan, const 
   });
 }
 
-// Eight channels a group, contiguous: in float32 it takes two thirds of the time that vectors of dot products do.
-inline bool winograd_1d_is_faster(const ConvParams& p) {
-  const bool serves = p.R == 3 && p.S == 3 && p.stride_h * p.stride_w == 1 && p.dilation_h * p.dilation_w == 1 &&
-                      min64(p.pad_h, p.pad_w) >= 0 && max64(p.pad_h, p.pad_w) <= 2 && !spread(p);
-  return kPiecesAtOnce == 1 && serves && p.C == 8 && p.K >= 4 && p.K <= 32;
-}
-
 struct PairsForward {
   using Plan = PairsPlan;
   // Of few channels a group most of a tile would be zeros.
@@ -483,7 +476,7 @@ struct PairsForward {
     // Of 8 channels a group, channels_last, AMX's tiles are half empty and still ahead: 256 at 28x28, two threads, 0.30
     // ms by `winograd_1d`, 0.23 by this; of stride 2 at 56x56 0.42 and 0.34.
     const bool layout = kPiecesAtOnce == 2 || p.input.c != 1;
-    const bool wide_groups = p.G == 1 || p.C >= 16 || (p.C >= 8 && layout && !winograd_1d_is_faster(p));
+    const bool wide_groups = p.G == 1 || p.C >= 16 || (p.C >= 8 && layout);
     // AMX multiplies so fast that even tiles of which a few columns are used are ahead, unless a contiguous input would
     // have to be transposed for few multiplications. (64 to 3 channels, two threads, against `pixel`: 4x4 of stride 2
     // at 32x32, transposed, 0.25 -> 0.08 ms; 3x3 at 56x56 0.30 -> 0.16, contiguous 0.24 -> 0.17, but of 16 channels

@@ -90,7 +90,7 @@ FASTCONV_DECLARE_KERNELS(ConvKernels, conv_kernels)
 
 // What instruction sets beyond AVX-512 add; asked first.
 struct ConvExtraKernels {
-  ConvKernel forward[2];
+  ConvKernel forward[3];
 };
 FASTCONV_DECLARE_EXTRA_KERNELS(ConvExtraKernels, conv_extra_kernels)
 

@@ -5,6 +5,8 @@
 // Flat runs: rows of a 7- or 28-wide map leave the last vector half empty. Where it pays, the rows of a tile are
 // computed as one run over the padded pitch; the results in the gaps between rows are thrown away when the tile is
 // stored. Where a row is at most one vector wide and a flat run does not pay, the NV vectors are NV rows.
+//
+// With pairs of bfloat16 for elements the same tiles are pixel_pairs.h.
 #pragma once
 #include "conv/tile.h"
 #include "core/parallel.h"
@@ -16,23 +18,33 @@ namespace {
 constexpr int pixel_vectors(int kb) { return min64((kVecRegisters - 2) / (kb + 1), kb == 4 ? 5 : 8); }
 constexpr int kMaxPixelVectors = 8;
 
+// The elements of scratch and of packed weights: what is summed up, as it is.
+template <class T>
+struct Singles {
+  using A = T;
+  using X = T;
+  static void add(Vec<A>& sum, Vec<X> weight, Vec<X> x) { sum += weight * x; }
+};
+
 struct PixelPlan {
   Geometry g;
   int64_t groups;  // groups of one work item
   int64_t group_items;
   int64_t kb, k_padded;  // output channels of a register tile, K rounded up to it
   int64_t x_channel, acc_channel;
+  int64_t acc_channels;  // that are stored at a time: of a planar output those of a register tile
   bool flat;
 };
 
+// Output channels of a register tile. Eight, unless fewer leave so many less empty that loading pixels more often pays.
 inline int64_t pixel_block(int64_t K) {
-  int64_t best = 1, best_padded = K;
-  for (int64_t kb : {2, 4, 8}) {
-    if (pixel_vectors(static_cast<int>(kb)) < 2) continue;
-    if (round_up(K, kb) <= best_padded || K >= kb) {
-      best = kb;
-      best_padded = round_up(K, kb);
-    }
+  int64_t best = 1;
+  double least = 2.0 * static_cast<double>(K);
+  for (const auto& [kb, cost] : {std::pair<int64_t, double>{2, 1.4}, {4, 1.1}, {8, 1.0}}) {
+    const double of_block = static_cast<double>(round_up(K, kb)) * cost;
+    if (pixel_vectors(static_cast<int>(kb)) < 2 || of_block > least) continue;
+    best = kb;
+    least = of_block;
   }
   return best;
 }
@@ -40,26 +52,49 @@ inline int64_t pixel_block(int64_t K) {
 template <class A>
 int64_t pixel_thread_bytes(const ConvParams& p, const PixelPlan& plan) {
   const int64_t slack = kMaxPixelVectors * kLanes<A>;
-  return (plan.groups * p.C * plan.x_channel + slack + plan.groups * plan.k_padded * plan.acc_channel) *
+  return (plan.groups * p.C * plan.x_channel + slack + plan.acc_channels * plan.acc_channel) *
          static_cast<int64_t>(sizeof(A));
+}
+
+// The most columns of a tile. Planes of one row, which all 1x1 layers have, are cut into as many tiles of whole vectors
+// as every thread gets the same number of.
+template <class A>
+int64_t pixel_columns(const ConvParams& p, int64_t group_items) {
+  constexpr int64_t kMore = 8;
+  if (p.P > 1 || p.Q <= kLanes<A>) return kMaxTileColumns;
+  const int64_t vectors = ceil_div(p.Q, kLanes<A>), least = ceil_div(p.Q, kMaxTileColumns);
+  int64_t best = 0;
+  double best_time = 0;
+  for (int64_t tiles = least; tiles <= least + kMore; ++tiles) {
+    const int64_t of_tile = ceil_div(vectors, tiles);
+    const double time =
+        finish_time(p.N * group_items * ceil_div(vectors, of_tile), p.threads, static_cast<double>(of_tile + 1));
+    if (best != 0 && time >= best_time) continue;
+    best = of_tile * kLanes<A>;
+    best_time = time;
+  }
+  return best;
 }
 
 template <class A>
 PixelPlan pixel_plan_for(const ConvParams& p, int64_t rows, int64_t groups) {
   PixelPlan plan;
-  plan.g = make_geometry(p, rows);
+  plan.g = make_geometry(p, rows, pixel_columns<A>(p, ceil_div(p.G, groups)));
   plan.groups = groups;
   plan.group_items = ceil_div(p.G, groups);
   plan.kb = pixel_block(p.K);
   plan.k_padded = round_up(p.K, plan.kb);
-  plan.x_channel = plan.g.channel;
+  // Whole vectors, written beyond the last position as well, and an odd number of them: channels whose distance is a
+  // multiple of 4 KB would share a few sets of the first-level cache.
+  plan.x_channel = (ceil_div(plan.g.channel + kLanes<A> - 1, kLanes<A>) | 1) * kLanes<A>;
+  plan.acc_channels = is_channels_last(p.output) ? groups * plan.k_padded : plan.kb;
   plan.acc_channel = round_up(rows * plan.g.pitch, kLanes<A>) + kMaxPixelVectors * kLanes<A>;
   plan.flat = plan.g.pitch < round_up(plan.g.w.tile, kLanes<A>);
   return plan;
 }
 
 constexpr int64_t kFirstLevelBytes = 24 << 10;
-constexpr int64_t kPreferredBytes = 384 << 10;  // stays in a second-level cache
+constexpr int64_t kPreferredBytes = 384 << 10;  // stays in a second-level cache, with the weights that pass over it
 constexpr int64_t kLargestBytes = 8 << 20;      // beyond this another kernel must serve
 
 // Estimated cycles of one item.
@@ -78,7 +113,8 @@ bool pixel_plan(const ConvParams& p, PixelPlan& plan) {
   int64_t groups = last ? min64(p.G, ceil_div(kLanes<A>, max64(1, min64(p.C, p.K)))) : 1;
   const double work = static_cast<double>(p.P) * p.Q * p.C * p.K * p.R * p.S;
   while (!last && groups * 2 <= p.G && work * groups < 30000) groups *= 2;
-  for (int64_t limit : {kFirstLevelBytes, kPreferredBytes, kLargestBytes}) {
+  const int64_t weights = groups * p.K * p.C * p.R * p.S * static_cast<int64_t>(sizeof(A));
+  for (int64_t limit : {kFirstLevelBytes, max64(kPreferredBytes - weights, kPreferredBytes / 4), kLargestBytes}) {
     const int64_t rows = choose_rows(
         p.P, p.threads, [&](int64_t r) { return pixel_thread_bytes<A>(p, pixel_plan_for<A>(p, r, groups)) <= limit; },
         [&](int64_t r) {
@@ -97,9 +133,11 @@ bool pixel_plan(const ConvParams& p, PixelPlan& plan) {
 
 // acc[k][i] = bias[k] + sum over terms of w[term.index + k] * x[term.offset + i], for KB channels and NV vectors of
 // positions, `step` from one to the next. A term is a tap of one input channel; there is at least one.
-template <class A, int KB, int NV>
-void pixel_micro(const A* x, const Tap* terms, int64_t term_count, const A* w, const A* bias, A* acc,
-                 int64_t acc_channel, int64_t step) {
+template <class E, int KB, int NV>
+void pixel_micro(const typename E::X* x, const Tap* terms, int64_t term_count, const typename E::X* w,
+                 const typename E::A* bias, typename E::A* acc, int64_t acc_channel, int64_t step) {
+  using A = typename E::A;
+  using X = typename E::X;
   Vec<A> sum[KB][NV];
 #pragma GCC unroll 16
   for (int k = 0; k < KB; ++k)
@@ -107,16 +145,16 @@ void pixel_micro(const A* x, const Tap* terms, int64_t term_count, const A* w, c
     for (int j = 0; j < NV; ++j) sum[k][j] = splat(bias[k]);
   const Tap* const end = terms + term_count;
   do {
-    const A* from = x + terms->offset;
-    const A* weight = w + terms->index;
-    Vec<A> v[NV];
+    const X* from = x + terms->offset;
+    const X* weight = w + terms->index;
+    Vec<X> v[NV];
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) v[j] = load(from + j * step);
 #pragma GCC unroll 16
     for (int k = 0; k < KB; ++k) {
-      const Vec<A> b = splat(weight[k]);
+      const Vec<X> b = splat(weight[k]);
 #pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) sum[k][j] += b * v[j];
+      for (int j = 0; j < NV; ++j) E::add(sum[k][j], b, v[j]);
     }
   } while (++terms != end);
 #pragma GCC unroll 16
@@ -125,51 +163,51 @@ void pixel_micro(const A* x, const Tap* terms, int64_t term_count, const A* w, c
     for (int j = 0; j < NV; ++j) store(acc + k * acc_channel + j * step, sum[k][j]);
 }
 
-template <class A>
-using PixelMicro = void (*)(const A*, const Tap*, int64_t, const A*, const A*, A*, int64_t, int64_t);
+template <class E>
+using PixelMicro = void (*)(const typename E::X*, const Tap*, int64_t, const typename E::X*, const typename E::A*,
+                            typename E::A*, int64_t, int64_t);
 
-template <class A, int KB>
-PixelMicro<A> pixel_micro_of(int vectors) {
+template <class E, int KB>
+PixelMicro<E> pixel_micro_of(int vectors) {
   constexpr int kMax = pixel_vectors(KB);
-  static const PixelMicro<A> kTable[] = {
-      pixel_micro<A, KB, 1>,
-      pixel_micro<A, KB, min64(2, kMax)>,
-      pixel_micro<A, KB, min64(3, kMax)>,
-      pixel_micro<A, KB, min64(4, kMax)>,
-      pixel_micro<A, KB, min64(5, kMax)>,
-      pixel_micro<A, KB, min64(6, kMax)>,
-      pixel_micro<A, KB, min64(7, kMax)>,
-      pixel_micro<A, KB, min64(8, kMax)>,
+  static const PixelMicro<E> kTable[] = {
+      pixel_micro<E, KB, 1>,
+      pixel_micro<E, KB, min64(2, kMax)>,
+      pixel_micro<E, KB, min64(3, kMax)>,
+      pixel_micro<E, KB, min64(4, kMax)>,
+      pixel_micro<E, KB, min64(5, kMax)>,
+      pixel_micro<E, KB, min64(6, kMax)>,
+      pixel_micro<E, KB, min64(7, kMax)>,
+      pixel_micro<E, KB, min64(8, kMax)>,
   };
   return kTable[vectors - 1];
 }
 
 constexpr int kMostPixelChannels = kVecRegisters == 32 ? 16 : 8;  // of one vector of pixels
 
-template <class A>
-PixelMicro<A> pixel_micro_of(int64_t kb, int vectors) {
+template <class E>
+PixelMicro<E> pixel_micro_of(int64_t kb, int vectors) {
   switch (kb) {
-    case 1: return pixel_micro_of<A, 1>(vectors);
-    case 2: return pixel_micro_of<A, 2>(vectors);
-    case 4: return pixel_micro_of<A, 4>(vectors);
-    case 8: return pixel_micro_of<A, 8>(vectors);
-    default: return pixel_micro<A, kMostPixelChannels, 1>;
+    case 1: return pixel_micro_of<E, 1>(vectors);
+    case 2: return pixel_micro_of<E, 2>(vectors);
+    case 4: return pixel_micro_of<E, 4>(vectors);
+    case 8: return pixel_micro_of<E, 8>(vectors);
+    default: return pixel_micro<E, kMostPixelChannels, 1>;
   }
 }
 
-// All output channels of one group over a run of `vectors` vectors of positions.
-template <class A>
-void pixel_run(const ConvParams& p, const PixelPlan& plan, const A* x, const Tap* terms, int64_t term_count,
-               const A* weights, const A* bias, A* acc, int64_t vectors, int64_t step) {
+// A register tile's output channels over a run of `vectors` vectors of positions.
+template <class E>
+void pixel_run(const PixelPlan& plan, const typename E::X* x, const Tap* terms, int64_t term_count,
+               const typename E::X* weights, const typename E::A* bias, typename E::A* acc, int64_t vectors,
+               int64_t step) {
   const int64_t chunks = ceil_div(vectors, pixel_vectors(static_cast<int>(plan.kb)));
-  for (int64_t k = 0; k < plan.k_padded; k += plan.kb) {
-    int64_t i = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const int64_t n = (vectors * (chunk + 1)) / chunks - (vectors * chunk) / chunks;
-      pixel_micro_of<A>(plan.kb, static_cast<int>(n))(x + i, terms, term_count, weights + k * p.C * p.R * p.S, bias + k,
-                                                      acc + k * plan.acc_channel + i, plan.acc_channel, step);
-      i += n * step;
-    }
+  int64_t i = 0;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int64_t n = (vectors * (chunk + 1)) / chunks - (vectors * chunk) / chunks;
+    pixel_micro_of<E>(plan.kb, static_cast<int>(n))(x + i, terms, term_count, weights, bias, acc + i, plan.acc_channel,
+                                                    step);
+    i += n * step;
   }
 }
 
@@ -229,40 +267,45 @@ inline int64_t pixel_terms(const ConvParams& p, const PixelPlan& plan, const Til
   return p.C * count;
 }
 
-template <class T>
-void pixel_forward(const ConvParams& p, const PixelPlan& plan, const void* packed, void* scratch) {
-  using A = Accumulate<T>;
+// `fill(tile, g, groups, x)` copies what these groups read.
+template <class T, class E, class Fill>
+void pixel_forward(const ConvParams& p, const PixelPlan& plan, const void* packed, void* scratch, const Fill& fill) {
+  using A = typename E::A;
+  using X = typename E::X;
   constexpr int64_t L = kLanes<A>;
   const PixelScratch<A> memory(p, plan, scratch);
   padded_bias<T>(p, plan.k_padded, memory.bias);
   const int64_t tiles = plan.g.h.tiles * plan.g.w.tiles;
+  const bool last = is_channels_last(p.output);
   compute_for(p.threads, p.N * plan.group_items * tiles, [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
     Tap* terms = carve.take<Tap>(p.C * p.R * p.S);
-    A* x = carve.take<A>(plan.groups * p.C * plan.x_channel + kMaxPixelVectors * kLanes<A>);
-    A* acc = carve.take<A>(plan.groups * plan.k_padded * plan.acc_channel);
+    X* x = carve.take<X>(plan.groups * p.C * plan.x_channel + kMaxPixelVectors * kLanes<A>);
+    A* acc = carve.take<A>(plan.acc_channels * plan.acc_channel);
     const int64_t g0 = item / tiles % plan.group_items * plan.groups;
     const int64_t groups = min64(plan.groups, p.G - g0);
     const Tile t = make_tile(p, plan.g, item / tiles / plan.group_items, item % tiles);
-    const int64_t term_count = pixel_terms(p, plan, t, terms);
-    fill_planar<T>(p, plan.g, t, g0 * p.C, groups * p.C, plan.x_channel, x);
-    for (int64_t g = 0; g < groups; ++g) {
-      const A* xg = x + g * p.C * plan.x_channel;
-      A* accg = acc + g * p.K * plan.acc_channel;  // the padding of one group is overwritten by the next
-      const A* weights = static_cast<const A*>(packed) + (g0 + g) * plan.k_padded * p.C * p.R * p.S;
-      const A* bias = memory.bias + (g0 + g) * plan.k_padded;
-      const int64_t pitch = plan.g.pitch;
-      const auto run = [&](int64_t i, int64_t vectors, int64_t step) {
-        pixel_run(p, plan, xg + i, terms, term_count, weights, bias, accg + i, vectors, step);
-      };
-      if (plan.flat)
-        run(0, ceil_div((t.rows - 1) * pitch + t.columns, L), L);
-      else if (t.columns <= L && pitch >= L)
-        run(0, t.rows, pitch);
-      else
-        for (int64_t i = 0; i < t.rows; ++i) run(i * pitch, ceil_div(t.columns, L), L);
-    }
-    store_planar<T>(p, t, g0 * p.K, groups * p.K, acc, plan.acc_channel, plan.g.pitch);
+    const int64_t term_count = pixel_terms(p, plan, t, terms), pitch = plan.g.pitch;
+    fill(t, g0, groups, x);
+    for (int64_t g = 0; g < groups; ++g)
+      for (int64_t k = 0; k < plan.k_padded; k += plan.kb) {
+        const X* xg = x + g * p.C * plan.x_channel;
+        const X* weights = static_cast<const X*>(packed) + ((g0 + g) * plan.k_padded + k) * p.C * p.R * p.S;
+        const A* bias = memory.bias + (g0 + g) * plan.k_padded + k;
+        // The padding of one group is overwritten by the next.
+        A* sums = last ? acc + (g * p.K + k) * plan.acc_channel : acc;
+        const auto run = [&](int64_t i, int64_t vectors, int64_t step) {
+          pixel_run<E>(plan, xg + i, terms, term_count, weights, bias, sums + i, vectors, step);
+        };
+        if (plan.flat)
+          run(0, ceil_div((t.rows - 1) * pitch + t.columns, L), L);
+        else if (t.columns <= L && pitch >= L)
+          run(0, t.rows, pitch);
+        else
+          for (int64_t i = 0; i < t.rows; ++i) run(i * pitch, ceil_div(t.columns, L), L);
+        if (!last) store_planar<T>(p, t, (g0 + g) * p.K + k, min64(plan.kb, p.K - k), sums, plan.acc_channel, pitch);
+      }
+    if (last) store_planar<T>(p, t, g0 * p.K, groups * p.K, acc, plan.acc_channel, pitch);
   });
 }
 
@@ -431,7 +474,10 @@ struct PixelForward {
   }
   template <class T>
   static void run(const ConvParams& p, const Plan& plan, const void* packed, void* scratch) {
-    pixel_forward<T>(p, plan, packed, scratch);
+    using A = Accumulate<T>;
+    pixel_forward<T, Singles<A>>(p, plan, packed, scratch, [&](const Tile& t, int64_t g, int64_t groups, A* x) {
+      fill_planar<T>(p, plan.g, t, g * p.C, groups * p.C, plan.x_channel, x);
+    });
   }
 };
 

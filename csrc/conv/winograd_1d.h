@@ -337,9 +337,9 @@ void winograd_1d_multiply(const ConvParams& p, const Winograd1dPlan& plan, int64
       for (int64_t k = 0, kb; k < p.K; k += kb) {
         kb = winograd_1d_channels<A>(p.K - k, vectors);
         const A* w = weights + k / L * p.C * kLineTaps * L + t * 3 * L + (lane + k) % L;
-        pixel_micro_of<A>(kb, static_cast<int>(count))(lines + t * plan.x_line + first * L, terms, 3 * p.C, w, kNone,
-                                                       out + (k * kBandLines + t) * plan.product_line + first * L,
-                                                       kBandLines * plan.product_line, L);
+        pixel_micro_of<Singles<A>>(kb, static_cast<int>(count))(
+            lines + t * plan.x_line + first * L, terms, 3 * p.C, w, kNone,
+            out + (k * kBandLines + t) * plan.product_line + first * L, kBandLines * plan.product_line, L);
       }
   }
 }

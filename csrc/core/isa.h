@@ -17,7 +17,7 @@ const char* isa_name(Isa isa);      // "baseline", "avx2", "avx512", "avx512_bf1
 bool isa_select(const char* name);  // false where the name is unknown or the machine lacks it
 bool isa_halves_vectors();          // whether a multiply-add of its vectors starts every cycle, not every half
 extern std::atomic<bool> isa_rounds_bfloat16;  // whether the one in use has an instruction that does it
-int64_t last_cache_bytes();         // of the cache before memory, 0 where that is not known
+int64_t last_cache_bytes();                    // of the cache before memory, 0 where that is not known
 
 #ifdef FASTCONV_HAS_avx512
 #define FASTCONV_DECLARE_KERNELS(Table, name) \

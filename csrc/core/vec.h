@@ -145,6 +145,11 @@ inline Vec<double> load(const double* p) {
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
+inline Words load(const uint32_t* p) {
+  Words v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
 template <class T>
 inline Vec<float> load(const T* p) {
   Halves h;
