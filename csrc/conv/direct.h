@@ -86,8 +86,10 @@ void rows_micro(const ConvParams& p, const T* x, int64_t column, const Window<T>
 #pragma GCC unroll 8
         for (int j = 0; j < NV; ++j) {
           const T* from = x + i * x_row + start + j * L * Stride;
-          v[j] = load(from, window[j * Stride]);
-          if constexpr (Stride == 2) v[j] = some_even_lanes<A>(v[j], load(from + L, window[j * 2 + 1]));
+          if constexpr (Stride == 2)
+            v[j] = load_even(from, window[j * 2], window[j * 2 + 1]);
+          else
+            v[j] = load(from, window[j]);
         }
 #pragma GCC unroll 8
         for (int o = 0; o < RB; ++o) {

@@ -51,7 +51,10 @@ const ConvKernel& winograd() {
 }
 
 bool winograd_preferred(const ConvParams& p) {
-  const double dot_cycles = p.halved ? 0.55 : 0.29;  // a vector of dot products does two multiply-adds a lane
+  // A vector of dot products does two multiply-adds a lane. From dilation 4 on lattices cost more than they are counted
+  // (rate 4, 512@65, two threads of a Zen 4: 55 ms, by `pairs` 45; rate 3, 512@38x57: 24 and 26).
+  const double far = max64(p.dilation_h, p.dilation_w) >= 4 ? 0.8 : 1;
+  const double dot_cycles = (p.halved ? 0.55 : 0.29) * far;
   return kPiecesAtOnce == 1 && p.dtype == Dtype::kBFloat16 && PairsForward::preferred(p) && p.C >= 32 && p.K >= 32 &&
          winograd_pays(p, dot_cycles);
 }

@@ -3,6 +3,7 @@
 // one. Everything is in an anonymous namespace: no symbol of one instruction set may be linked for another.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "core/isa.h"
@@ -569,6 +570,21 @@ inline Vec<T> some_odd_lanes(Vec<T> a, Vec<T> b) {
     return __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
   else
     return __builtin_shufflevector(a, b, 1, 5, 3, 7);
+}
+// some_even_lanes of two vectors of memory, of which nothing is touched but the lanes of their windows. Of 16-bit types
+// they are the low halves of words: one load, and for bfloat16 one shift, instead of seven instructions.
+template <class T>
+inline Vec<Accumulate<T>> load_even(const T* p, const Window<T>& low, const Window<T>& high) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 2) {
+    const auto pairs = bits_as<Words>(_mm512_maskz_loadu_epi16(low.mask | high.mask << 16, p));
+    if constexpr (std::is_same_v<T, bfloat16>)
+      return bits_as<Vec<float>>(pairs << 16);
+    else
+      return widen(halves(pairs), T{});
+  }
+#endif
+  return some_even_lanes<Accumulate<T>>(load(p, low), load(p + kLanes<Accumulate<T>>, high));
 }
 template <class T, class V>
 inline V in_order(V v) {
