@@ -304,7 +304,10 @@ inline bool pairs_plan(const ConvParams& p, PairsPlan& best) {
                          first.k_blocks * first.passes * first.pass_weights > kCacheBytes;
   const int64_t most_shares = may_share ? first.pass_blocks / (p.input.c == 1 ? 4 : 2) : 1;
   for (int64_t limit : {kCacheBytes, int64_t{24} << 20}) {
-    for (int64_t shares = 1; shares <= max64(1, most_shares); shares *= 2)
+    double last_total = 0;
+    for (int64_t shares = 1; shares <= max64(1, most_shares); shares *= 2) {
+      if (last_total != 0 && best_total >= last_total) break;  // no better than half of them
+      last_total = best_total;
       for (int apart = 0; apart <= may_part; ++apart) {
         trim.apart = apart;
         for (int64_t k_splits = 1; k_splits <= 4 * p.threads; k_splits *= 2) {
@@ -330,6 +333,7 @@ inline bool pairs_plan(const ConvParams& p, PairsPlan& best) {
           if (k_splits >= plan.k_blocks) break;
         }
       }
+    }
     if (best_total != 0) return true;
   }
   return false;

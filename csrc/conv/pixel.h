@@ -36,7 +36,8 @@ struct PixelPlan {
   bool flat;
 };
 
-// Output channels of a register tile. Eight, unless fewer leave so many less empty that loading pixels more often pays.
+// Output channels of a register tile: as many as there are registers for, unless fewer leave so many less empty that
+// loading pixels more often pays.
 inline int64_t pixel_block(int64_t K) {
   int64_t best = 1;
   double least = 2.0 * static_cast<double>(K);
@@ -56,13 +57,18 @@ int64_t pixel_thread_bytes(const ConvParams& p, const PixelPlan& plan) {
          static_cast<int64_t>(sizeof(A));
 }
 
-// The most columns of a tile. Planes of one row, which all 1x1 layers have, are cut into as many tiles of whole vectors
-// as every thread gets the same number of.
+constexpr int64_t kFirstLevelBytes = 24 << 10;
+constexpr int64_t kPreferredBytes = 384 << 10;  // stays in a second-level cache, with the weights that pass over it
+constexpr int64_t kLargestBytes = 8 << 20;      // beyond this another kernel must serve
+
+// The most columns of a tile. A plane of one row, which join_rows() makes of 1x1 layers, is cut into as many tiles as
+// every thread gets the same number of, and no larger than the second-level cache.
 template <class A>
 int64_t pixel_columns(const ConvParams& p, int64_t group_items) {
   constexpr int64_t kMore = 8;
   if (p.P > 1 || p.Q <= kLanes<A>) return kMaxTileColumns;
-  const int64_t vectors = ceil_div(p.Q, kLanes<A>), least = ceil_div(p.Q, kMaxTileColumns);
+  const int64_t vectors = ceil_div(p.Q, kLanes<A>), row_bytes = p.Q * p.C * static_cast<int64_t>(sizeof(A));
+  const int64_t least = max64(ceil_div(p.Q, kMaxTileColumns), min64(vectors, ceil_div(row_bytes, kPreferredBytes)));
   int64_t best = 0;
   double best_time = 0;
   for (int64_t tiles = least; tiles <= least + kMore; ++tiles) {
@@ -92,10 +98,6 @@ PixelPlan pixel_plan_for(const ConvParams& p, int64_t rows, int64_t groups) {
   plan.flat = plan.g.pitch < round_up(plan.g.w.tile, kLanes<A>);
   return plan;
 }
-
-constexpr int64_t kFirstLevelBytes = 24 << 10;
-constexpr int64_t kPreferredBytes = 384 << 10;  // stays in a second-level cache, with the weights that pass over it
-constexpr int64_t kLargestBytes = 8 << 20;      // beyond this another kernel must serve
 
 // Estimated cycles of one item.
 template <class A>
@@ -316,7 +318,7 @@ void pixel_forward(const ConvParams& p, const PixelPlan& plan, const void* packe
 // with the pitch of the planes, zero in the gaps, and a register tile is KB channels by TB pairs (c, tap) of running
 // sums.
 
-constexpr int pixel_pairs(int kb) { return min64((kVecRegisters - 2 - kb) / kb, kb == 1 ? 12 : kb == 2 ? 9 : 6); }
+constexpr int pixel_grad_taps(int kb) { return min64((kVecRegisters - 2 - kb) / kb, kb == 1 ? 12 : kb == 2 ? 9 : 6); }
 
 template <class A, int KB, int TB>
 void pixel_grad_micro(const A* grad, int64_t grad_channel, int64_t vectors, const A* const* x, A* sums,
@@ -343,7 +345,7 @@ using PixelGradMicro = void (*)(const A*, int64_t, int64_t, const A* const*, A*,
 
 template <class A, int KB>
 PixelGradMicro<A> pixel_grad_micro_of(int pairs) {
-  constexpr int kMax = pixel_pairs(KB);
+  constexpr int kMax = pixel_grad_taps(KB);
   static const PixelGradMicro<A> kTable[] = {
       pixel_grad_micro<A, KB, 1>,
       pixel_grad_micro<A, KB, min64(2, kMax)>,
@@ -372,7 +374,7 @@ template <class A>
 PixelGradPlan pixel_grad_plan_for(const ConvParams& p, int64_t rows) {
   PixelGradPlan plan;
   plan.g = make_geometry(p, rows);
-  plan.kb = p.K >= 4 && pixel_pairs(4) > 1 ? 4 : p.K >= 2 ? 2 : 1;
+  plan.kb = p.K >= 4 && pixel_grad_taps(4) > 1 ? 4 : p.K >= 2 ? 2 : 1;
   plan.blocks = ceil_div(p.K, plan.kb);
   plan.grad_channel = round_up(rows * plan.g.pitch, kLanes<A>);
   plan.x_elements = p.C * plan.g.channel + kLanes<A>;
@@ -433,7 +435,7 @@ void pixel_grad_weight(const ConvParams& p, const PixelGradPlan& plan, void* scr
             targets[pair_count++] = c * taps_of_kernel + taps[i].index;
           }
         const int64_t vectors = ceil_div((t.rows - 1) * plan.g.pitch + t.columns, kLanes<A>);
-        const int64_t most = pixel_pairs(static_cast<int>(plan.kb));
+        const int64_t most = pixel_grad_taps(static_cast<int>(plan.kb));
         const int64_t chunks = ceil_div(pair_count, most);
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
           const int64_t begin = pair_count * chunk / chunks, end = pair_count * (chunk + 1) / chunks;

@@ -52,7 +52,7 @@ inline void fill_pairs(const ConvParams& p, const Geometry& g, const Tile& t, in
   const int64_t step = p.stride_w * p.input.w, pairs = ceil_div(p.C, 2) * groups, channels = p.C * groups;
   for_each_row(p, g, t, [&](int64_t position, int64_t h, int64_t w, int64_t begin, int64_t end) {
     const bfloat16* from = begin < end ? at<const bfloat16>(p.input, t.n, c0, h, w) - begin * step : nullptr;
-    for (int64_t i = 0; i < g.pitch; i += 16, from += 16 * step) {
+    for (int64_t i = 0; i < g.pitch; i += 16, from += from ? 16 * step : 0) {
       const int64_t first = max64(0, min64(begin - i, 16)), last = max64(first, min64(end - i, 16));
       const uint32_t lanes = ((1u << last) - 1) & ~((1u << first) - 1);
       uint32_t* to = x + position + i;
@@ -87,7 +87,7 @@ inline void zip_weights(const ConvParams& p, const bfloat16* from, int64_t chann
   if (taps == 1 && w.c == 1) {
     for (int64_t c = 0; c < channels; c += 32)
       store_words(row + c / 2, load_words(from + c, first_words(channels - c)));
-  } else if (taps > 1 && taps <= 16 && w.w == 1 && w.h == p.S) {
+  } else if (taps > 1 && taps <= 16 && w.w == 1 && (p.R == 1 || w.h == p.S)) {
     const auto mask = static_cast<__mmask16>(first_words(taps));
     for (int64_t c = 0; c < channels; c += 2, row += taps) {
       const bfloat16* one = from + c * w.c;

@@ -117,7 +117,8 @@ const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 bool isa_select(const char* name) {
   const int wanted = find(name);
   if (wanted < 0 || wanted > static_cast<int>(isa_supported())) return false;
-  current().store(use(static_cast<Isa>(wanted)), std::memory_order_relaxed);
+  std::atomic<Isa>& isa = current();  // which sets the flag of the initial one, the first time
+  isa.store(use(static_cast<Isa>(wanted)), std::memory_order_relaxed);
   return true;
 }
 

@@ -16,7 +16,7 @@ Isa isa_supported();                // the best one that this machine has and th
 const char* isa_name(Isa isa);      // "baseline", "avx2", "avx512", "avx512_bf16", "amx"
 bool isa_select(const char* name);  // false where the name is unknown or the machine lacks it
 bool isa_halves_vectors();          // whether a multiply-add of its vectors starts every cycle, not every half
-extern std::atomic<bool> isa_rounds_bfloat16;  // whether the one in use has an instruction that does it
+extern std::atomic<bool> isa_rounds_bfloat16;  // whether the one in use does; false before the first isa()
 int64_t last_cache_bytes();                    // of the cache before memory, 0 where that is not known
 
 #ifdef FASTCONV_HAS_avx512

@@ -118,7 +118,7 @@ inline Vec<float> widen(Halves h, bfloat16) { return bits_as<Vec<float>>(words(h
 
 // Where the processor has AVX512_BF16, one instruction of it takes the place of ten, though these kernels are compiled
 // for less: depthwise 3x3 takes 0.6 to 0.8 of the time. It flushes denormal numbers and keeps more of a NaN, so those
-// are left to the integers, and results are the same bits with and without it.
+// are left to the integers, and results are the same bits with and without it, unless denormals are flushed anyway.
 inline Halves narrow(Vec<float> v, bfloat16) {
 #if defined(__AVX512F__) && defined(FASTCONV_HAS_avx512_bf16)
   constexpr int kDenormalOrNan = 0xa1;
