@@ -303,10 +303,12 @@ inline bool pairs_plan(const ConvParams& p, PairsPlan& best) {
   const bool may_share = kPiecesAtOnce == 1 && !first.in_place && !spread(p) &&
                          first.k_blocks * first.passes * first.pass_weights > kCacheBytes;
   const int64_t most_shares = may_share ? first.pass_blocks / (p.input.c == 1 ? 4 : 2) : 1;
+  constexpr double kLongCycles = 1e7;
   for (int64_t limit : {kCacheBytes, int64_t{24} << 20}) {
     double last_total = 0;
     for (int64_t shares = 1; shares <= max64(1, most_shares); shares *= 2) {
-      if (last_total != 0 && best_total >= last_total) break;  // no better than half of them
+      // No better than half of them, in a layer that would notice the time of planning.
+      if (last_total != 0 && best_total >= last_total && best_total < kLongCycles) break;
       last_total = best_total;
       for (int apart = 0; apart <= may_part; ++apart) {
         trim.apart = apart;
