@@ -292,21 +292,21 @@ inline bool pairs_plan(const ConvParams& p, PairsPlan& best) {
   double best_total = 0;
   const ConvParams base = spread_base(p);
   if (spread_too_far(p, base)) return false;
-  Trim trim = pairs_trim(p, pairs_plan_for(p, 1, 1, Trim()));
+  const PairsPlan first = pairs_plan_for(p, 1, 1, Trim());
+  Trim trim = pairs_trim(p, first);
   const bool may_part = kPiecesAtOnce == 2 && trim.trimmed && p.S > 1 && p.dilation_w >= kSegmentDilation;
   // Where weights are many, fewer and larger tiles read them, if their input is in scratch a few channels at a time:
   // two blocks and more of contiguous planes, four of pixels, of which less would be read a line here and there. (Two
   // threads of a Zen 4, contiguous and channels_last, ms: rate 6, 512 to 1024@19 7.6 -> 5.8, 7.2 -> 5.8; rate 24, 2048
   // to 256@65 75 -> 62, 75 -> 64; rate 6, 2048 to 256@33 27 -> 20, 23 -> 22; rate 18 there 15 -> 15, 14 -> 14.) AMX's
   // plans are without: they were not measured so.
-  const PairsPlan first = pairs_plan_for(p, 1, 1, trim);
   const bool may_share = kPiecesAtOnce == 1 && !first.in_place && !spread(p) &&
                          first.k_blocks * first.passes * first.pass_weights > kCacheBytes;
-  const int64_t most_shares = may_share ? first.pass_blocks / (p.input.c == 1 ? 4 : 2) : 1;
+  const int64_t most_shares = may_share ? max64(1, first.pass_blocks / (p.input.c == 1 ? 4 : 2)) : 1;
   constexpr double kLongCycles = 1e7;
   for (int64_t limit : {kCacheBytes, int64_t{24} << 20}) {
     double last_total = 0;
-    for (int64_t shares = 1; shares <= max64(1, most_shares); shares *= 2) {
+    for (int64_t shares = 1; shares <= most_shares; shares *= 2) {
       // No better than half of them, in a layer that would notice the time of planning.
       if (last_total != 0 && best_total >= last_total && best_total < kLongCycles) break;
       last_total = best_total;

@@ -571,6 +571,7 @@ inline Vec<T> some_odd_lanes(Vec<T> a, Vec<T> b) {
   else
     return __builtin_shufflevector(a, b, 1, 5, 3, 7);
 }
+
 // some_even_lanes of two vectors of memory, of which nothing is touched but the lanes of their windows. Of 16-bit types
 // they are the low halves of words: one load, and for bfloat16 one shift, instead of seven instructions.
 template <class T>
@@ -586,6 +587,7 @@ inline Vec<Accumulate<T>> load_even(const T* p, const Window<T>& low, const Wind
 #endif
   return some_even_lanes<Accumulate<T>>(load(p, low), load(p + kLanes<Accumulate<T>>, high));
 }
+
 template <class T, class V>
 inline V in_order(V v) {
   if constexpr (kOrdered)
