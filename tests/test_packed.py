@@ -180,7 +180,6 @@ def test_empty_batch() -> None:
 
 @pytest.fixture(autouse=True)
 def no_packs():
-    gc.collect()
     _packed._packs.clear()
 
 
