@@ -183,6 +183,41 @@ struct DiagonalPart {
   DiagonalMicro<X> whole, rest;
 };
 
+// Tensors that the second-level cache does not hold, together: what a tile is the first to read, and what it writes, is
+// fetched while the tile before is computed. Tiles jump from row to row and blocks of channels from column to column,
+// so that the processor does not see what comes next. Where tensors are smaller the instructions are what tells.
+constexpr int64_t kDiagonalFar = 8 << 20;
+
+template <class X>
+bool diagonal_is_far(const ConvParams& p) {
+  return p.N * p.G * (p.H * p.W + p.P * p.Q) * static_cast<int64_t>(sizeof(X)) >= kDiagonalFar;
+}
+
+// The columns of some rows of a tensor, of all its channels.
+template <class X>
+struct DiagonalAhead {
+  const X* from;
+  int64_t rows, columns, row, column;
+
+  // Of a tile's input, what the tile at (p, q) does not read, nor any before it.
+  static DiagonalAhead input(const ConvParams& p, const X* x, int64_t row, int64_t q) {
+    const int64_t tile = (kDiagonalColumns - 1) * p.stride_w + p.S, w = q * p.stride_w - p.pad_w;
+    const int64_t w0 = q > 0 ? w + tile - kDiagonalColumns * p.stride_w : 0;
+    const int64_t h = (row + kDiagonalRows - 1) * p.stride_h - p.pad_h + (p.R - 1) * p.dilation_h + 1;
+    const int64_t h0 = max64(0, h - kDiagonalRows * p.stride_h);
+    return {x + h0 * p.input.h + w0 * p.input.w, min64(p.H, h) - h0, min64(p.W, w + tile) - w0, p.input.h, p.input.w};
+  }
+  static DiagonalAhead output(const ConvParams& p, const X* out, int64_t row, int64_t q) {
+    return {out + row * p.output.h + q * p.output.w, min64(kDiagonalRows, p.P - row), min64(kDiagonalColumns, p.Q - q),
+            p.output.h, p.output.w};
+  }
+  template <int Writes>
+  void fetch(int64_t channel) const {
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < columns; ++j) __builtin_prefetch(from + i * row + j * column + channel, Writes);
+  }
+};
+
 // Output rows [p0, p0 + rows) of each part, of `blocks` vectors of channels, which begin at `x`.
 template <class X, bool Several>
 void diagonal_rows(DiagonalPart<X>* parts, int64_t several, const X* x, int64_t p0, int64_t rows, int64_t blocks,
@@ -190,6 +225,7 @@ void diagonal_rows(DiagonalPart<X>* parts, int64_t several, const X* x, int64_t 
                    const Finish<X>& finish) {
   constexpr int64_t B = kDiagonalColumns, L = kLanes<Accumulate<X>>;
   const int64_t count = Several ? several : 1;
+  const bool far = !Several && ahead != 0 && diagonal_is_far<X>(*parts->p);
   int64_t columns = 0;
   for (DiagonalPart<X>* part = parts; part != parts + count; ++part) {
     const ConvParams& p = *part->p;
@@ -198,7 +234,7 @@ void diagonal_rows(DiagonalPart<X>* parts, int64_t several, const X* x, int64_t 
     t.x_step = p.input.w;
     t.w_row = p.S * L;
     t.taps = p.S;
-    t.ahead = ahead;
+    t.ahead = far ? 0 : ahead;
     t.out_row = p.output.h;
     t.out_step = p.output.w;
     part->whole = diagonal_micro_of<X>(p.S, p.stride_w, true);
@@ -224,7 +260,15 @@ void diagonal_rows(DiagonalPart<X>* parts, int64_t several, const X* x, int64_t 
         const int64_t inside = max64(0, min64(t.end - first, 31));
         t.inside = t.first_tap < inside ? ((1u << inside) - 1) & ~((1u << t.first_tap) - 1) : 0;
       }
-      for (int64_t b = 0; b < blocks; ++b)
+      DiagonalAhead<X> next_x = {}, next_out = {};
+      if (far) {
+        const int64_t next_row = q + B < columns ? row : row + kDiagonalRows, next_q = q + B < columns ? q + B : 0;
+        next_x = DiagonalAhead<X>::input(*parts->p, x, next_row, next_q);
+        next_out = DiagonalAhead<X>::output(*parts->p, parts->out, next_row, next_q);
+      }
+      for (int64_t b = 0; b < blocks; ++b) {
+        next_x.template fetch<0>(b * L);
+        next_out.template fetch<1>(b * L);
         for (DiagonalPart<X>* part = parts; part != parts + count; ++part) {
           DiagonalTile& t = part->tile;
           if (t.rows <= 0 || t.columns <= 0) continue;
@@ -232,6 +276,7 @@ void diagonal_rows(DiagonalPart<X>* parts, int64_t several, const X* x, int64_t 
           (t.channels == L ? part->whole : part->rest)(t, x + b * L, part->weights + b * w_block, bias[b],
                                                        part->out + row * t.out_row + q * t.out_step + b * L, finish);
         }
+      }
     }
   }
 }
@@ -382,7 +427,7 @@ struct DiagonalForward {
   template <class A>
   static bool preferred(const ConvParams& p) {
     if (p.G < 4) return false;
-    if (is_channels_last(p.input) && is_channels_last(p.output)) return p.stride_w == 1 || p.R * p.S > 9;
+    if (is_channels_last(p.input) && is_channels_last(p.output)) return true;
     // What depthwise_rows can do, and does better where a row fills its vectors: the multiply-adds of lanes beyond the
     // row are what transposing costs where there are six for an output, eight of 3x3 (measured for 3x3, 5x5 and 7x7 of
     // 3 to 56 columns), or four for a column of an input spread out by two (7 to 56 columns).
