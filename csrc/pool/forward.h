@@ -1,8 +1,9 @@
-// From the input to the output: which of the ways to walk the windows (pixels.h, lines.h, strips.h, spans.h) is taken
-// for which, for every state of state.h.
+// From the input to the output: which of the ways to walk the windows (pixels.h, lines.h, strips.h, spans.h, running.h)
+// is taken for which, for every state of state.h.
 #pragma once
 #include "pool/lines.h"
 #include "pool/pixels.h"
+#include "pool/running.h"
 #include "pool/spans.h"
 #include "pool/strips.h"
 
@@ -39,6 +40,8 @@ struct Forward {
   template <class Body>
   static auto choose_walk(const PoolParams& given, const Body& body) {
     const PoolParams p = joined_planes(given);
+    if constexpr (State::kTakesTwice)
+      if (running_fits<T>(p)) return body(p, Running<T, State>{});
     if (p.channels_last) {
       const bool even = !kAdds<State> || common_divisor(p) != 0;
       if (!p.w.adaptive && p.w.stride == 1 && p.h.kernel * p.w.kernel >= kPixelTaps && even)

@@ -1,0 +1,265 @@
+// running: wide windows of stride 1. Each axis is cut into blocks as long as a window; a window is the end of one block
+// and the beginning of the next. The ends are joined from the last element of a block backwards, the beginnings
+// forwards while the windows go on: three steps an element on each axis, whatever the size of the window (van Herk, "A
+// fast algorithm for local minimum and maximum filters on rectangular and octagonal kernels", 1992; Gil and Werman,
+// "Computing 2-D min, median, and max filters", 1993). All steps join what comes later in memory to what comes earlier,
+// so that ties need no comparison of taps; and blocks are of positions in the input, so that padding does not come up.
+//
+// Vectors run along the channels; contiguous planes are transposed, as many at a time as a vector has lanes.
+#pragma once
+#include "core/move.h"
+#include "pool/walk.h"
+
+namespace fastconv {
+namespace {
+
+constexpr int64_t kRunningBytes = 512 << 10;  // scratch of a thread that stays in the second-level cache
+// From how many taps on it pays, and up to how many columns of contiguous planes, whose rows fill the vectors of
+// lines.h the better the wider they are.
+constexpr int64_t kRunningTaps = 16, kRunningColumns = 128;
+
+// Vectors of channels that go through the same steps.
+template <class State, int V>
+struct Group {
+  State of[V];
+};
+
+template <class State, int V>
+inline Group<State, V> joined(Group<State, V> earlier, const Group<State, V>& later) {
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v)
+    if constexpr (State::kTracks)
+      earlier.of[v].take(later.of[v].value, later.of[v].id);
+    else
+      earlier.of[v].join(later.of[v]);
+  return earlier;
+}
+
+// Windows [o0, o1) of one axis. get(i) and kept(i): the element at a position, and what keep(i, state) has put there,
+// which may be the same place; put(o, state): what a window is.
+template <class State, class Get, class Kept, class Keep, class Put>
+[[gnu::always_inline]] inline void run_windows(const PoolAxis& axis, int64_t o0, int64_t o1, const Get& get,
+                                               const Kept& kept, const Keep& keep, const Put& put) {
+  const int64_t K = axis.kernel;
+  for (int64_t o = o0; o < o1; o += K) {
+    const int64_t first = o - axis.padding, low = max64(0, first), high = min64(axis.size, first + K);
+    State state = get(high - 1);
+    keep(high - 1, state);
+    for (int64_t i = high - 2; i >= low; --i) keep(i, state = joined(get(i), state));
+    put(o, state);
+    // Windows that begin in this block, the first aside: those that begin in the padding, those that reach into the
+    // next block and end in it, and those that end with the input.
+    const int64_t last = min64(o1, o + K), inside = min64(last, low + axis.padding + 1);
+    const int64_t whole = min64(last, axis.size + axis.padding - K + 1);
+    int64_t j = o + 1;
+    if (whole <= j) {
+      for (; j < inside; ++j) put(j, state);
+      for (; j < last; ++j) put(j, kept(j - axis.padding));
+      continue;
+    }
+    State begun = get(high);
+    for (;;) {
+      put(j, joined(j < inside ? state : kept(j - axis.padding), begun));
+      if (++j >= whole) break;
+      begun = joined(begun, get(j - axis.padding + K - 1));
+    }
+    for (; j < inside; ++j) put(j, joined(state, begun));
+    for (; j < last; ++j) put(j, joined(kept(j - axis.padding), begun));
+  }
+}
+
+constexpr int kRunningVectors = 2;
+
+// Windows that this serves, of maxima, where it pays.
+template <class T>
+inline bool running_fits(const PoolParams& p) {
+  constexpr int64_t kChannels = kRunningVectors * kLanes<Accumulate<T>>;
+  const auto fits = [](const PoolAxis& axis) { return !axis.adaptive && axis.stride == 1 && axis.dilation == 1; };
+  if (!fits(p.h) || !fits(p.w) || p.h.kernel * p.w.kernel < kRunningTaps) return false;
+  if (!p.channels_last && p.w.outputs > kRunningColumns) return false;
+  const int64_t channels = p.channels_last ? p.C : p.N * p.C;
+  return 4 * channels >= 3 * round_up(channels, kChannels);
+}
+
+template <class T, class State>
+struct Running {
+  using A = Accumulate<T>;
+  using Id = typename LanesOf<A>::type;
+  using Numbers = typename NumbersOf<State>::type;
+  static constexpr int L = kLanes<A>, V = kRunningVectors;
+  static constexpr int kChannels = V * L;  // that go together
+  static constexpr int64_t kStateBytes = kChannels * sizeof(A) * (State::kTracks ? 2 : 1);
+
+  // How a layer is cut: groups of channels (or planes), and strips of rows of windows.
+  struct Shape {
+    int64_t groups, rows, strips;
+    int64_t pitch;  // of the rows, joined, in groups; odd, so that columns do not meet in one set of the cache
+    explicit Shape(const PoolParams& p) : pitch(p.w.outputs | 1) {
+      groups = p.channels_last ? p.N * ceil_div(p.C, kChannels) : ceil_div(p.N * p.C, kChannels);
+      const int64_t overlap = p.h.kernel - 1;
+      const int64_t row_bytes =
+          pitch * kStateBytes +
+          (p.channels_last ? 0 : p.w.size * kChannels * int64_t{sizeof(A)} + p.w.outputs * kStateBytes);
+      // Neighbouring strips read the same rows: those should be few.
+      const int64_t most = max64(kRunningBytes / row_bytes - overlap, 2 * overlap + 1);
+      const int64_t wanted = max64(ceil_div(p.h.outputs * groups, 4 * p.threads), 2 * overlap + 1);
+      strips = ceil_div(p.h.outputs, min64(most, wanted));
+      rows = ceil_div(p.h.outputs, strips);
+      strips = ceil_div(p.h.outputs, rows);
+    }
+    int64_t input_rows(const PoolParams& p) const { return min64(p.h.size, rows + p.h.kernel - 1); }
+  };
+
+  // What a thread works in, in groups of states.
+  struct Memory {
+    Line<A> joined, ends, x, out;
+    int64_t bytes;
+    Memory(const PoolParams& p, const Shape& shape, char* memory) {
+      char* at = memory;
+      const auto line = [&](int64_t groups, bool ids) {
+        Line<A> made = {reinterpret_cast<A*>(at), nullptr};
+        at += groups * kChannels * static_cast<int64_t>(sizeof(A));
+        if (!ids) return made;
+        made.ids = reinterpret_cast<Id*>(at);
+        at += groups * kChannels * static_cast<int64_t>(sizeof(Id));
+        return made;
+      };
+      joined = line(shape.input_rows(p) * shape.pitch, State::kTracks);
+      ends = line(p.w.size, State::kTracks);
+      x = line(p.channels_last ? 0 : shape.input_rows(p) * p.w.size, false);
+      out = line(p.channels_last ? 0 : shape.rows * p.w.outputs, State::kTracks);
+      bytes = round_up(at - memory, 64);
+    }
+  };
+  static int64_t scratch(const PoolParams& p) { return p.threads * Memory(p, Shape(p), nullptr).bytes; }
+
+  // A strip of a group of channels.
+  struct Strip {
+    int64_t channels;
+    int64_t o0, o1, h0, h1;  // rows of windows, and of the input
+  };
+
+  template <class Any>
+  static Group<Any, V> get_group(const Line<A>& line, int64_t i) {
+    Group<Any, V> group;
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) group.of[v] = get<Any>(line, i * kChannels + v * L);
+    return group;
+  }
+  template <class Any>
+  static void set_group(const Line<A>& line, int64_t i, const Group<Any, V>& group, int64_t taps) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) set(line, i * kChannels + v * L, later(group.of[v], taps));
+  }
+
+  // Whole: there are kChannels. False where there is a NaN that Any does not know of; nothing is written then.
+  template <class Any, bool Whole, class X>
+  static bool run_strip(const PoolParams& p, const Shape& shape, const Memory& memory, const Strip& s, const X* x,
+                        int64_t row, int64_t step, int64_t at) {
+    using All = Group<Any, V>;
+    constexpr bool kLooks = !std::is_same_v<Any, State>;
+    int lanes[V];
+    for (int v = 0; v < V; ++v) lanes[v] = static_cast<int>(max64(0, min64(L, s.channels - v * L)));
+    Mask<A> nan = {};
+    for (int64_t h = s.h0; h < s.h1; ++h, x += row) {
+      const auto get_x = [&](int64_t w) {
+        All all;
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+          all.of[v] = Any::nothing(w);
+          all.of[v].value = Whole ? load(x + w * step + v * L) : load_partial(x + w * step + v * L, lanes[v]);
+          if constexpr (kLooks) nan = nan | is_nan(all.of[v].value);
+        }
+        return all;
+      };
+      const int64_t to = (h - s.h0) * shape.pitch, taps = h * p.w.kernel;
+      run_windows<All>(
+          p.w, 0, p.w.outputs, get_x, [&](int64_t w) { return get_group<Any>(memory.ends, w); },
+          [&](int64_t w, const All& all) { set_group(memory.ends, w, all, 0); },
+          [&](int64_t q, const All& all) { set_group(memory.joined, to + q, all, taps); });
+    }
+    if (kLooks && any(nan)) return false;
+    for (int64_t q = 0; q < p.w.outputs; ++q) {
+      const auto get_row = [&](int64_t h) { return get_group<Any>(memory.joined, (h - s.h0) * shape.pitch + q); };
+      const auto keep_row = [&](int64_t h, const All& all) {
+        set_group(memory.joined, (h - s.h0) * shape.pitch + q, all, 0);
+      };
+      run_windows<All>(p.h, s.o0, s.o1, get_row, get_row, keep_row, [&](int64_t o, const All& all) {
+        const int64_t taps = (p.h.padding - o) * p.w.kernel + p.w.padding - q;
+        const int64_t to = (o - s.o0) * p.w.outputs + q;
+        if (!p.channels_last) return set_group(memory.out, to, all, taps);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v)
+          if (Whole || lanes[v] > 0) write<T>(p, at + to * p.C + v * L, later(all.of[v], taps), Whole ? L : lanes[v]);
+      });
+    }
+    return true;
+  }
+  template <class X>
+  static void run_any(const PoolParams& p, const Shape& shape, const Memory& memory, const Strip& s, const X* x,
+                      int64_t row, int64_t step, int64_t at) {
+    const auto run = [&](auto state, auto whole) {
+      return run_strip<decltype(state), decltype(whole)::value>(p, shape, memory, s, x, row, step, at);
+    };
+    const bool whole = s.channels == kChannels;
+    if (whole ? run(Numbers{}, std::true_type{}) : run(Numbers{}, std::false_type{})) return;
+    if constexpr (!std::is_same_v<Numbers, State>)
+      whole ? run(State{}, std::true_type{}) : run(State{}, std::false_type{});
+  }
+
+  // The ids of a strip, from one vector for each window to one row for each plane.
+  static void write_ids(const PoolParams& p, const Id* ids, int64_t count, int64_t planes, int64_t at) {
+    const int64_t plane = p.h.outputs * p.w.outputs;
+    for (int64_t j = 0; j < count; j += L) {
+      const int n = static_cast<int>(min64(L, count - j));
+      Vec<A> v[L] = {};
+      for (int i = 0; i < n; ++i) __builtin_memcpy(&v[i], ids + (j + i) * kChannels, sizeof v[i]);
+      transpose<A>(v);
+      for (int64_t c = 0; c < planes; ++c)
+        store_ids<A>(p.ids, p.id_bytes, at + c * plane + j, bits_as<Lanes<A>>(v[c]), n);
+    }
+  }
+
+  static void run(const PoolParams& p, void* scratch) {
+    const Shape shape(p);
+    const int64_t thread_bytes = Memory(p, shape, nullptr).bytes, H = p.h.size, W = p.w.size;
+    const int64_t windows = p.h.outputs * p.w.outputs, blocks = ceil_div(p.C, kChannels);
+    parallel_for(p.threads, shape.groups * shape.strips, [&](int64_t item, int thread) {
+      const Memory memory(p, shape, static_cast<char*>(scratch) + thread * thread_bytes);
+      const T* input = static_cast<const T*>(p.input);
+      Strip s;
+      const auto begin_strip = [&](int64_t strip) {
+        s.o0 = strip * shape.rows;
+        s.o1 = min64(p.h.outputs, s.o0 + shape.rows);
+        s.h0 = max64(0, s.o0 - p.h.padding);
+        s.h1 = min64(H, s.o1 - 1 - p.h.padding + p.h.kernel);
+      };
+      if (p.channels_last) {
+        // Groups innermost: channels of a pixel lie side by side.
+        begin_strip(item / blocks % shape.strips);
+        const int64_t image = item / blocks / shape.strips, c = item % blocks * kChannels;
+        s.channels = min64(kChannels, p.C - c);
+        return run_any(p, shape, memory, s, input + (image * H + s.h0) * W * p.C + c, W * p.C, p.C,
+                       (image * windows + s.o0 * p.w.outputs) * p.C + c);
+      }
+      begin_strip(item % shape.strips);
+      const int64_t plane = item / shape.strips * kChannels, planes = min64(kChannels, p.N * p.C - plane);
+      const int64_t pixels = (s.h1 - s.h0) * W, count = (s.o1 - s.o0) * p.w.outputs;
+      s.channels = kChannels;
+      A* const x = memory.x.values;
+      if (planes < kChannels) zero(x, pixels * kChannels);
+      for (int64_t c = 0; c < planes; c += L)
+        transpose_block(x + c, kChannels, 1, input + (plane + c) * H * W + s.h0 * W, H * W, 1, min64(L, planes - c),
+                        pixels);
+      run_any(p, shape, memory, s, static_cast<const A*>(x), W * kChannels, kChannels, 0);
+      for (int64_t c = 0; c < planes; c += L) {
+        const int64_t at = (plane + c) * windows + s.o0 * p.w.outputs, some = min64(L, planes - c);
+        transpose_block(static_cast<T*>(p.output) + at, windows, 1, memory.out.values + c, kChannels, 1, count, some);
+        if constexpr (State::kTracks) write_ids(p, memory.out.ids + c, count, some, at);
+      }
+    });
+  }
+};
+
+}  // namespace
+}  // namespace fastconv
