@@ -32,6 +32,7 @@ CASES: dict[str, tuple] = {
     "stride beyond kernel": ((1, 3, 11, 40), (2, 3), (4, 7), 0),
     "the whole input": ((2, 3, 5, 19), (5, 19), None, 0),
     "17x17 s1 p8": ((1, 4, 18, 18), 17, 1, 8),
+    "8x8 s1 p4, many channels": ((2, 32, 9, 10), 8, 1, 4),
     "a pixel": ((2, 3, 1, 1), 1, None, 0),
     "no image": ((0, 3, 4, 5), 2, None, 0),
 }
@@ -246,6 +247,20 @@ def test_gradients(training: bool, layout: str) -> None:
 
         assert torch.autograd.gradcheck(pool, x)
         assert torch.autograd.gradgradcheck(lambda x, pool=pool: pool(x) * x.sum(), x)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_go_to_what_was_drawn(name: str, layout: str, isa: str) -> None:
+    """Also where windows that overlap have drawn different elements of the same row, which those of maxima never do."""
+    size, kernel, stride, padding = CASES[name]
+    x = LAYOUTS[layout](draw_input(size, name, zeros=False)).requires_grad_()
+    output, indices = stochastic_pool2d(x, kernel, stride, padding, return_indices=True, generator=seeded())
+    grad = torch.rand(output.shape, dtype=torch.float64, generator=seeded())
+    (got,) = torch.autograd.grad(output, x, grad)
+    wanted = torch.zeros(size, dtype=torch.float64).flatten(2)
+    wanted.scatter_add_(2, indices.flatten(2), grad.flatten(2))
+    torch.testing.assert_close(got, wanted.view(size), rtol=1e-12, atol=1e-12)
 
 
 def test_expected_gradient() -> None:

@@ -6,6 +6,8 @@
 // stride: those of one residue are reached by the same taps, and the windows that reach neighbours are neighbours. The
 // usual windows have gather_strips.h, which does that in registers.
 //
+// separate.h: maxima over wide windows of stride 1 are gathered along one axis after the other.
+//
 // scatter: where a position is covered by very many windows, or windows are far apart, it is cheaper to go through the
 // windows and add each one's gradient to its winner. A thread owns a band of rows of a few channels.
 //
@@ -13,6 +15,7 @@
 #pragma once
 #include "pool/forward.h"
 #include "pool/gather_strips.h"
+#include "pool/separate.h"
 
 namespace fastconv {
 namespace {
@@ -518,6 +521,8 @@ struct MaxBackward {
     if (gather_strips_fit(p)) return with_gather_strips<T, uint8_t>(p, body);
     return with_id_type(p.id_bytes, [&](auto id) {
       using Id = decltype(id);
+      if constexpr (sizeof(Id) <= 2)
+        if (separate_fits<T>(p)) return body(p, Separate<T, Id>{});
       const bool regular = !p.h.adaptive && !p.w.adaptive && p.w.stride <= 2;
       if (most_covering(p) > kMostCovering || !(p.channels_last || regular)) return body(p, Scatter<T, Id>{});
       return p.channels_last ? body(p, WinnersOfPixels<T, Id>{}) : body(p, WinnersOfLines<T, Id>{});

@@ -14,6 +14,7 @@ namespace fastconv {
 namespace {
 
 constexpr int64_t kRunningBytes = 512 << 10;  // scratch of a thread that stays in the second-level cache
+constexpr int64_t kMostRunningBytes = 4 << 20;
 // From how many taps on it pays, and up to how many columns of contiguous planes, whose rows fill the vectors of
 // lines.h the better the wider they are.
 constexpr int64_t kRunningTaps = 16, kRunningColumns = 128;
@@ -70,15 +71,23 @@ template <class State, class Get, class Kept, class Keep, class Put>
 
 constexpr int kRunningVectors = 2;
 
+// Windows of stride 1 whose channels (or planes) fill at least three quarters of the lanes, and of which a strip of
+// rows that is worth its borders does not take too much memory.
+template <class T>
+inline bool runs_in_groups(const PoolParams& p) {
+  using A = Accumulate<T>;
+  constexpr int64_t kChannels = kRunningVectors * kLanes<A>;
+  const auto moves = [](const PoolAxis& axis) { return !axis.adaptive && axis.stride == 1 && axis.dilation == 1; };
+  if (!moves(p.h) || !moves(p.w) || p.h.kernel * p.w.kernel < kRunningTaps) return false;
+  const int64_t channels = p.channels_last ? p.C : p.N * p.C, columns = max64(p.w.size, p.w.outputs) + 1;
+  return 4 * channels >= 3 * round_up(channels, kChannels) &&
+         min64(p.h.size, 3 * p.h.kernel) * columns * kChannels * 2 * int64_t{sizeof(A)} <= kMostRunningBytes;
+}
+
 // Windows that this serves, of maxima, where it pays.
 template <class T>
 inline bool running_fits(const PoolParams& p) {
-  constexpr int64_t kChannels = kRunningVectors * kLanes<Accumulate<T>>;
-  const auto fits = [](const PoolAxis& axis) { return !axis.adaptive && axis.stride == 1 && axis.dilation == 1; };
-  if (!fits(p.h) || !fits(p.w) || p.h.kernel * p.w.kernel < kRunningTaps) return false;
-  if (!p.channels_last && p.w.outputs > kRunningColumns) return false;
-  const int64_t channels = p.channels_last ? p.C : p.N * p.C;
-  return 4 * channels >= 3 * round_up(channels, kChannels);
+  return runs_in_groups<T>(p) && (p.channels_last || p.w.outputs <= kRunningColumns);
 }
 
 template <class T, class State>
