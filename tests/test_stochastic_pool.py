@@ -263,6 +263,25 @@ def test_gradients_go_to_what_was_drawn(name: str, layout: str, isa: str) -> Non
     torch.testing.assert_close(got, wanted.view(size), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_gradients_do_not_depend_on_the_threads(layout: str, dtype: torch.dtype, isa: str) -> None:
+    """Whether windows agree about the elements that they have drawn is seen for the rows of a thread together."""
+    x = torch.zeros(1, 32, 64, 16, dtype=dtype)
+    x[:, :, 2, 5] = 1
+    x[:, :, 40:] = torch.rand(1, 32, 24, 16, dtype=dtype, generator=seeded())
+    x = LAYOUTS[layout](x)
+    grads = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        leaf = x.clone().requires_grad_()
+        output = stochastic_pool2d(leaf, 8, 1, 4, generator=seeded())
+        grad = torch.rand(output.shape, dtype=dtype, generator=seeded())  # type: ignore[union-attr]
+        grads += torch.autograd.grad(output, leaf, grad)
+    assert torch.equal(grads[0], grads[1])
+    assert torch.equal(grads[0], grads[2])
+
+
 def test_expected_gradient() -> None:
     """Over many draws an element receives as much gradient as its probability says, within five standard deviations."""
     window = torch.tensor([[1.0, 0.0], [2.0, 5.0]])

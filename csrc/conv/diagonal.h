@@ -202,7 +202,7 @@ struct DiagonalAhead {
   // Of a tile's input, what the tile at (p, q) does not read, nor any before it.
   static DiagonalAhead input(const ConvParams& p, const X* x, int64_t row, int64_t q) {
     const int64_t tile = (kDiagonalColumns - 1) * p.stride_w + p.S, w = q * p.stride_w - p.pad_w;
-    const int64_t w0 = q > 0 ? w + tile - kDiagonalColumns * p.stride_w : 0;
+    const int64_t w0 = q > 0 ? max64(0, w + tile - kDiagonalColumns * p.stride_w) : 0;
     const int64_t h = (row + kDiagonalRows - 1) * p.stride_h - p.pad_h + (p.R - 1) * p.dilation_h + 1;
     const int64_t h0 = max64(0, h - kDiagonalRows * p.stride_h);
     return {x + h0 * p.input.h + w0 * p.input.w, min64(p.H, h) - h0, min64(p.W, w + tile) - w0, p.input.h, p.input.w};
@@ -427,7 +427,7 @@ struct DiagonalForward {
   template <class A>
   static bool preferred(const ConvParams& p) {
     if (p.G < 4) return false;
-    if (is_channels_last(p.input) && is_channels_last(p.output)) return true;
+    if (is_channels_last(p.input) && is_channels_last(p.output)) return p.stride_w == 1 || p.S == 3 || p.R * p.S > 9;
     // What depthwise_rows can do, and does better where a row fills its vectors: the multiply-adds of lanes beyond the
     // row are what transposing costs where there are six for an output, eight of 3x3 (measured for 3x3, 5x5 and 7x7 of
     // 3 to 56 columns), or four for a column of an input spread out by two (7 to 56 columns).

@@ -35,9 +35,6 @@ inline int64_t most_covering(const PoolAxis& axis) {
 }
 inline int64_t most_covering(const PoolParams& p) { return most_covering(p.h) * most_covering(p.w); }
 
-// That are gathered from: more are scattered.
-constexpr int64_t kMostCovering = 64;
-
 // The windows that cover a position of an axis, [begin, end): asked once for each column, because it takes divisions.
 struct Covering {
   int64_t begin, end;

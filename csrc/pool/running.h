@@ -5,7 +5,7 @@
 // "Computing 2-D min, median, and max filters", 1993). All steps join what comes later in memory to what comes earlier,
 // so that ties need no comparison of taps; and blocks are of positions in the input, so that padding does not come up.
 //
-// Vectors run along the channels; contiguous planes are transposed, as many at a time as a vector has lanes.
+// Vectors run along the channels; contiguous planes are transposed, as many at a time as two vectors have lanes.
 #pragma once
 #include "core/move.h"
 #include "pool/walk.h"
@@ -13,8 +13,9 @@
 namespace fastconv {
 namespace {
 
-constexpr int64_t kRunningBytes = 512 << 10;  // scratch of a thread that stays in the second-level cache
-constexpr int64_t kMostRunningBytes = 4 << 20;
+// Of scratch of a thread: what stays in the second-level cache, unless strips would be mostly borders, and what is too
+// much for windows to be served here.
+constexpr int64_t kRunningBytes = 512 << 10, kMostRunningBytes = 4 << 20;
 // From how many taps on it pays, and up to how many columns of contiguous planes, whose rows fill the vectors of
 // lines.h the better the wider they are.
 constexpr int64_t kRunningTaps = 16, kRunningColumns = 128;
@@ -69,14 +70,50 @@ template <class State, class Get, class Kept, class Keep, class Put>
   }
 }
 
-constexpr int kRunningVectors = 2;
+// How a layer is cut into items: groups of channels (or planes) that go together, and strips of rows, of the windows or
+// of the input. separate.h cuts it likewise.
+struct GroupCut {
+  static constexpr int kVectors = 2;
+
+  int64_t channels;  // of a group
+  int64_t groups;    // of an image in channels_last memory, else of all planes
+  int64_t size, rows, strips;
+  bool channels_last;
+
+  // `size` rows, each of which takes `row_bytes` of scratch, no fewer than `least` to a strip so that all threads have
+  // one.
+  GroupCut(const PoolParams& p, int64_t channels, int64_t size, int64_t row_bytes, int64_t least)
+      : channels(channels),
+        groups(ceil_div(p.channels_last ? p.C : p.N * p.C, channels)),
+        size(size),
+        channels_last(p.channels_last) {
+    // Neighbouring strips read the same rows: those should be few.
+    const int64_t overlap = p.h.kernel - 1, all = groups * (channels_last ? p.N : 1);
+    const int64_t most = max64(kRunningBytes / row_bytes - overlap, 2 * overlap + 1);
+    const int64_t wanted = max64(ceil_div(size * all, 4 * p.threads), least);
+    strips = ceil_div(size, min64(most, wanted));
+    rows = ceil_div(size, strips);
+    strips = ceil_div(size, rows);
+  }
+  struct Item {
+    int64_t image, first;  // of planes the image is 0
+    Range rows;
+  };
+  int64_t items(const PoolParams& p) const { return groups * strips * (channels_last ? p.N : 1); }
+  // In channels_last memory groups are innermost: their channels lie side by side.
+  Item item(int64_t i) const {
+    const int64_t strip = channels_last ? i / groups % strips : i % strips;
+    const int64_t group = channels_last ? i % groups : i / strips;
+    return {channels_last ? i / groups / strips : 0, group * channels, {strip * rows, min64(size, (strip + 1) * rows)}};
+  }
+};
 
 // Windows of stride 1 whose channels (or planes) fill at least three quarters of the lanes, and of which a strip of
 // rows that is worth its borders does not take too much memory.
 template <class T>
 inline bool runs_in_groups(const PoolParams& p) {
   using A = Accumulate<T>;
-  constexpr int64_t kChannels = kRunningVectors * kLanes<A>;
+  constexpr int64_t kChannels = GroupCut::kVectors * kLanes<A>;
   const auto moves = [](const PoolAxis& axis) { return !axis.adaptive && axis.stride == 1 && axis.dilation == 1; };
   if (!moves(p.h) || !moves(p.w) || p.h.kernel * p.w.kernel < kRunningTaps) return false;
   const int64_t channels = p.channels_last ? p.C : p.N * p.C, columns = max64(p.w.size, p.w.outputs) + 1;
@@ -95,35 +132,23 @@ struct Running {
   using A = Accumulate<T>;
   using Id = typename LanesOf<A>::type;
   using Numbers = typename NumbersOf<State>::type;
-  static constexpr int L = kLanes<A>, V = kRunningVectors;
-  static constexpr int kChannels = V * L;  // that go together
+  static constexpr int L = kLanes<A>, V = GroupCut::kVectors;
+  static constexpr int kChannels = V * L;  // of a group
   static constexpr int64_t kStateBytes = kChannels * sizeof(A) * (State::kTracks ? 2 : 1);
 
-  // How a layer is cut: groups of channels (or planes), and strips of rows of windows.
-  struct Shape {
-    int64_t groups, rows, strips;
-    int64_t pitch;  // of the rows, joined, in groups; odd, so that columns do not meet in one set of the cache
-    explicit Shape(const PoolParams& p) : pitch(p.w.outputs | 1) {
-      groups = p.channels_last ? p.N * ceil_div(p.C, kChannels) : ceil_div(p.N * p.C, kChannels);
-      const int64_t overlap = p.h.kernel - 1;
-      const int64_t row_bytes =
-          pitch * kStateBytes +
-          (p.channels_last ? 0 : p.w.size * kChannels * int64_t{sizeof(A)} + p.w.outputs * kStateBytes);
-      // Neighbouring strips read the same rows: those should be few.
-      const int64_t most = max64(kRunningBytes / row_bytes - overlap, 2 * overlap + 1);
-      const int64_t wanted = max64(ceil_div(p.h.outputs * groups, 4 * p.threads), 2 * overlap + 1);
-      strips = ceil_div(p.h.outputs, min64(most, wanted));
-      rows = ceil_div(p.h.outputs, strips);
-      strips = ceil_div(p.h.outputs, rows);
-    }
-    int64_t input_rows(const PoolParams& p) const { return min64(p.h.size, rows + p.h.kernel - 1); }
-  };
+  // Of rows that are joined, in groups; odd, so that columns do not meet in one set of the cache.
+  static int64_t row_pitch(const PoolParams& p) { return p.w.outputs | 1; }
+  static GroupCut cut_of(const PoolParams& p) {
+    const int64_t planes = p.w.size * kChannels * static_cast<int64_t>(sizeof(A)) + p.w.outputs * kStateBytes;
+    return {p, kChannels, p.h.outputs, row_pitch(p) * kStateBytes + (p.channels_last ? 0 : planes), p.h.kernel};
+  }
 
   // What a thread works in, in groups of states.
   struct Memory {
     Line<A> joined, ends, x, out;
     int64_t bytes;
-    Memory(const PoolParams& p, const Shape& shape, char* memory) {
+    Memory(const PoolParams& p, const GroupCut& cut, char* memory) {
+      const int64_t input_rows = min64(p.h.size, cut.rows + p.h.kernel - 1);
       char* at = memory;
       const auto line = [&](int64_t groups, bool ids) {
         Line<A> made = {reinterpret_cast<A*>(at), nullptr};
@@ -133,14 +158,14 @@ struct Running {
         at += groups * kChannels * static_cast<int64_t>(sizeof(Id));
         return made;
       };
-      joined = line(shape.input_rows(p) * shape.pitch, State::kTracks);
+      joined = line(input_rows * row_pitch(p), State::kTracks);
       ends = line(p.w.size, State::kTracks);
-      x = line(p.channels_last ? 0 : shape.input_rows(p) * p.w.size, false);
-      out = line(p.channels_last ? 0 : shape.rows * p.w.outputs, State::kTracks);
+      x = line(p.channels_last ? 0 : input_rows * p.w.size, false);
+      out = line(p.channels_last ? 0 : cut.rows * p.w.outputs, State::kTracks);
       bytes = round_up(at - memory, 64);
     }
   };
-  static int64_t scratch(const PoolParams& p) { return p.threads * Memory(p, Shape(p), nullptr).bytes; }
+  static int64_t scratch(const PoolParams& p) { return p.threads * Memory(p, cut_of(p), nullptr).bytes; }
 
   // A strip of a group of channels.
   struct Strip {
@@ -163,10 +188,11 @@ struct Running {
 
   // Whole: there are kChannels. False where there is a NaN that Any does not know of; nothing is written then.
   template <class Any, bool Whole, class X>
-  static bool run_strip(const PoolParams& p, const Shape& shape, const Memory& memory, const Strip& s, const X* x,
-                        int64_t row, int64_t step, int64_t at) {
+  static bool run_strip(const PoolParams& p, const Memory& memory, const Strip& s, const X* x, int64_t row,
+                        int64_t step, int64_t at) {
     using All = Group<Any, V>;
     constexpr bool kLooks = !std::is_same_v<Any, State>;
+    const int64_t pitch = row_pitch(p);
     int lanes[V];
     for (int v = 0; v < V; ++v) lanes[v] = static_cast<int>(max64(0, min64(L, s.channels - v * L)));
     Mask<A> nan = {};
@@ -181,7 +207,7 @@ struct Running {
         }
         return all;
       };
-      const int64_t to = (h - s.h0) * shape.pitch, taps = h * p.w.kernel;
+      const int64_t to = (h - s.h0) * pitch, taps = h * p.w.kernel;
       run_windows<All>(
           p.w, 0, p.w.outputs, get_x, [&](int64_t w) { return get_group<Any>(memory.ends, w); },
           [&](int64_t w, const All& all) { set_group(memory.ends, w, all, 0); },
@@ -189,9 +215,9 @@ struct Running {
     }
     if (kLooks && any(nan)) return false;
     for (int64_t q = 0; q < p.w.outputs; ++q) {
-      const auto get_row = [&](int64_t h) { return get_group<Any>(memory.joined, (h - s.h0) * shape.pitch + q); };
+      const auto get_row = [&](int64_t h) { return get_group<Any>(memory.joined, (h - s.h0) * pitch + q); };
       const auto keep_row = [&](int64_t h, const All& all) {
-        set_group(memory.joined, (h - s.h0) * shape.pitch + q, all, 0);
+        set_group(memory.joined, (h - s.h0) * pitch + q, all, 0);
       };
       run_windows<All>(p.h, s.o0, s.o1, get_row, get_row, keep_row, [&](int64_t o, const All& all) {
         const int64_t taps = (p.h.padding - o) * p.w.kernel + p.w.padding - q;
@@ -205,10 +231,10 @@ struct Running {
     return true;
   }
   template <class X>
-  static void run_any(const PoolParams& p, const Shape& shape, const Memory& memory, const Strip& s, const X* x,
-                      int64_t row, int64_t step, int64_t at) {
+  static void run_any(const PoolParams& p, const Memory& memory, const Strip& s, const X* x, int64_t row, int64_t step,
+                      int64_t at) {
     const auto run = [&](auto state, auto whole) {
-      return run_strip<decltype(state), decltype(whole)::value>(p, shape, memory, s, x, row, step, at);
+      return run_strip<decltype(state), decltype(whole)::value>(p, memory, s, x, row, step, at);
     };
     const bool whole = s.channels == kChannels;
     if (whole ? run(Numbers{}, std::true_type{}) : run(Numbers{}, std::false_type{})) return;
@@ -229,43 +255,49 @@ struct Running {
     }
   }
 
+  // Channels from `channel` on of an image in channels_last memory.
+  static void run_pixels(const PoolParams& p, const Memory& memory, Strip& s, int64_t image, int64_t channel) {
+    const int64_t row = p.w.size * p.C, windows = p.h.outputs * p.w.outputs;
+    const T* x = static_cast<const T*>(p.input) + (image * p.h.size + s.h0) * row + channel;
+    s.channels = min64(kChannels, p.C - channel);
+    run_any(p, memory, s, x, row, p.C, (image * windows + s.o0 * p.w.outputs) * p.C + channel);
+  }
+  // Planes from `plane` on.
+  static void run_planes(const PoolParams& p, const Memory& memory, Strip& s, int64_t plane) {
+    const int64_t pixels = p.h.size * p.w.size, windows = p.h.outputs * p.w.outputs;
+    const int64_t planes = min64(kChannels, p.N * p.C - plane);
+    const int64_t read = (s.h1 - s.h0) * p.w.size, written = (s.o1 - s.o0) * p.w.outputs;
+    const T* from = static_cast<const T*>(p.input) + plane * pixels + s.h0 * p.w.size;
+    const int64_t at = plane * windows + s.o0 * p.w.outputs;
+    T* to = static_cast<T*>(p.output) + at;
+    A* const x = memory.x.values;
+    s.channels = kChannels;
+    if (planes < kChannels) zero(x, read * kChannels);
+    for (int64_t c = 0; c < planes; c += L)
+      transpose_block(x + c, kChannels, 1, from + c * pixels, pixels, 1, min64(L, planes - c), read);
+    run_any(p, memory, s, static_cast<const A*>(x), p.w.size * kChannels, kChannels, 0);
+    for (int64_t c = 0; c < planes; c += L) {
+      const int64_t some = min64(L, planes - c);
+      transpose_block(to + c * windows, windows, 1, memory.out.values + c, kChannels, 1, written, some);
+      if constexpr (State::kTracks) write_ids(p, memory.out.ids + c, written, some, at + c * windows);
+    }
+  }
+
   static void run(const PoolParams& p, void* scratch) {
-    const Shape shape(p);
-    const int64_t thread_bytes = Memory(p, shape, nullptr).bytes, H = p.h.size, W = p.w.size;
-    const int64_t windows = p.h.outputs * p.w.outputs, blocks = ceil_div(p.C, kChannels);
-    parallel_for(p.threads, shape.groups * shape.strips, [&](int64_t item, int thread) {
-      const Memory memory(p, shape, static_cast<char*>(scratch) + thread * thread_bytes);
-      const T* input = static_cast<const T*>(p.input);
+    const GroupCut cut = cut_of(p);
+    const int64_t thread_bytes = Memory(p, cut, nullptr).bytes;
+    parallel_for(p.threads, cut.items(p), [&](int64_t i, int thread) {
+      const Memory memory(p, cut, static_cast<char*>(scratch) + thread * thread_bytes);
+      const GroupCut::Item item = cut.item(i);
       Strip s;
-      const auto begin_strip = [&](int64_t strip) {
-        s.o0 = strip * shape.rows;
-        s.o1 = min64(p.h.outputs, s.o0 + shape.rows);
-        s.h0 = max64(0, s.o0 - p.h.padding);
-        s.h1 = min64(H, s.o1 - 1 - p.h.padding + p.h.kernel);
-      };
-      if (p.channels_last) {
-        // Groups innermost: channels of a pixel lie side by side.
-        begin_strip(item / blocks % shape.strips);
-        const int64_t image = item / blocks / shape.strips, c = item % blocks * kChannels;
-        s.channels = min64(kChannels, p.C - c);
-        return run_any(p, shape, memory, s, input + (image * H + s.h0) * W * p.C + c, W * p.C, p.C,
-                       (image * windows + s.o0 * p.w.outputs) * p.C + c);
-      }
-      begin_strip(item % shape.strips);
-      const int64_t plane = item / shape.strips * kChannels, planes = min64(kChannels, p.N * p.C - plane);
-      const int64_t pixels = (s.h1 - s.h0) * W, count = (s.o1 - s.o0) * p.w.outputs;
-      s.channels = kChannels;
-      A* const x = memory.x.values;
-      if (planes < kChannels) zero(x, pixels * kChannels);
-      for (int64_t c = 0; c < planes; c += L)
-        transpose_block(x + c, kChannels, 1, input + (plane + c) * H * W + s.h0 * W, H * W, 1, min64(L, planes - c),
-                        pixels);
-      run_any(p, shape, memory, s, static_cast<const A*>(x), W * kChannels, kChannels, 0);
-      for (int64_t c = 0; c < planes; c += L) {
-        const int64_t at = (plane + c) * windows + s.o0 * p.w.outputs, some = min64(L, planes - c);
-        transpose_block(static_cast<T*>(p.output) + at, windows, 1, memory.out.values + c, kChannels, 1, count, some);
-        if constexpr (State::kTracks) write_ids(p, memory.out.ids + c, count, some, at);
-      }
+      s.o0 = item.rows.begin;
+      s.o1 = item.rows.end;
+      s.h0 = max64(0, s.o0 - p.h.padding);
+      s.h1 = min64(p.h.size, s.o1 - 1 - p.h.padding + p.h.kernel);
+      if (p.channels_last)
+        run_pixels(p, memory, s, item.image, item.first);
+      else
+        run_planes(p, memory, s, item.first);
     });
   }
 };

@@ -2,7 +2,8 @@
 // their maximum in one row of the input and in the same columns have found the same element, so each row first adds up
 // what the windows above and below each other have for it, R taps, and then each element what the sums beside each
 // other have for it, S taps, in place of R * S. Where ids are not those of maxima (stochastic pooling draws them)
-// windows may disagree about the element; that is seen, and then rows are added up window by window.
+// windows may disagree about the element; that is seen, and then every element asks all of its windows. The sums are
+// the same.
 //
 // Vectors run along the channels as in running.h, and contiguous planes are transposed as there.
 #pragma once
@@ -12,13 +13,18 @@
 namespace fastconv {
 namespace {
 
-// Windows that this serves, where it pays: in channels_last memory gathering from all windows has no transposition and
-// no positions to work out. A position is kept as row * 2^16 + column, and a tap's row is found by a multiplication,
-// which is exact where the taps times the columns of a window are below 2^16.
+// Windows that a position is gathered from: of more they are scattered.
+constexpr int64_t kMostCovering = 64;
+
+// Windows that this serves, where it pays. In channels_last memory gathering from all windows has no transposition and
+// no positions to work out; where there are too many to gather from, scattering takes the same time an element whatever
+// the size of the window (as long as 32 steps of 16 lanes). A position is kept as row * 2^16 + column, and a tap's row
+// is found by a multiplication, which is exact where the taps times the columns of a window are below 2^16.
 template <class T>
 inline bool separate_fits(const PoolParams& p) {
+  constexpr int64_t L = kLanes<Accumulate<T>>;
   const int64_t taps = p.h.kernel * p.w.kernel, steps = p.h.kernel + p.w.kernel;
-  if (!runs_in_groups<T>(p)) return false;
+  if (!runs_in_groups<T>(p) || (taps > kMostCovering && steps > 2 * L)) return false;
   if (p.channels_last ? taps < 3 * steps : 2 * taps < 3 * steps || p.w.outputs > kRunningColumns) return false;
   return p.id_bytes <= 2 && taps * p.w.kernel < 1 << 16 && p.h.size < 1 << 15 && p.w.size < 1 << 15;
 }
@@ -27,27 +33,16 @@ template <class T, class Id>
 struct Separate {
   using A = Accumulate<T>;
   using Lane = typename LanesOf<A>::type;
-  static constexpr int L = kLanes<A>, V = kRunningVectors, kChannels = V * L;
+  static constexpr int L = kLanes<A>, V = GroupCut::kVectors, kChannels = V * L;
 
-  // How a layer is cut: groups of channels (or planes), and strips of rows of the input.
-  struct Shape {
-    int64_t groups, rows, strips;
-    explicit Shape(const PoolParams& p) {
-      groups = p.channels_last ? p.N * ceil_div(p.C, kChannels) : ceil_div(p.N * p.C, kChannels);
-      const int64_t overlap = p.h.kernel - 1;
-      const int64_t row = p.w.outputs * static_cast<int64_t>(sizeof(A) + sizeof(Lane)) +
-                          (p.channels_last ? 0 : p.w.size * static_cast<int64_t>(sizeof(A)));
-      const int64_t most = max64(kRunningBytes / (row * kChannels) - overlap, 2 * overlap + 1);
-      const int64_t wanted = max64(ceil_div(p.h.size * groups, 4 * p.threads), 2 * overlap + 1);
-      strips = ceil_div(p.h.size, min64(most, wanted));
-      rows = ceil_div(p.h.size, strips);
-      strips = ceil_div(p.h.size, rows);
-    }
-    int64_t window_rows(const PoolParams& p) const { return min64(p.h.outputs, rows + p.h.kernel - 1); }
-  };
+  // To read windows again costs little next to adding them up.
+  static GroupCut cut_of(const PoolParams& p) {
+    const int64_t window = sizeof(A) + sizeof(Lane), pixel = p.channels_last ? 0 : sizeof(A);
+    return {p, kChannels, p.h.size, (p.w.outputs * window + p.w.size * pixel) * kChannels, ceil_div(p.h.kernel, 4)};
+  }
 
   // What a thread works in. Of each window its gradient and where its maximum is; of the columns of one row the same;
-  // and sums, of a row in channels_last memory, else of all rows.
+  // and of planes the sums.
   struct Memory {
     A* grads;
     Lane* codes;
@@ -55,22 +50,22 @@ struct Separate {
     Lane* column_codes;
     A* sums;
     int64_t bytes;
-    Memory(const PoolParams& p, const Shape& shape, char* memory) {
+    Memory(const PoolParams& p, const GroupCut& cut, char* memory) {
       char* at = memory;
       const auto take = [&](auto*& made, int64_t groups) {
         made = reinterpret_cast<std::remove_reference_t<decltype(made)>>(at);
         at += groups * kChannels * static_cast<int64_t>(sizeof *made);
       };
-      const int64_t windows = shape.window_rows(p) * p.w.outputs;
+      const int64_t windows = min64(p.h.outputs, cut.rows + p.h.kernel - 1) * p.w.outputs;
       take(grads, windows);
       take(codes, windows);
       take(column_grads, p.w.outputs);
       take(column_codes, p.w.outputs);
-      take(sums, (p.channels_last ? 1 : shape.rows) * p.w.size);
+      take(sums, p.channels_last ? 0 : cut.rows * p.w.size);
       bytes = round_up(at - memory, 64);
     }
   };
-  static int64_t scratch(const PoolParams& p) { return p.threads * Memory(p, Shape(p), nullptr).bytes; }
+  static int64_t scratch(const PoolParams& p) { return p.threads * Memory(p, cut_of(p), nullptr).bytes; }
 
   // A strip of a group of channels: rows of the input, and the rows of windows that cover them.
   struct Strip {
@@ -162,16 +157,25 @@ struct Separate {
     }
   }
 
-  // Row h window by window, in `sums`.
-  static void add_windows(const PoolParams& p, const Memory& memory, const Strip& s, int64_t h, A* sums) {
-    const uint64_t W = static_cast<uint64_t>(p.w.size);
-    for (uint64_t i = 0; i < W * kChannels; ++i) sums[i] = 0;
-    for (int64_t o = p.h.covering_begin(h); o < p.h.covering_end(h); ++o)
-      for (int64_t i = 0; i < p.w.outputs * kChannels; ++i) {
-        const int64_t at = (o - s.o0) * p.w.outputs * kChannels + i;
-        const uint64_t code = memory.codes[at], w = code & 0xffff;
-        if (code >> 16 == static_cast<uint64_t>(h) && w < W) sums[w * kChannels + i % kChannels] += memory.grads[at];
+  // The elements of row h from all of their windows, in the same order.
+  template <class X>
+  static void add_windows(const PoolParams& p, const Memory& memory, const Strip& s, int64_t h, X* to, int64_t step) {
+    const int64_t begin = p.h.covering_begin(h) - s.o0, end = p.h.covering_end(h) - s.o0;
+    for (int64_t w = 0; w < p.w.size; ++w) {
+      const Lanes<A> here = lanes(h << 16 | w);
+      Vec<A> sum[V] = {};
+      for (int64_t q = p.w.covering_begin(w), last = p.w.covering_end(w); q < last; ++q) {
+        Vec<A> column[V] = {};
+        for (int64_t o = begin; o < end; ++o)
+#pragma GCC unroll 4
+          for (int v = 0; v < V; ++v) {
+            const int64_t at = (o * p.w.outputs + q) * kChannels + v * L;
+            column[v] = add_where(equal(load_codes(memory.codes + at), here), load(memory.grads + at), column[v]);
+          }
+        for (int v = 0; v < V; ++v) sum[v] += column[v];
       }
+      put_sums(sum, s.channels, to + w * step);
+    }
   }
 
   // X: what is written, the tensor or the sums of a strip.
@@ -179,19 +183,12 @@ struct Separate {
   static void run_strip(const PoolParams& p, const Memory& memory, const Strip& s, bool agree, X* to, int64_t row,
                         int64_t step) {
     for (int64_t h = s.h0; h < s.h1; ++h, to += row) {
-      if (agree) {
-        add_rows(p, memory, s, h);
-        add_columns(p, memory, s.channels, to, step);
+      if (!agree) {
+        add_windows(p, memory, s, h, to, step);
         continue;
       }
-      A* sums = p.channels_last ? memory.sums : memory.sums + (h - s.h0) * p.w.size * kChannels;
-      add_windows(p, memory, s, h, sums);
-      if (!p.channels_last) continue;
-      for (int64_t w = 0; w < p.w.size; ++w) {
-        Vec<A> sum[V];
-        for (int v = 0; v < V; ++v) sum[v] = load(sums + w * kChannels + v * L);
-        put_sums(sum, s.channels, to + w * step);
-      }
+      add_rows(p, memory, s, h);
+      add_columns(p, memory, s.channels, to, step);
     }
   }
 
@@ -237,39 +234,44 @@ struct Separate {
     return !any(wrong);
   }
 
+  // Channels from `channel` on of an image in channels_last memory.
+  static void run_pixels(const PoolParams& p, const Memory& memory, Strip& s, int64_t image, int64_t channel) {
+    const int64_t row = p.w.size * p.C, windows = p.h.outputs * p.w.outputs;
+    const int64_t from = (image * windows + s.o0 * p.w.outputs) * p.C + channel;
+    T* to = static_cast<T*>(p.input) + (image * p.h.size + s.h0) * row + channel;
+    s.channels = min64(kChannels, p.C - channel);
+    const bool agree =
+        read_pixels(p, memory, s, static_cast<const T*>(p.output) + from, static_cast<const Id*>(p.ids) + from);
+    run_strip(p, memory, s, agree, to, row, p.C);
+  }
+  // Planes from `plane` on.
+  static void run_planes(const PoolParams& p, const Memory& memory, Strip& s, int64_t plane) {
+    const int64_t pixels = p.h.size * p.w.size, planes = min64(kChannels, p.N * p.C - plane);
+    const int64_t from = (plane * p.h.outputs + s.o0) * p.w.outputs, written = (s.h1 - s.h0) * p.w.size;
+    T* to = static_cast<T*>(p.input) + plane * pixels + s.h0 * p.w.size;
+    s.channels = kChannels;
+    const bool agree =
+        read_planes(p, memory, s, static_cast<const T*>(p.output) + from, static_cast<const Id*>(p.ids) + from, planes);
+    run_strip(p, memory, s, agree, memory.sums, p.w.size * kChannels, kChannels);
+    for (int64_t c = 0; c < planes; c += L)
+      transpose_block(to + c * pixels, pixels, 1, memory.sums + c, kChannels, 1, written, min64(L, planes - c));
+  }
+
   static void run(const PoolParams& p, void* scratch) {
-    const Shape shape(p);
-    const int64_t thread_bytes = Memory(p, shape, nullptr).bytes, H = p.h.size, W = p.w.size;
-    const int64_t windows = p.h.outputs * p.w.outputs, blocks = ceil_div(p.C, kChannels);
-    const T* grads = static_cast<const T*>(p.output);
-    const Id* ids = static_cast<const Id*>(p.ids);
-    T* to = static_cast<T*>(p.input);
-    parallel_for(p.threads, shape.groups * shape.strips, [&](int64_t item, int thread) {
-      const Memory memory(p, shape, static_cast<char*>(scratch) + thread * thread_bytes);
+    const GroupCut cut = cut_of(p);
+    const int64_t thread_bytes = Memory(p, cut, nullptr).bytes;
+    parallel_for(p.threads, cut.items(p), [&](int64_t i, int thread) {
+      const Memory memory(p, cut, static_cast<char*>(scratch) + thread * thread_bytes);
+      const GroupCut::Item item = cut.item(i);
       Strip s;
-      const auto begin_strip = [&](int64_t strip) {
-        s.h0 = strip * shape.rows;
-        s.h1 = min64(H, s.h0 + shape.rows);
-        s.o0 = p.h.covering_begin(s.h0);
-        s.o1 = p.h.covering_end(s.h1 - 1);
-      };
-      if (p.channels_last) {
-        begin_strip(item / blocks % shape.strips);
-        const int64_t image = item / blocks / shape.strips, c = item % blocks * kChannels;
-        s.channels = min64(kChannels, p.C - c);
-        const int64_t from = (image * windows + s.o0 * p.w.outputs) * p.C + c;
-        const bool agree = read_pixels(p, memory, s, grads + from, ids + from);
-        return run_strip(p, memory, s, agree, to + (image * H + s.h0) * W * p.C + c, W * p.C, p.C);
-      }
-      begin_strip(item % shape.strips);
-      const int64_t plane = item / shape.strips * kChannels, planes = min64(kChannels, p.N * p.C - plane);
-      const int64_t from = plane * windows + s.o0 * p.w.outputs;
-      s.channels = kChannels;
-      const bool agree = read_planes(p, memory, s, grads + from, ids + from, planes);
-      run_strip(p, memory, s, agree, memory.sums, W * kChannels, kChannels);
-      for (int64_t c = 0; c < planes; c += L)
-        transpose_block(to + (plane + c) * H * W + s.h0 * W, H * W, 1, memory.sums + c, kChannels, 1, (s.h1 - s.h0) * W,
-                        min64(L, planes - c));
+      s.h0 = item.rows.begin;
+      s.h1 = item.rows.end;
+      s.o0 = p.h.covering_begin(s.h0);
+      s.o1 = p.h.covering_end(s.h1 - 1);
+      if (p.channels_last)
+        run_pixels(p, memory, s, item.image, item.first);
+      else
+        run_planes(p, memory, s, item.first);
     });
   }
 };

@@ -1,5 +1,5 @@
-// What the ways to walk the windows have in common (pixels.h, lines.h, spans.h): what a mean divides by, how results
-// are written, which taps of a window are in the input, and how work is handed out.
+// What the ways to walk the windows have in common (pixels.h, lines.h, strips.h, spans.h, running.h): what a mean
+// divides by, how results are written, which taps of a window are in the input, and how work is handed out.
 #pragma once
 #include "core/parallel.h"
 #include "pool/state.h"
