@@ -199,7 +199,7 @@ struct DiagonalAhead {
   const X* from;
   int64_t rows, columns, row, column;
 
-  // Of a tile's input, what the tile at (p, q) does not read, nor any before it.
+  // What the tile at (row, q) is the first to read.
   static DiagonalAhead input(const ConvParams& p, const X* x, int64_t row, int64_t q) {
     const int64_t tile = (kDiagonalColumns - 1) * p.stride_w + p.S, w = q * p.stride_w - p.pad_w;
     const int64_t w0 = q > 0 ? max64(0, w + tile - kDiagonalColumns * p.stride_w) : 0;

@@ -75,31 +75,32 @@ template <class State, class Get, class Kept, class Keep, class Put>
 struct GroupCut {
   static constexpr int kVectors = 2;
 
-  int64_t channels;  // of a group
-  int64_t groups;    // of an image in channels_last memory, else of all planes
-  int64_t size, rows, strips;
   bool channels_last;
+  int64_t channels;        // of a group
+  int64_t images, groups;  // groups of an image in channels_last memory, else of all planes as if of one image
+  int64_t size, rows, strips;
 
   // `size` rows, each of which takes `row_bytes` of scratch, no fewer than `least` to a strip so that all threads have
   // one.
   GroupCut(const PoolParams& p, int64_t channels, int64_t size, int64_t row_bytes, int64_t least)
-      : channels(channels),
-        groups(ceil_div(p.channels_last ? p.C : p.N * p.C, channels)),
-        size(size),
-        channels_last(p.channels_last) {
+      : channels_last(p.channels_last),
+        channels(channels),
+        images(channels_last ? p.N : 1),
+        groups(ceil_div(channels_last ? p.C : p.N * p.C, channels)),
+        size(size) {
     // Neighbouring strips read the same rows: those should be few.
-    const int64_t overlap = p.h.kernel - 1, all = groups * (channels_last ? p.N : 1);
+    const int64_t overlap = p.h.kernel - 1;
     const int64_t most = max64(kRunningBytes / row_bytes - overlap, 2 * overlap + 1);
-    const int64_t wanted = max64(ceil_div(size * all, 4 * p.threads), least);
+    const int64_t wanted = max64(ceil_div(size * images * groups, 4 * p.threads), least);
     strips = ceil_div(size, min64(most, wanted));
     rows = ceil_div(size, strips);
     strips = ceil_div(size, rows);
   }
   struct Item {
-    int64_t image, first;  // of planes the image is 0
+    int64_t image, first;  // its first channel, or plane
     Range rows;
   };
-  int64_t items(const PoolParams& p) const { return groups * strips * (channels_last ? p.N : 1); }
+  int64_t items() const { return images * groups * strips; }
   // In channels_last memory groups are innermost: their channels lie side by side.
   Item item(int64_t i) const {
     const int64_t strip = channels_last ? i / groups % strips : i % strips;
@@ -286,7 +287,7 @@ struct Running {
   static void run(const PoolParams& p, void* scratch) {
     const GroupCut cut = cut_of(p);
     const int64_t thread_bytes = Memory(p, cut, nullptr).bytes;
-    parallel_for(p.threads, cut.items(p), [&](int64_t i, int thread) {
+    parallel_for(p.threads, cut.items(), [&](int64_t i, int thread) {
       const Memory memory(p, cut, static_cast<char*>(scratch) + thread * thread_bytes);
       const GroupCut::Item item = cut.item(i);
       Strip s;

@@ -72,15 +72,6 @@ struct Separate {
     int64_t channels, h0, h1, o0, o1;
   };
 
-  static Lanes<A> load_ids(const Id* ids, int n) {
-    typedef Id Narrow __attribute__((vector_size(sizeof(Id) * L)));
-    Narrow narrow = {};
-    if (n == L)
-      __builtin_memcpy(&narrow, ids, sizeof narrow);
-    else
-      for (int i = 0; i < n; ++i) narrow[i] = ids[i];
-    return __builtin_convertvector(narrow, Lanes<A>);
-  }
   static Lanes<A> lanes(int64_t value) { return Wide<A>::all_ids(value); }
   static Lanes<A> load_codes(const Lane* codes) {
     Lanes<A> v;
@@ -202,7 +193,7 @@ struct Separate {
         for (int v = 0; v < V; ++v, to += L) {
           const int n = static_cast<int>(max64(0, min64(L, s.channels - v * L)));
           store(to, n == L ? load(grads + v * L) : n ? load_partial(grads + v * L, n) : Vec<A>{});
-          keep_code(p, memory, s, o, q, v, n ? load_ids(ids + v * L, n) : Lanes<A>{}, wrong);
+          keep_code(p, memory, s, o, q, v, n ? load_ids<A>(ids + v * L, n) : Lanes<A>{}, wrong);
         }
     return !any(wrong);
   }
@@ -220,7 +211,7 @@ struct Separate {
       for (int64_t j = 0; j < count; j += L) {
         const int n = static_cast<int>(min64(L, count - j));
         Vec<A> v[L] = {};
-        for (int64_t i = 0; i < some; ++i) v[i] = bits_as<Vec<A>>(load_ids(ids + (c + i) * plane + j, n));
+        for (int64_t i = 0; i < some; ++i) v[i] = bits_as<Vec<A>>(load_ids<A>(ids + (c + i) * plane + j, n));
         transpose<A>(v);
         for (int i = 0; i < n; ++i) store_codes(memory.codes + (j + i) * kChannels + c, bits_as<Lanes<A>>(v[i]));
       }
@@ -260,7 +251,7 @@ struct Separate {
   static void run(const PoolParams& p, void* scratch) {
     const GroupCut cut = cut_of(p);
     const int64_t thread_bytes = Memory(p, cut, nullptr).bytes;
-    parallel_for(p.threads, cut.items(p), [&](int64_t i, int thread) {
+    parallel_for(p.threads, cut.items(), [&](int64_t i, int thread) {
       const Memory memory(p, cut, static_cast<char*>(scratch) + thread * thread_bytes);
       const GroupCut::Item item = cut.item(i);
       Strip s;
