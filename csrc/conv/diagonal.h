@@ -22,11 +22,13 @@ struct DiagonalTile {
   int64_t x_step, w_row;          // elements between input columns, between kernel rows
   int64_t begin, end, first_tap;  // the tap that connects input column `begin` with output column 0 of the tile
   int64_t taps;                   // S
-  int64_t ahead;                  // elements from an input row to that which as many rows later is read first
   uint32_t inside;                // of the columns that the tile reads, from its first on, those inside the image
   int64_t out_row, out_step;
   int64_t rows, columns, channels;
 };
+
+// Tiles of a whole vector of channels, all of which lies inside the image; that does not; of fewer channels.
+enum class DiagonalCase { kInner, kWhole, kPartial };
 
 template <class A, int Stride, int First, int Rows>
 [[gnu::always_inline]] inline void diagonals(Vec<A> (&sum)[kDiagonalRows][kDiagonalColumns],
@@ -50,10 +52,10 @@ template <class A, int Stride, int First, int Rows>
 // The same for a kernel of S columns, few enough to keep their weights in registers: every column of an input row, from
 // `x` on, is loaded once and multiplied by all of them, and all that is decided while running is whether it lies inside
 // the image.
-template <class T, int Stride, bool Whole, int S, int First, int Rows>
+template <class T, int Stride, DiagonalCase Case, int S, int First, int Rows>
 [[gnu::always_inline]] inline void short_line(Vec<Accumulate<T>> (&sum)[kDiagonalRows][kDiagonalColumns], const T* x,
-                                              int64_t step, int64_t ahead, uint32_t inside, int channels,
-                                              const Accumulate<T>* w0, const Accumulate<T>* w1) {
+                                              int64_t step, uint32_t inside, int channels, const Accumulate<T>* w0,
+                                              const Accumulate<T>* w1) {
   using A = Accumulate<T>;
   constexpr int B = kDiagonalColumns, L = kLanes<A>;
   Vec<A> a[S], b[S];
@@ -64,9 +66,8 @@ template <class T, int Stride, bool Whole, int S, int First, int Rows>
   }
 #pragma GCC unroll 32
   for (int j = 0; j < (B - 1) * Stride + S; ++j, x += step) {
-    if constexpr (Stride == 1) __builtin_prefetch(x + ahead);  // at stride 2 there are too few multiply-adds for it
-    if (__builtin_expect(!(inside >> j & 1), 0)) continue;
-    const Vec<A> v = Whole ? load(x) : load_partial(x, channels);
+    if (Case != DiagonalCase::kInner && __builtin_expect(!(inside >> j & 1), 0)) continue;
+    const Vec<A> v = Case == DiagonalCase::kPartial ? load_partial(x, channels) : load(x);
 #pragma GCC unroll 8
     for (int s = 0; s < S; ++s) {
       if (j < s || (j - s) % Stride != 0 || (j - s) / Stride >= B) continue;
@@ -77,11 +78,12 @@ template <class T, int Stride, bool Whole, int S, int First, int Rows>
 }
 
 // S: the columns of the kernel where they are few, 0 for any.
-template <class T, int Stride, bool Whole, int S>
+template <class T, int Stride, DiagonalCase Case, int S>
 void diagonal_micro(const DiagonalTile& t, const T* x, const Accumulate<T>* w, Vec<Accumulate<T>> bias, T* out,
                     const Finish<T>& finish) {
   using A = Accumulate<T>;
   constexpr int B = kDiagonalColumns, L = kLanes<A>;
+  constexpr bool Whole = Case != DiagonalCase::kPartial;
   const int channels = static_cast<int>(t.channels);
   Vec<A> sum[kDiagonalRows][B];
 #pragma GCC unroll 8
@@ -94,15 +96,13 @@ void diagonal_micro(const DiagonalTile& t, const T* x, const Accumulate<T>* w, V
   for (const DiagonalLine* line = t.lines; line != t.lines_end; ++line) {
     if constexpr (S > 0) {
       const T* from = x + line->offset;
-      // What the next two output rows will be the first to read.
-      const int64_t ahead = line + kDiagonalRows >= t.lines_end ? t.ahead : 0;
       const A *w0 = w + line->r[0] * t.w_row, *w1 = w + line->r[1] * t.w_row;
       if (line->r[1] < 0)
-        short_line<T, Stride, Whole, S, 0, 1>(sum, from, step, ahead, inside, channels, w0, w1);
+        short_line<T, Stride, Case, S, 0, 1>(sum, from, step, inside, channels, w0, w1);
       else if (line->r[0] < 0)
-        short_line<T, Stride, Whole, S, 1, 1>(sum, from, step, ahead, inside, channels, w0, w1);
+        short_line<T, Stride, Case, S, 1, 1>(sum, from, step, inside, channels, w0, w1);
       else
-        short_line<T, Stride, Whole, S, 0, 2>(sum, from, step, ahead, inside, channels, w0, w1);
+        short_line<T, Stride, Case, S, 0, 2>(sum, from, step, inside, channels, w0, w1);
       continue;
     }
     const T* from = x + line->offset + t.begin * t.x_step;
@@ -143,34 +143,38 @@ template <class T>
 using DiagonalMicro = void (*)(const DiagonalTile&, const T*, const Accumulate<T>*, Vec<Accumulate<T>>, T*,
                                const Finish<T>&);
 
-template <class T, int S>
-DiagonalMicro<T> diagonal_micro_of(bool whole) {
-  return whole ? diagonal_micro<T, 1, true, S> : diagonal_micro<T, 1, false, S>;
-}
+// By DiagonalCase.
+template <class T>
+using DiagonalMicros = DiagonalMicro<T> const*;
 
-template <class T, int S>
-DiagonalMicro<T> diagonal_micro_of(int64_t stride, bool whole) {
-  if (stride == 1) return diagonal_micro_of<T, S>(whole);
-  return whole ? diagonal_micro<T, 2, true, S> : diagonal_micro<T, 2, false, S>;
+template <class T, int S, int Stride>
+DiagonalMicros<T> diagonal_micros() {
+  static constexpr DiagonalMicro<T> kMicros[] = {diagonal_micro < T,
+                                                 Stride,
+                                                 S == 0 ? DiagonalCase::kWhole : DiagonalCase::kInner,
+                                                 S >,
+                                                 diagonal_micro<T, Stride, DiagonalCase::kWhole, S>,
+                                                 diagonal_micro<T, Stride, DiagonalCase::kPartial, S>};
+  return kMicros;
 }
 
 template <class T>
-DiagonalMicro<T> diagonal_micro_of(int64_t taps, int64_t stride, bool whole) {
+DiagonalMicros<T> diagonal_micros(int64_t taps, int64_t stride) {
+  if (stride == 1) switch (taps) {
+      case 1: return diagonal_micros<T, 1, 1>();  // of residues
+      case 2: return diagonal_micros<T, 2, 1>();
+      case 3: return diagonal_micros<T, 3, 1>();
+      case 4: return diagonal_micros<T, 4, 1>();
+      case 5: return diagonal_micros<T, 5, 1>();
+      case 7: return diagonal_micros<T, 7, 1>();
+      default: return diagonal_micros<T, 0, 1>();
+    }
   switch (taps) {
-    case 1:  // of residues
-      if (stride == 1) return diagonal_micro_of<T, 1>(whole);
-      break;
-    case 2:
-      if (stride == 1) return diagonal_micro_of<T, 2>(whole);
-      break;
-    case 4:
-      if (stride == 1) return diagonal_micro_of<T, 4>(whole);
-      break;
-    case 3: return diagonal_micro_of<T, 3>(stride, whole);
-    case 5: return diagonal_micro_of<T, 5>(stride, whole);
-    case 7: return diagonal_micro_of<T, 7>(stride, whole);
+    case 3: return diagonal_micros<T, 3, 2>();
+    case 5: return diagonal_micros<T, 5, 2>();
+    case 7: return diagonal_micros<T, 7, 2>();
+    default: return diagonal_micros<T, 0, 2>();
   }
-  return diagonal_micro_of<T, 0>(stride, whole);
 }
 
 template <class X>
@@ -180,52 +184,47 @@ struct DiagonalPart {
   DiagonalLine* lines;
   X* out;  // where the channels begin
   DiagonalTile tile;
-  DiagonalMicro<X> whole, rest;
+  DiagonalMicros<X> micros;
+  DiagonalCase whole;  // what tiles of whole vectors of channels are
 };
 
-// Tensors that the second-level cache does not hold, together: what a tile is the first to read, and what it writes, is
-// fetched while the tile before is computed. Tiles jump from row to row and blocks of channels from column to column,
-// so that the processor does not see what comes next. Where tensors are smaller the instructions are what tells.
+// Tensors that caches do not hold: what tiles are the first to read, and what they write, is fetched ahead. Where
+// tensors are smaller the instructions are what tells.
 constexpr int64_t kDiagonalFar = 8 << 20;
+constexpr int64_t kDiagonalLead = 8;  // vectors of channels that are computed between fetching and reading, at least
 
-template <class X>
+template <class T>
 bool diagonal_is_far(const ConvParams& p) {
-  return p.N * p.G * (p.H * p.W + p.P * p.Q) * static_cast<int64_t>(sizeof(X)) >= kDiagonalFar;
+  return p.N * p.G * (p.H * p.W + p.P * p.Q) * static_cast<int64_t>(sizeof(T)) >= kDiagonalFar;
 }
 
-// The columns of some rows of a tensor, of all its channels.
-template <class X>
-struct DiagonalAhead {
-  const X* from;
-  int64_t rows, columns, row, column;
+// What the tiles of a work item, of some channels of an image, are the first to read, and what they write.
+template <class T>
+struct DiagonalFar {
+  const ConvParams *p, *base;  // see spread_base()
+  int64_t n, c0, channels;
 
-  // What the tile at (row, q) is the first to read.
-  static DiagonalAhead input(const ConvParams& p, const X* x, int64_t row, int64_t q) {
-    const int64_t tile = (kDiagonalColumns - 1) * p.stride_w + p.S, w = q * p.stride_w - p.pad_w;
-    const int64_t w0 = q > 0 ? max64(0, w + tile - kDiagonalColumns * p.stride_w) : 0;
-    const int64_t h = (row + kDiagonalRows - 1) * p.stride_h - p.pad_h + (p.R - 1) * p.dilation_h + 1;
-    const int64_t h0 = max64(0, h - kDiagonalRows * p.stride_h);
-    return {x + h0 * p.input.h + w0 * p.input.w, min64(p.H, h) - h0, min64(p.W, w + tile) - w0, p.input.h, p.input.w};
+  Ahead input(int64_t row, int64_t q) const {
+    const int64_t tile = (kDiagonalColumns - 1) * base->stride_w + base->S, w = q * base->stride_w - base->pad_w;
+    const int64_t w0 = q > 0 ? max64(0, w + tile - kDiagonalColumns * base->stride_w) : 0;
+    const int64_t h = (row + kDiagonalRows - 1) * base->stride_h - base->pad_h + (base->R - 1) * base->dilation_h + 1;
+    const int64_t h0 = max64(0, h - kDiagonalRows * base->stride_h);
+    return Ahead::of<T>(p->input, n, c0, channels, {h0, min64(p->H, h)}, {w0, min64(p->W, w + tile)});
   }
-  static DiagonalAhead output(const ConvParams& p, const X* out, int64_t row, int64_t q) {
-    return {out + row * p.output.h + q * p.output.w, min64(kDiagonalRows, p.P - row), min64(kDiagonalColumns, p.Q - q),
-            p.output.h, p.output.w};
-  }
-  template <int Writes>
-  void fetch(int64_t channel) const {
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < columns; ++j) __builtin_prefetch(from + i * row + j * column + channel, Writes);
+  Ahead output(int64_t row, int64_t q) const {
+    const Range rows = {row * p->up_h, min64(p->P, (row + kDiagonalRows) * p->up_h)};
+    return Ahead::of<T>(p->output, n, c0, channels, rows, {q * p->up_w, min64(p->Q, (q + kDiagonalColumns) * p->up_w)});
   }
 };
 
-// Output rows [p0, p0 + rows) of each part, of `blocks` vectors of channels, which begin at `x`.
+// Output rows [p0, p0 + rows) of each part, of `blocks` vectors of channels, which begin at `x`. What comes next is
+// fetched where there is a `far`.
 template <class X, bool Several>
 void diagonal_rows(DiagonalPart<X>* parts, int64_t several, const X* x, int64_t p0, int64_t rows, int64_t blocks,
-                   int64_t channels, int64_t w_block, const Vec<Accumulate<X>>* bias, int64_t ahead,
+                   int64_t channels, int64_t w_block, const Vec<Accumulate<X>>* bias, const DiagonalFar<X>* far,
                    const Finish<X>& finish) {
   constexpr int64_t B = kDiagonalColumns, L = kLanes<Accumulate<X>>;
   const int64_t count = Several ? several : 1;
-  const bool far = !Several && ahead != 0 && diagonal_is_far<X>(*parts->p);
   int64_t columns = 0;
   for (DiagonalPart<X>* part = parts; part != parts + count; ++part) {
     const ConvParams& p = *part->p;
@@ -234,13 +233,12 @@ void diagonal_rows(DiagonalPart<X>* parts, int64_t several, const X* x, int64_t 
     t.x_step = p.input.w;
     t.w_row = p.S * L;
     t.taps = p.S;
-    t.ahead = far ? 0 : ahead;
     t.out_row = p.output.h;
     t.out_step = p.output.w;
-    part->whole = diagonal_micro_of<X>(p.S, p.stride_w, true);
-    part->rest = diagonal_micro_of<X>(p.S, p.stride_w, false);
+    part->micros = diagonal_micros<X>(p.S, p.stride_w);
     columns = max64(columns, p.Q);
   }
+  const int64_t tiles = ceil_div(columns, B), lead = ceil_div(kDiagonalLead, blocks);
   for (int64_t row = p0; row < p0 + rows; row += kDiagonalRows) {
     for (DiagonalPart<X>* part = parts; part != parts + count; ++part) {
       const ConvParams& p = *part->p;
@@ -259,22 +257,26 @@ void diagonal_rows(DiagonalPart<X>* parts, int64_t several, const X* x, int64_t 
         // None, where the tile lies beyond the image on either side.
         const int64_t inside = max64(0, min64(t.end - first, 31));
         t.inside = t.first_tap < inside ? ((1u << inside) - 1) & ~((1u << t.first_tap) - 1) : 0;
+        part->whole =
+            t.first_tap == 0 && inside == (B - 1) * p.stride_w + p.S ? DiagonalCase::kInner : DiagonalCase::kWhole;
       }
-      DiagonalAhead<X> next_x = {}, next_out = {};
+      Ahead next_x, next_out;
       if (far) {
-        const int64_t next_row = q + B < columns ? row : row + kDiagonalRows, next_q = q + B < columns ? q + B : 0;
-        next_x = DiagonalAhead<X>::input(*parts->p, x, next_row, next_q);
-        next_out = DiagonalAhead<X>::output(*parts->p, parts->out, next_row, next_q);
+        const int64_t next = q / B + lead, next_row = row + next / tiles * kDiagonalRows, next_q = next % tiles * B;
+        next_x = far->input(next_row, next_q);
+        next_out = far->output(next_row, next_q);
       }
+      const int64_t x_lines = ceil_div(next_x.lines(), blocks), out_lines = ceil_div(next_out.lines(), blocks);
       for (int64_t b = 0; b < blocks; ++b) {
-        next_x.template fetch<0>(b * L);
-        next_out.template fetch<1>(b * L);
+        next_x.fetch<2>(x_lines);
+        next_out.fetch<2, true>(out_lines);
         for (DiagonalPart<X>* part = parts; part != parts + count; ++part) {
           DiagonalTile& t = part->tile;
           if (t.rows <= 0 || t.columns <= 0) continue;
           t.channels = min64(L, channels - b * L);
-          (t.channels == L ? part->whole : part->rest)(t, x + b * L, part->weights + b * w_block, bias[b],
-                                                       part->out + row * t.out_row + q * t.out_step + b * L, finish);
+          const DiagonalCase which = t.channels == L ? part->whole : DiagonalCase::kPartial;
+          part->micros[static_cast<int>(which)](t, x + b * L, part->weights + b * w_block, bias[b],
+                                                part->out + row * t.out_row + q * t.out_step + b * L, finish);
         }
       }
     }
@@ -310,7 +312,7 @@ inline int64_t diagonal_first(const ConvParams& p, const ResidueTaps& h, const R
 template <class X>
 void diagonal_residues(const ConvParams& view, const ConvParams* residues, const DiagonalPacked<Accumulate<X>>& packed,
                        int64_t first_weight, const X* x, X* out, int64_t p0, int64_t rows, int64_t blocks,
-                       int64_t channels, const Vec<Accumulate<X>>* bias, int64_t ahead, DiagonalLine* lines,
+                       int64_t channels, const Vec<Accumulate<X>>* bias, const DiagonalFar<X>* far, DiagonalLine* lines,
                        const Finish<X>& finish) {
   constexpr int64_t L = kLanes<Accumulate<X>>;
   const int64_t all = view.up_h * view.up_w;
@@ -326,7 +328,8 @@ void diagonal_residues(const ConvParams& view, const ConvParams* residues, const
       parts[j].out = out + e * view.output.h + i * view.output.w;
     }
     (count > 1 ? diagonal_rows<X, true> : diagonal_rows<X, false>)(parts, count, x, p0, rows, blocks, channels,
-                                                                   view.R * view.S * L, bias, ahead, finish);
+                                                                   view.R * view.S * L, bias,
+                                                                   first == 0 ? far : nullptr, finish);
   }
 }
 
@@ -336,6 +339,7 @@ void diagonal_forward(const ConvParams& p, const DiagonalPlan& plan, const void*
   constexpr int64_t L = kLanes<A>;
   const DiagonalPacked<A> packed(p, plan, const_cast<void*>(packed_memory));
   const ConvParams base = spread_base(p);
+  const bool is_far = diagonal_is_far<T>(p);
   const int64_t thread_bytes = diagonal_thread_bytes<A>(p, plan);
   Carver shared(static_cast<char*>(scratch) + thread_bytes * p.threads);
   Vec<A>* bias = shared.take<Vec<A>>(plan.blocks);
@@ -364,10 +368,13 @@ void diagonal_forward(const ConvParams& p, const DiagonalPlan& plan, const void*
     const int64_t p0 = item / plan.groups % plan.strips * plan.rows;
     const int64_t blocks = min64(plan.group, plan.blocks - b0), c0 = b0 * L, channels = min64(blocks * L, p.G - c0);
     const int64_t first_weight = b0 * p.R * p.S * L, base_rows = min64(plan.rows, base.P - p0);
-    if (plan.in_place)
-      return diagonal_residues<T>(view, residues, packed, first_weight, at<const T>(p.input, n, c0, 0, 0),
-                                  at<T>(p.output, n, c0, 0, 0), p0, base_rows, blocks, channels, bias + b0,
-                                  kDiagonalRows * p.stride_h * p.input.h, lines, finish);
+    if (plan.in_place) {
+      const T* from = at<const T>(p.input, n, c0, 0, 0);
+      T* to = at<T>(p.output, n, c0, 0, 0);
+      const DiagonalFar<T> far = {&p, &base, n, c0, channels};
+      return diagonal_residues<T>(view, residues, packed, first_weight, from, to, p0, base_rows, blocks, channels,
+                                  bias + b0, is_far ? &far : nullptr, lines, finish);
+    }
     const int64_t from = p0 * base.stride_h - base.pad_h, h0 = max64(0, from);
     const int64_t span = max64(0, min64(p.H, from + diagonal_span(base, base_rows)) - h0);
     // Rows that follow each other without a gap are one.
@@ -378,7 +385,7 @@ void diagonal_forward(const ConvParams& p, const DiagonalPlan& plan, const void*
       transpose_block(x + i * p.W * L, L, 1, at<const T>(p.input, n, c0, h0 + i, 0), p.input.c, p.input.w, channels,
                       joined_in ? span * p.W : p.W);
     diagonal_residues<A>(view, residues, packed, first_weight, x - h0 * p.W * L, acc - first_row * p.Q * L, p0,
-                         base_rows, 1, L, bias + b0, 0, lines, nothing);
+                         base_rows, 1, L, bias + b0, nullptr, lines, nothing);
     for (int64_t i = 0; i < (joined_out ? 1 : rows); ++i)
       transpose_block(at<T>(p.output, n, c0, first_row + i, 0), p.output.c, p.output.w, acc + i * p.Q * L, L, 1,
                       joined_out ? rows * p.Q : p.Q, channels, finish);

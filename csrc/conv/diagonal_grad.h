@@ -22,9 +22,20 @@ struct GradTile {
   int64_t r, s;           // the first row and column of the kernel
 };
 
+// What the next strip reads, a little with every input row.
+struct GradAhead {
+  Ahead x, grad;
+  int64_t x_lines = 0, grad_lines = 0;  // at a time
+
+  void fetch() {
+    x.fetch<2>(x_lines);
+    grad.fetch<2>(grad_lines);
+  }
+};
+
 // x is row 0 of the image, grad output row 0; sums[r][s][L].
 template <class A, int Stride, int TS>
-void diagonal_grad_micro(const ConvParams& p, const GradTile& t, const A* x, const A* grad, A* sums) {
+void diagonal_grad_micro(const ConvParams& p, const GradTile& t, const A* x, const A* grad, A* sums, GradAhead& ahead) {
   constexpr int L = kLanes<A>, TR = grad_rows(TS), B = grad_columns(Stride), NX = (B - 1) * Stride + TS;
   Vec<A> sum[TR][TS] = {};
   const int64_t first = t.p0 * p.stride_h + t.r * p.dilation_h - p.pad_h;
@@ -38,6 +49,7 @@ void diagonal_grad_micro(const ConvParams& p, const GradTile& t, const A* x, con
       rows[k] = meets ? grad + (t.p0 + distance / p.stride_h) * t.g_row : nullptr;
     }
     const A* from = x + h * t.x_row;
+    ahead.fetch();
     for (int64_t q = 0; q < p.Q; q += B) {
       const int64_t w = q * Stride + t.s - p.pad_w;
       Vec<A> v[NX];
@@ -74,7 +86,7 @@ void diagonal_grad_micro(const ConvParams& p, const GradTile& t, const A* x, con
 }
 
 template <class A>
-using DiagonalGradMicro = void (*)(const ConvParams&, const GradTile&, const A*, const A*, A*);
+using DiagonalGradMicro = void (*)(const ConvParams&, const GradTile&, const A*, const A*, A*, GradAhead&);
 
 template <class A, int Stride, int... I>
 DiagonalGradMicro<A> diagonal_grad_micro_of(int64_t taps, std::integer_sequence<int, I...>) {
@@ -149,7 +161,7 @@ bool diagonal_grad_plan(const ConvParams& p, DiagonalGradPlan& plan) {
   // Pixels that lie near each other are read where they are, far ones where few taps return to them.
   const bool near = max64(p.input.w, p.output.w) * p.element_size() <= kInPlaceBytes || p.R * p.S <= 9;
   plan.in_place =
-      near && p.input.c == 1 && p.output.c == 1 && p.G % L == 0 && p.element_size() == static_cast<int64_t>(sizeof(A));
+      near && p.input.c == 1 && p.output.c == 1 && p.G >= L && p.element_size() == static_cast<int64_t>(sizeof(A));
   const int64_t shares = max64(1, min64(plan.blocks, ceil_div(4 * p.threads, p.N)));  // so that no thread is idle
   plan.group = plan.in_place ? ceil_div(plan.blocks, shares)
                : last        ? max64(1, min64(4, plan.blocks / (2 * p.threads)))
@@ -168,16 +180,45 @@ bool diagonal_grad_plan(const ConvParams& p, DiagonalGradPlan& plan) {
   return plan.in_place || bytes(plan.rows) <= kDiagonalScratch;
 }
 
+// The first channel of a vector of them. In place the last vector is whole as well, and has some of the one before.
+template <class A>
+int64_t grad_channel(const ConvParams& p, const DiagonalGradPlan& plan, int64_t block) {
+  return plan.in_place ? min64(block * kLanes<A>, p.G - kLanes<A>) : block * kLanes<A>;
+}
+
 // Adds what one strip of one image contributes to all taps of a vector of channels.
 template <class A>
-void diagonal_grad_strip(const ConvParams& p, GradTile t, const A* x, const A* grad, A* sums) {
+void diagonal_grad_strip(const ConvParams& p, GradTile t, const A* x, const A* grad, A* sums, GradAhead& ahead) {
   const int64_t chunks = ceil_div(p.S, kGradTaps);
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     t.s = p.S * chunk / chunks;
     const int64_t taps = p.S * (chunk + 1) / chunks - t.s;
     const auto micro = diagonal_grad_micro_of<A>(p.stride_w, taps);
-    for (t.r = 0; t.r < p.R; t.r += grad_rows(static_cast<int>(taps))) micro(p, t, x, grad, sums);
+    for (t.r = 0; t.r < p.R; t.r += grad_rows(static_cast<int>(taps))) micro(p, t, x, grad, sums, ahead);
   }
+}
+
+// What the strip after that of row p0 is the first to read.
+template <class A>
+GradAhead grad_ahead(const ConvParams& p, const DiagonalGradPlan& plan, int64_t n, int64_t p0, int64_t c,
+                     int64_t count) {
+  const int64_t end = (p0 + plan.rows - 1) * p.stride_h - p.pad_h + (p.R - 1) * p.dilation_h + 1;
+  p0 += plan.rows;
+  if (p0 >= p.P) {
+    p0 = 0;
+    if (++n == p.N) return {};
+  }
+  const int64_t rows = min64(plan.rows, p.P - p0), first = p0 * p.stride_h - p.pad_h;
+  GradAhead ahead;
+  ahead.x = Ahead::of<A>(p.input, n, c, count,
+                         {max64(0, p0 == 0 ? first : end), min64(p.H, first + diagonal_span(p, rows))}, {0, p.W});
+  ahead.grad = Ahead::of<A>(p.output, n, c, count, {p0, p0 + rows}, {0, p.Q});
+  const int64_t taps = ceil_div(p.S, ceil_div(p.S, kGradTaps)),
+                tiles = ceil_div(p.S, taps) * ceil_div(p.R, grad_rows(taps));
+  const int64_t times = plan.group * tiles * plan.rows * p.stride_h;
+  ahead.x_lines = ceil_div(ahead.x.lines(), times);
+  ahead.grad_lines = ceil_div(ahead.grad.lines(), times);
+  return ahead;
 }
 
 template <class T>
@@ -186,6 +227,7 @@ void diagonal_grad_weight(const ConvParams& p, const DiagonalGradPlan& plan, voi
   constexpr int64_t L = kLanes<A>;
   const DiagonalGradScratch<A> memory(p, plan, scratch);
   const int64_t taps = p.R * p.S;
+  const bool far = diagonal_is_far<T>(p);
   compute_for(p.threads, plan.groups * plan.splits, [&](int64_t item, int thread) {
     Carver carve(memory.threads + thread * memory.thread_bytes);
     A* x = carve.take<A>(plan.group * plan.x_elements);
@@ -194,13 +236,17 @@ void diagonal_grad_weight(const ConvParams& p, const DiagonalGradPlan& plan, voi
     const int64_t split = item / plan.groups, c = b0 * L, count = min64(blocks * L, p.G - c);
     A* sums = memory.sums + (split * plan.blocks + b0) * taps * L;
     zero(sums, blocks * taps * L);
+    GradAhead nothing;
     for (int64_t n = p.N * split / plan.splits; n < p.N * (split + 1) / plan.splits; ++n)
       for (int64_t p0 = 0; p0 < p.P; p0 += plan.rows) {
         if (plan.in_place) {
           const GradTile t = {p0, min64(plan.rows, p.P - p0), p.input.h, p.input.w, p.output.h, p.output.w, 0, 0};
-          for (int64_t b = 0; b < blocks; ++b)
-            diagonal_grad_strip<A>(p, t, at<const A>(p.input, n, c + b * L, 0, 0),
-                                   at<const A>(p.output, n, c + b * L, 0, 0), sums + b * taps * L);
+          GradAhead ahead = far ? grad_ahead<A>(p, plan, n, p0, c, count) : GradAhead();
+          for (int64_t b = 0; b < blocks; ++b) {
+            const int64_t from = grad_channel<A>(p, plan, b0 + b);
+            diagonal_grad_strip<A>(p, t, at<const A>(p.input, n, from, 0, 0), at<const A>(p.output, n, from, 0, 0),
+                                   sums + b * taps * L, ahead);
+          }
           continue;
         }
         const GradTile t = {p0, min64(plan.rows, p.P - p0), p.W * L, L, p.Q * L, L, 0, 0};
@@ -210,7 +256,7 @@ void diagonal_grad_weight(const ConvParams& p, const DiagonalGradPlan& plan, voi
         pack_channels<T>(p.output, n, c, count, p0, t.rows, p.Q, plan.g_elements, g);
         for (int64_t b = 0; b < blocks; ++b)
           diagonal_grad_strip<A>(p, t, x + b * plan.x_elements - h0 * p.W * L, g + b * plan.g_elements - p0 * p.Q * L,
-                                 sums + b * taps * L);
+                                 sums + b * taps * L, nothing);
       }
   });
   compute_for(p.G * taps > 65536 ? p.threads : 1, plan.blocks, [&](int64_t block, int) {
@@ -219,6 +265,7 @@ void diagonal_grad_weight(const ConvParams& p, const DiagonalGradPlan& plan, voi
       const A* more = sums + split * plan.blocks * taps * L;
       for (int64_t i = 0; i < taps * L; i += L) store(sums + i, load(sums + i) + load(more + i));
     }
+    sums += block * L - grad_channel<A>(p, plan, block);
     const bool joined = p.weight.h == p.S * p.weight.w;
     for (int64_t r = 0; r < (joined ? 1 : p.R); ++r)
       transpose_block(at<T>(p.weight, 0, 0, r, 0) + block * L * p.weight_g, p.weight_g, p.weight.w, sums + r * p.S * L,

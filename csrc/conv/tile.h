@@ -13,11 +13,11 @@
 // pixels; packed, blocks of as many channels as a vector has lanes with the channels innermost.
 #pragma once
 #include "conv/finish.h"
+#include "core/ahead.h"
 
 namespace fastconv {
 namespace {
 
-constexpr int kCacheLine = 64;
 constexpr int64_t kMaxTileColumns = 512;
 // Between pixels of a channels_last input that is read in place. Those farther apart fall into too few sets of the
 // first level: of pixels that are 4 KB apart, all of a register tile into one.
@@ -399,48 +399,6 @@ class Carver {
  private:
   char* base_;
   int64_t used_ = 0;
-};
-
-// ---- fetching ahead ------------------------------------------------------------------------------------------------
-
-// A part of a tensor that will be copied next, fetched line by line while something else is computed.
-class Ahead {
- public:
-  Ahead() = default;
-  // Rows and columns of `count` channels of image n.
-  template <class T>
-  static Ahead of(const View4& view, int64_t n, int64_t c0, int64_t count, Range h, Range w) {
-    Ahead a;
-    if (h.begin >= h.end || w.begin >= w.end) return a;
-    const int64_t size = sizeof(T), columns = w.end - w.begin;
-    const bool pixels = view.c == 1, whole = pixels && view.w == count;
-    a.line_ = a.run_ = a.row_ = reinterpret_cast<const char*>(at<const T>(view, n, c0, h.begin, w.begin));
-    a.rows_ = h.end - h.begin;
-    a.runs_ = a.runs_left_ = whole ? 1 : pixels ? columns : count;
-    a.row_step_ = view.h * size;
-    a.run_step_ = (pixels ? view.w : view.c) * size;
-    a.run_bytes_ = (whole ? columns * count : pixels ? count : columns * view.w) * size;
-    return a;
-  }
-  bool empty() const { return rows_ <= 0; }
-  int64_t lines() const { return rows_ * runs_ * ceil_div(run_bytes_, kCacheLine); }
-  // Level: as of __builtin_prefetch.
-  template <int Level>
-  void fetch() {
-    if (empty()) return;
-    __builtin_prefetch(line_, 0, Level);
-    line_ += kCacheLine;
-    if (line_ < run_ + run_bytes_) return;
-    line_ = run_ += run_step_;
-    if (--runs_left_ > 0) return;
-    runs_left_ = runs_;
-    line_ = run_ = row_ += row_step_;
-    --rows_;
-  }
-
- private:
-  const char *line_ = nullptr, *run_ = nullptr, *row_ = nullptr;
-  int64_t rows_ = 0, runs_ = 0, runs_left_ = 0, row_step_ = 0, run_step_ = 0, run_bytes_ = 0;
 };
 
 }  // namespace
