@@ -457,13 +457,22 @@ void grouped_forward(const ConvParams& p, const GroupedPlan& plan, const void* p
   });
 }
 
+// The lanes of a vector that groups fill together; none where they are not small. Of more channels a group the channel
+// kernel makes more: a vector is one group's, and inputs are broadcast anyway.
+template <class A>
+int64_t grouped_filled(const ConvParams& p) {
+  if (p.G == 1 || p.R * p.S == 1 || p.C > 16 || p.K > 16 || kLanes<A> < 8) return 0;
+  return min64(kLanes<A>, grouped_groups<A>(p) * p.K);
+}
+
 struct GroupedForward {
   using Plan = GroupedPlan;
   template <class A>
   static bool preferred(const ConvParams& p) {
-    if (p.G == 1 || p.R * p.S == 1 || p.C == 1 || p.C > 16 || p.K > 16 || kLanes<A> < 8) return false;
-    // Of more channels a group the channel kernel makes more: a vector is one group's, and inputs are broadcast anyway.
-    return p.K >= kLanes<A> || grouped_groups<A>(p) * p.K * 2 > kLanes<A>;
+    // Outputs that are more than the inputs, and few: two to four channels, 32 groups at 28x28, channels_last, 0.19 ms,
+    // 0.15 in `pixel`.
+    const bool few = p.C < 4 && p.K > p.C && is_channels_last(p.input);
+    return p.C > 1 && !few && grouped_filled<A>(p) * 2 > kLanes<A>;
   }
   template <class A>
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {

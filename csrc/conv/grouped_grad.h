@@ -248,7 +248,9 @@ struct GroupedGradWeight {
   using Plan = GroupedGradPlan;
   template <class A>
   static bool preferred(const ConvParams& p) {
-    return GroupedForward::preferred<A>(p);
+    // `pixel` makes more of contiguous pixels, which fill vectors by themselves, where lanes are left empty: four
+    // channels to one, 64 groups at 28x28, 0.31 ms instead of 0.45 (channels_last: 0.75 instead of 0.40).
+    return (p.C > 1 || p.K > 1) && grouped_filled<A>(p) * (p.input.c == 1 ? 4 : 2) >= kLanes<A>;
   }
   template <class A>
   static bool plan(const ConvParams& p, Plan& plan, ConvMemory& memory) {
