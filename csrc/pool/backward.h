@@ -6,16 +6,14 @@
 // stride: those of one residue are reached by the same taps, and the windows that reach neighbours are neighbours. The
 // usual windows have gather_strips.h, which does that in registers.
 //
-// separate.h: maxima over wide windows of stride 1 are gathered along one axis after the other.
-//
-// scatter: where a position is covered by very many windows, or windows are far apart, it is cheaper to go through the
-// windows and add each one's gradient to its winner. A thread owns a band of rows of a few channels.
+// scatter.h: where an element is covered by many windows, windows are far apart or rows short, it is cheaper to go
+// through the windows and add each one's gradient to its winner.
 //
 // spread: windows in contiguous memory that adapt, or are far apart, add their share to all of their positions.
 #pragma once
 #include "pool/forward.h"
 #include "pool/gather_strips.h"
-#include "pool/separate.h"
+#include "pool/scatter.h"
 
 namespace fastconv {
 namespace {
@@ -34,6 +32,20 @@ inline int64_t most_covering(const PoolAxis& axis) {
                        : (axis.kernel - 1) * axis.dilation / axis.stride + 1;
 }
 inline int64_t most_covering(const PoolParams& p) { return most_covering(p.h) * most_covering(p.w); }
+
+constexpr int64_t kMostCovering = 36;  // windows that an element of channels_last memory is gathered from
+
+// Scattering takes as long whatever the windows, four to five cycles for each; gathering, a few instructions for a
+// vector of elements and every window that covers them, and contiguous rows that are short fill their vectors badly.
+// (float32, 16 lanes, two threads, gathered and scattered: contiguous 3x3, 256@28 0.19 and 0.17 ms, 64@112 0.43 and
+// 0.63, 4x4 0.64 and 0.57, 7x7 1.5 and 0.61; channels_last 5x5, 256@28 0.15 and 0.21, 7x7 0.30 and 0.21.)
+template <class T>
+inline bool scatters(const PoolParams& p) {
+  constexpr int64_t L = kLanes<Accumulate<T>>, kShort = 512;
+  if (p.channels_last) return most_covering(p) * 16 > kMostCovering * L;
+  const bool regular = !p.h.adaptive && !p.w.adaptive && p.w.stride <= 2;
+  return !regular || most_covering(p) >= L || p.w.size * L <= kShort;
+}
 
 // The windows that cover a position of an axis, [begin, end): asked once for each column, because it takes divisions.
 struct Covering {
@@ -370,86 +382,6 @@ struct SharesOfLines {
   }
 };
 
-// ---- scatter ----
-
-// Sums are kept in scratch memory where the type is not that of the sums.
-template <class T, class Id>
-struct Scatter {
-  using A = Accumulate<T>;
-  static constexpr bool kInPlace = sizeof(T) == sizeof(A);
-  static constexpr int64_t kBandElements = 1 << 16;
-
-  // Of an item. Neighbouring windows often have the same winner, and one sum would wait for the other: those of
-  // several channels need not.
-  static int64_t channels(const PoolParams& p) {
-    const int64_t most = p.channels_last ? 16 : 4;
-    return p.C < most ? p.C : most;
-  }
-  static int64_t band(const PoolParams& p) {  // rows of an item
-    const int64_t rows = kBandElements / (p.w.size * channels(p)), least = 2 * p.h.kernel * p.h.dilation;
-    const int64_t most = rows > least ? rows : least;
-    return most < p.h.size ? most : p.h.size;
-  }
-  static int64_t thread_elements(const PoolParams& p) { return kInPlace ? 0 : band(p) * p.w.size * channels(p); }
-  static int64_t scratch(const PoolParams& p) {
-    return p.threads * thread_elements(p) * static_cast<int64_t>(sizeof(A));
-  }
-
-  // How elements of the same channel, and of the same pixel, are apart.
-  struct Steps {
-    int64_t pixel, channel;
-  };
-
-  static void add(const PoolParams& p, A* sums, const Steps& to, const T* grads, const Id* ids, const Steps& from,
-                  int64_t count, int64_t begin, int64_t end) {
-    const uint64_t S = static_cast<uint64_t>(p.w.kernel), inverse = ((uint64_t{1} << 32) + S - 1) / S;
-    for (int64_t o = p.h.covering_begin(begin), o_end = p.h.covering_end(end - 1); o < o_end; ++o) {
-      const int64_t top = p.h.first(o) - begin;
-      for (int64_t q = 0; q < p.w.outputs; ++q) {
-        const int64_t left = p.w.first(q), at = (o * p.w.outputs + q) * from.pixel;
-        for (int64_t c = 0; c < count; ++c) {
-          const uint64_t id = ids[at + c * from.channel];
-          const uint64_t r = sizeof(Id) < 4 ? id * inverse >> 32 : id / S;  // the former is exact below 2^16
-          const int64_t h = top + static_cast<int64_t>(r) * p.h.dilation;
-          const int64_t w = left + static_cast<int64_t>(id - r * S) * p.w.dilation;
-          if (h < 0 || h >= end - begin || w < 0 || w >= p.w.size) continue;  // another band's, or nobody's
-          sums[(h * p.w.size + w) * to.pixel + c * to.channel] += get(grads + at + c * from.channel);
-        }
-      }
-    }
-  }
-
-  static void run(const PoolParams& p, void* scratch) {
-    const int64_t block = channels(p), blocks = (p.C + block - 1) / block, rows = band(p);
-    const int64_t bands = (p.h.size + rows - 1) / rows, windows = p.h.outputs * p.w.outputs;
-    const int64_t plane = p.h.size * p.w.size;
-    const Steps in = p.channels_last ? Steps{p.C, 1} : Steps{1, plane};
-    const Steps out = p.channels_last ? Steps{p.C, 1} : Steps{1, windows};
-    parallel_for(p.threads, p.N * blocks * bands, [&](int64_t item, int thread) {
-      const int64_t begin = item % bands * rows, end = begin + rows < p.h.size ? begin + rows : p.h.size;
-      const int64_t n = item / bands / blocks, channel = item / bands % blocks * block;
-      const int64_t count = channel + block < p.C ? block : p.C - channel;
-      const int64_t pixels = (end - begin) * p.w.size;
-      T* to = static_cast<T*>(p.input) + n * p.C * plane + begin * p.w.size * in.pixel + channel * in.channel;
-      A* sums = static_cast<A*>(scratch) + thread * thread_elements(p);
-      if constexpr (kInPlace) sums = to;
-      const Steps steps = kInPlace ? in : Steps{count, 1};
-      if (steps.channel == 1)
-        for (int64_t i = 0; i < pixels; ++i)
-          for (int64_t c = 0; c < count; ++c) sums[i * steps.pixel + c] = 0;
-      else
-        for (int64_t c = 0; c < count; ++c)
-          for (int64_t i = 0; i < pixels; ++i) sums[i + c * steps.channel] = 0;
-      const int64_t from = n * p.C * windows + channel * out.channel;
-      add(p, sums, steps, static_cast<const T*>(p.output) + from, static_cast<const Id*>(p.ids) + from, out, count,
-          begin, end);
-      if constexpr (!kInPlace)
-        for (int64_t i = 0; i < pixels; ++i)
-          for (int64_t c = 0; c < count; ++c) put(to + i * in.pixel + c * in.channel, sums[i * count + c]);
-    });
-  }
-};
-
 // ---- spread ----
 
 template <class T>
@@ -515,13 +447,10 @@ struct MaxBackward {
   template <class Body>
   static auto choose_walk(const PoolParams& given, const Body& body) {
     const PoolParams p = joined_planes(given);
-    if (gather_strips_fit(p)) return with_gather_strips<T, uint8_t>(p, body);
+    if (!scatters<T>(p) && gather_strips_fit(p)) return with_gather_strips<T, uint8_t>(p, body);
     return with_id_type(p.id_bytes, [&](auto id) {
       using Id = decltype(id);
-      if constexpr (sizeof(Id) <= 2)
-        if (separate_fits<T>(p)) return body(p, Separate<T, Id>{});
-      const bool regular = !p.h.adaptive && !p.w.adaptive && p.w.stride <= 2;
-      if (most_covering(p) > kMostCovering || !(p.channels_last || regular)) return body(p, Scatter<T, Id>{});
+      if (scatters<T>(p)) return body(p, Scatter<T, Id>{});
       return p.channels_last ? body(p, WinnersOfPixels<T, Id>{}) : body(p, WinnersOfLines<T, Id>{});
     });
   }

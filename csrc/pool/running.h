@@ -70,8 +70,7 @@ template <class State, class Get, class Kept, class Keep, class Put>
   }
 }
 
-// How a layer is cut into items: groups of channels (or planes) that go together, and strips of rows, of the windows or
-// of the input. separate.h cuts it likewise.
+// How a layer is cut into items: groups of channels (or planes) that go together, and strips of rows of windows.
 struct GroupCut {
   static constexpr int kVectors = 2;
 
@@ -80,18 +79,17 @@ struct GroupCut {
   int64_t images, groups;  // groups of an image in channels_last memory, else of all planes as if of one image
   int64_t size, rows, strips;
 
-  // `size` rows, each of which takes `row_bytes` of scratch, no fewer than `least` to a strip so that all threads have
-  // one.
-  GroupCut(const PoolParams& p, int64_t channels, int64_t size, int64_t row_bytes, int64_t least)
+  // A row takes `row_bytes` of scratch.
+  GroupCut(const PoolParams& p, int64_t channels, int64_t row_bytes)
       : channels_last(p.channels_last),
         channels(channels),
         images(channels_last ? p.N : 1),
         groups(ceil_div(channels_last ? p.C : p.N * p.C, channels)),
-        size(size) {
+        size(p.h.outputs) {
     // Neighbouring strips read the same rows: those should be few.
     const int64_t overlap = p.h.kernel - 1;
     const int64_t most = max64(kRunningBytes / row_bytes - overlap, 2 * overlap + 1);
-    const int64_t wanted = max64(ceil_div(size * images * groups, 4 * p.threads), least);
+    const int64_t wanted = max64(ceil_div(size * images * groups, 4 * p.threads), p.h.kernel);
     strips = ceil_div(size, min64(most, wanted));
     rows = ceil_div(size, strips);
     strips = ceil_div(size, rows);
@@ -109,23 +107,18 @@ struct GroupCut {
   }
 };
 
-// Windows of stride 1 whose channels (or planes) fill at least three quarters of the lanes, and of which a strip of
-// rows that is worth its borders does not take too much memory.
+// Windows of stride 1 whose channels (or planes) fill at least three quarters of the lanes, of which a strip of rows
+// that is worth its borders does not take too much memory, and where it pays.
 template <class T>
-inline bool runs_in_groups(const PoolParams& p) {
+inline bool running_fits(const PoolParams& p) {
   using A = Accumulate<T>;
   constexpr int64_t kChannels = GroupCut::kVectors * kLanes<A>;
   const auto moves = [](const PoolAxis& axis) { return !axis.adaptive && axis.stride == 1 && axis.dilation == 1; };
   if (!moves(p.h) || !moves(p.w) || p.h.kernel * p.w.kernel < kRunningTaps) return false;
+  if (!p.channels_last && p.w.outputs > kRunningColumns) return false;
   const int64_t channels = p.channels_last ? p.C : p.N * p.C, columns = max64(p.w.size, p.w.outputs) + 1;
   return 4 * channels >= 3 * round_up(channels, kChannels) &&
          min64(p.h.size, 3 * p.h.kernel) * columns * kChannels * 2 * int64_t{sizeof(A)} <= kMostRunningBytes;
-}
-
-// Windows that this serves, of maxima, where it pays.
-template <class T>
-inline bool running_fits(const PoolParams& p) {
-  return runs_in_groups<T>(p) && (p.channels_last || p.w.outputs <= kRunningColumns);
 }
 
 template <class T, class State>
@@ -141,7 +134,7 @@ struct Running {
   static int64_t row_pitch(const PoolParams& p) { return p.w.outputs | 1; }
   static GroupCut cut_of(const PoolParams& p) {
     const int64_t planes = p.w.size * kChannels * static_cast<int64_t>(sizeof(A)) + p.w.outputs * kStateBytes;
-    return {p, kChannels, p.h.outputs, row_pitch(p) * kStateBytes + (p.channels_last ? 0 : planes), p.h.kernel};
+    return {p, kChannels, row_pitch(p) * kStateBytes + (p.channels_last ? 0 : planes)};
   }
 
   // What a thread works in, in groups of states.
