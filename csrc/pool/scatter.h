@@ -16,11 +16,12 @@ template <class T, class Id>
 struct Scatter {
   using A = Accumulate<T>;
   static constexpr bool kHoldsSums = std::is_same_v<T, A>;  // whether the tensor can hold the sums
-  static constexpr int64_t kBandElements = 1 << 16;
+  static constexpr int64_t kBandElements = 1 << 18;
 
   // Of an item, at most. Neighbouring windows often have the same winner, and one sum would wait for the other: those
   // of several channels need not.
   static constexpr int kPlanes = 4, kPixelChannels = 16;
+  static constexpr int64_t kPixelsAhead = 32;
   static int64_t channels(const PoolParams& p) { return min64(p.C, p.channels_last ? kPixelChannels : kPlanes); }
   static int64_t band(const PoolParams& p) {  // rows of an item
     const int64_t rows = kBandElements / (p.w.size * channels(p)), least = 2 * p.h.kernel * p.h.dilation;
@@ -62,6 +63,10 @@ struct Scatter {
       const int64_t top = p.h.first(o) * p.w.size - before;
       for (int64_t q = 0; q < p.w.outputs; ++q) {
         const int64_t first = top + p.w.first(q), at = (o * p.w.outputs + q) * from_pixel;
+        if constexpr (Last) {  // a few channels of a pixel, which the processor does not fetch ahead
+          __builtin_prefetch(grads + at + kPixelsAhead * from_pixel, 0, 2);
+          __builtin_prefetch(ids + at + kPixelsAhead * from_pixel, 0, 2);
+        }
 #pragma GCC unroll 16
         for (int64_t c = 0; c < count; ++c) {
           const Id id = ids[at + c * from_channel];
