@@ -339,6 +339,8 @@ def test_rows_of_a_lattice(isa: str) -> None:
         pytest.param((2, 48, 30, 41), (5, 5), 2, id="near pixels, strided"),
         pytest.param((2, 528, 9, 9), (7, 7), 1, id="far pixels, copied"),
         pytest.param((1, 96, 20, 20), (3, 3), 1, id="one image"),
+        pytest.param((2, 43, 19, 20), (3, 3), 1, id="channels of two vectors"),
+        pytest.param((2, 531, 15, 16), (3, 3), 2, id="channels of two vectors, strided"),
     ],
 )
 def test_ways_of_the_depthwise_weight_gradient(size, kernel, stride, isa: str) -> None:

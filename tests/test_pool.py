@@ -104,6 +104,13 @@ MAX: dict[str, Case] = {
     "dilated as strided, 4 columns": ((1, 2, 5, 50), windows((2, 4), 2, 1, dilation=(1, 2))),
     "dilated, doubled": ((1, 3, 15, 40), windows(5, 1, 2, dilation=2)),
     "dilated, windows without elements": ((2, 3, 2, 2), windows(2, 1, 1, dilation=3)),
+    "2x2, long rows": ((1, 5, 6, 140), windows(2)),
+    "3x3 s2 p1, long rows": ((1, 5, 9, 141), windows(3, 2, 1)),
+    "3x3 s1 p1, long rows": ((1, 18, 7, 139), windows(3, 1, 1)),
+    "3x2 s1, long rows": ((2, 3, 6, 140), windows((3, 2), 1)),
+    "2x3 s1x2, dilated, long rows": ((1, 5, 7, 141), windows((2, 3), (1, 2), dilation=(2, 1))),
+    "to 7, bands of planes": ((1, 4, 260, 256), {"output_size": 7}),
+    "13x13 s2 p6, bands of pixels": ((1, 16, 132, 128), windows(13, 2, 6)),
     "dilated, columns without elements": ((1, 17, 5, 2), windows((1, 2), 1, (0, 1), dilation=(1, 3))),
 }
 AVG: dict[str, Case] = {
