@@ -365,6 +365,23 @@ def test_ways_of_the_depthwise_weight_gradient(size, kernel, stride, isa: str) -
 
 
 @pytest.mark.parametrize("isa", [isa for isa in SUPPORTED if isa not in BEYOND])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_tensors_of_many_megabytes(stride: int, isa: str) -> None:
+    """Of which what comes next is fetched while something else is computed."""
+    native.isa_select(isa)
+    size, geometry = (2, 43, 130, 131), dict(stride=stride, padding=1, groups=43)
+    x = torch.randn(size).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(43, 1, 3, 3).requires_grad_()
+    wide, wide_weight = (t.detach().double().requires_grad_() for t in (x, weight))
+    output, expected = fastconv.conv2d(x, weight, **geometry), F.conv2d(wide, wide_weight, **geometry)
+    grad = torch.randn_like(output)
+    output.backward(grad)
+    expected.backward(grad.double())
+    for got, wanted in ((output, expected), (x.grad, wide.grad), (weight.grad, wide_weight.grad)):
+        torch.testing.assert_close(got, wanted.float(), rtol=1e-4, atol=2e-3)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in SUPPORTED if isa not in BEYOND])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "size", [(2, 3, 1, 2), (3, 33, 2, 3), (1, 5, 3, 50), (2, 17, 7, 7), (4, 18, 14, 16), (2, 3, 19, 23), (1, 2, 33, 32)]

@@ -110,6 +110,7 @@ MAX: dict[str, Case] = {
     "3x2 s1, long rows": ((2, 3, 6, 140), windows((3, 2), 1)),
     "2x3 s1x2, dilated, long rows": ((1, 5, 7, 141), windows((2, 3), (1, 2), dilation=(2, 1))),
     "to 7, bands of planes": ((1, 4, 260, 256), {"output_size": 7}),
+    "3x3 s1 p1, dilated, bands": ((1, 3, 110, 15), windows(3, 1, 1, dilation=7)),
     "13x13 s2 p6, bands of pixels": ((1, 16, 132, 128), windows(13, 2, 6)),
     "dilated, columns without elements": ((1, 17, 5, 2), windows((1, 2), 1, (0, 1), dilation=(1, 3))),
 }

@@ -27,7 +27,7 @@ struct DiagonalTile {
   int64_t rows, columns, channels;
 };
 
-// Tiles of a whole vector of channels, all of which lies inside the image; that does not; of fewer channels.
+// Tiles of a whole vector of channels, whose columns all lie inside the image; some of which do not; of fewer channels.
 enum class DiagonalCase { kInner, kWhole, kPartial };
 
 template <class A, int Stride, int First, int Rows>
@@ -149,12 +149,11 @@ using DiagonalMicros = DiagonalMicro<T> const*;
 
 template <class T, int S, int Stride>
 DiagonalMicros<T> diagonal_micros() {
-  static constexpr DiagonalMicro<T> kMicros[] = {diagonal_micro < T,
-                                                 Stride,
-                                                 S == 0 ? DiagonalCase::kWhole : DiagonalCase::kInner,
-                                                 S >,
-                                                 diagonal_micro<T, Stride, DiagonalCase::kWhole, S>,
-                                                 diagonal_micro<T, Stride, DiagonalCase::kPartial, S>};
+  using Case = DiagonalCase;
+  constexpr Case kInner = S == 0 ? Case::kWhole : Case::kInner;
+  static constexpr DiagonalMicro<T> kMicros[] = {diagonal_micro<T, Stride, kInner, S>,
+                                                 diagonal_micro<T, Stride, Case::kWhole, S>,
+                                                 diagonal_micro<T, Stride, Case::kPartial, S>};
   return kMicros;
 }
 
@@ -185,13 +184,13 @@ struct DiagonalPart {
   X* out;  // where the channels begin
   DiagonalTile tile;
   DiagonalMicros<X> micros;
-  DiagonalCase whole;  // what tiles of whole vectors of channels are
+  DiagonalCase of_whole;  // tiles of whole vectors of channels
 };
 
 // Tensors that caches do not hold: what tiles are the first to read, and what they write, is fetched ahead. Where
 // tensors are smaller the instructions are what tells.
 constexpr int64_t kDiagonalFar = 8 << 20;
-constexpr int64_t kDiagonalLead = 8;  // vectors of channels that are computed between fetching and reading, at least
+constexpr int64_t kDiagonalLead = 8;  // vectors of channels that are computed between fetching and reading, about
 
 template <class T>
 bool diagonal_is_far(const ConvParams& p) {
@@ -257,16 +256,18 @@ void diagonal_rows(DiagonalPart<X>* parts, int64_t several, const X* x, int64_t 
         // None, where the tile lies beyond the image on either side.
         const int64_t inside = max64(0, min64(t.end - first, 31));
         t.inside = t.first_tap < inside ? ((1u << inside) - 1) & ~((1u << t.first_tap) - 1) : 0;
-        part->whole =
+        part->of_whole =
             t.first_tap == 0 && inside == (B - 1) * p.stride_w + p.S ? DiagonalCase::kInner : DiagonalCase::kWhole;
       }
       Ahead next_x, next_out;
+      int64_t x_lines = 0, out_lines = 0;  // with each vector of channels
       if (far) {
         const int64_t next = q / B + lead, next_row = row + next / tiles * kDiagonalRows, next_q = next % tiles * B;
         next_x = far->input(next_row, next_q);
         next_out = far->output(next_row, next_q);
+        x_lines = ceil_div(next_x.lines(), blocks);
+        out_lines = ceil_div(next_out.lines(), blocks);
       }
-      const int64_t x_lines = ceil_div(next_x.lines(), blocks), out_lines = ceil_div(next_out.lines(), blocks);
       for (int64_t b = 0; b < blocks; ++b) {
         next_x.fetch<2>(x_lines);
         next_out.fetch<2, true>(out_lines);
@@ -274,7 +275,7 @@ void diagonal_rows(DiagonalPart<X>* parts, int64_t several, const X* x, int64_t 
           DiagonalTile& t = part->tile;
           if (t.rows <= 0 || t.columns <= 0) continue;
           t.channels = min64(L, channels - b * L);
-          const DiagonalCase which = t.channels == L ? part->whole : DiagonalCase::kPartial;
+          const DiagonalCase which = t.channels == L ? part->of_whole : DiagonalCase::kPartial;
           part->micros[static_cast<int>(which)](t, x + b * L, part->weights + b * w_block, bias[b],
                                                 part->out + row * t.out_row + q * t.out_step + b * L, finish);
         }

@@ -198,15 +198,15 @@ void diagonal_grad_strip(const ConvParams& p, GradTile t, const A* x, const A* g
   }
 }
 
-// What the strip after that of row p0 is the first to read.
+// What the strip after that of row p0 is the first to read, of images up to `last`.
 template <class A>
-GradAhead grad_ahead(const ConvParams& p, const DiagonalGradPlan& plan, int64_t n, int64_t p0, int64_t c,
+GradAhead grad_ahead(const ConvParams& p, const DiagonalGradPlan& plan, int64_t n, int64_t last, int64_t p0, int64_t c,
                      int64_t count) {
   const int64_t end = (p0 + plan.rows - 1) * p.stride_h - p.pad_h + (p.R - 1) * p.dilation_h + 1;
   p0 += plan.rows;
   if (p0 >= p.P) {
     p0 = 0;
-    if (++n == p.N) return {};
+    if (++n == last) return {};
   }
   const int64_t rows = min64(plan.rows, p.P - p0), first = p0 * p.stride_h - p.pad_h;
   GradAhead ahead;
@@ -215,7 +215,7 @@ GradAhead grad_ahead(const ConvParams& p, const DiagonalGradPlan& plan, int64_t 
   ahead.grad = Ahead::of<A>(p.output, n, c, count, {p0, p0 + rows}, {0, p.Q});
   const int64_t taps = ceil_div(p.S, ceil_div(p.S, kGradTaps)),
                 tiles = ceil_div(p.S, taps) * ceil_div(p.R, grad_rows(taps));
-  const int64_t times = plan.group * tiles * plan.rows * p.stride_h;
+  const int64_t times = ceil_div(count, kLanes<A>) * tiles * plan.rows * p.stride_h;
   ahead.x_lines = ceil_div(ahead.x.lines(), times);
   ahead.grad_lines = ceil_div(ahead.grad.lines(), times);
   return ahead;
@@ -237,11 +237,12 @@ void diagonal_grad_weight(const ConvParams& p, const DiagonalGradPlan& plan, voi
     A* sums = memory.sums + (split * plan.blocks + b0) * taps * L;
     zero(sums, blocks * taps * L);
     GradAhead nothing;
-    for (int64_t n = p.N * split / plan.splits; n < p.N * (split + 1) / plan.splits; ++n)
+    const int64_t last = p.N * (split + 1) / plan.splits;
+    for (int64_t n = p.N * split / plan.splits; n < last; ++n)
       for (int64_t p0 = 0; p0 < p.P; p0 += plan.rows) {
         if (plan.in_place) {
           const GradTile t = {p0, min64(plan.rows, p.P - p0), p.input.h, p.input.w, p.output.h, p.output.w, 0, 0};
-          GradAhead ahead = far ? grad_ahead<A>(p, plan, n, p0, c, count) : GradAhead();
+          GradAhead ahead = far ? grad_ahead<A>(p, plan, n, last, p0, c, count) : GradAhead();
           for (int64_t b = 0; b < blocks; ++b) {
             const int64_t from = grad_channel<A>(p, plan, b0 + b);
             diagonal_grad_strip<A>(p, t, at<const A>(p.input, n, from, 0, 0), at<const A>(p.output, n, from, 0, 0),

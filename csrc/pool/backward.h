@@ -28,23 +28,29 @@ inline int64_t tap_at(const PoolAxis& axis, int64_t o, int64_t i) {
 
 // At most so many windows cover a position.
 inline int64_t most_covering(const PoolAxis& axis) {
-  return axis.adaptive ? (axis.outputs + axis.size - 1) / axis.size + 1
-                       : (axis.kernel - 1) * axis.dilation / axis.stride + 1;
+  const int64_t most = axis.adaptive ? (axis.outputs + axis.size - 1) / axis.size + 1
+                                     : (axis.kernel - 1) * axis.dilation / axis.stride + 1;
+  return min64(axis.outputs, most);
 }
-inline int64_t most_covering(const PoolParams& p) { return most_covering(p.h) * most_covering(p.w); }
+inline int64_t most_covering(const PoolParams& p) {
+  int64_t most;
+  return __builtin_mul_overflow(most_covering(p.h), most_covering(p.w), &most) ? INT64_MAX : most;
+}
 
-constexpr int64_t kMostCovering = 36;  // windows that an element of channels_last memory is gathered from
+constexpr int64_t kMostCovering = 36;  // windows that an element is gathered from, whatever the lanes
 
 // Scattering takes as long whatever the windows, four to five cycles for each; gathering, a few instructions for a
-// vector of elements and every window that covers them, and contiguous rows that are short fill their vectors badly.
-// (float32, 16 lanes, two threads, gathered and scattered: contiguous 3x3, 256@28 0.19 and 0.17 ms, 64@112 0.43 and
-// 0.63, 4x4 0.64 and 0.57, 7x7 1.5 and 0.61; channels_last 5x5, 256@28 0.15 and 0.21, 7x7 0.30 and 0.21.)
+// vector of elements and every window that covers them: the more the fewer lanes there are, and the more where short
+// rows of contiguous memory fill them badly. (float32, 16 lanes, two threads, gathered and scattered: contiguous 3x3,
+// 256@28 0.19 and 0.17 ms, 64@112 0.43 and 0.63, 4x4 0.64 and 0.57, 7x7 1.5 and 0.61; channels_last 5x5, 256@28 0.15
+// and 0.21, 7x7 0.30 and 0.21. float64, 8 lanes: contiguous 3x3, 64@112 1.8 and 0.66, channels_last 1.5 and 1.1.)
 template <class T>
 inline bool scatters(const PoolParams& p) {
   constexpr int64_t L = kLanes<Accumulate<T>>, kShort = 512;
-  if (p.channels_last) return most_covering(p) * 16 > kMostCovering * L;
+  static_assert(L <= 16 && 16 <= kMostCovering);
+  if (p.channels_last) return most_covering(p) > kMostCovering * L / 16;
   const bool regular = !p.h.adaptive && !p.w.adaptive && p.w.stride <= 2;
-  return !regular || most_covering(p) >= L || p.w.size * L <= kShort;
+  return !regular || most_covering(p) >= L || p.w.size <= kShort / L;
 }
 
 // The windows that cover a position of an axis, [begin, end): asked once for each column, because it takes divisions.

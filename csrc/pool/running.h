@@ -20,7 +20,7 @@ constexpr int64_t kRunningBytes = 512 << 10, kMostRunningBytes = 4 << 20;
 // lines.h the better the wider they are.
 constexpr int64_t kRunningTaps = 16, kRunningColumns = 128;
 
-constexpr int64_t kColumnsAhead = 6;  // that what is written in channels_last memory is fetched
+constexpr int64_t kColumnsAhead = 6;  // in channels_last memory, from what is written to what is fetched to be written
 
 // Vectors of channels that go through the same steps.
 template <class State, int V>
@@ -222,15 +222,14 @@ struct Running {
       run_windows<All>(p.h, s.o0, s.o1, get_row, get_row, keep_row, [&](int64_t o, const All& all) {
         const int64_t taps = (p.h.padding - o) * p.w.kernel + p.w.padding - q;
         const int64_t to = (o - s.o0) * p.w.outputs + q;
-        if constexpr (!Pixels) {
+        if constexpr (!Pixels)
           set_group(memory.out, to, all, taps);
-          return;
-        }
+        else
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) {
-          __builtin_prefetch(static_cast<T*>(p.output) + at + (to + kColumnsAhead) * p.C + v * L, 1, 2);
-          if (Whole || lanes[v] > 0) write<T>(p, at + to * p.C + v * L, later(all.of[v], taps), Whole ? L : lanes[v]);
-        }
+          for (int v = 0; v < V; ++v) {
+            __builtin_prefetch(static_cast<T*>(p.output) + at + (to + kColumnsAhead) * p.C + v * L, 1, 2);
+            if (Whole || lanes[v] > 0) write<T>(p, at + to * p.C + v * L, later(all.of[v], taps), Whole ? L : lanes[v]);
+          }
       });
     }
     return true;
