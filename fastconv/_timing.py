@@ -95,11 +95,11 @@ def alternate(
         done, total = 0, repeats
         undisturbed = _undisturbed()
         while done < total and (done < least or sum(spent.values()) < budget):
-            before = undisturbed
+            before, start = undisturbed, time.perf_counter()
             times = run_round()
             undisturbed = _undisturbed()
             if not (before and undisturbed) and patience > 0:
-                patience -= sum(times.values())
+                patience -= time.perf_counter() - start  # of functions that take no time the probe takes all of it
                 continue
             for name, elapsed in times.items():
                 samples[name].append(elapsed)

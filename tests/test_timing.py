@@ -1,5 +1,7 @@
 """Timings take fair turns, and disturbed rounds are thrown away."""
 
+import time
+
 import pytest
 
 from fastconv import _timing
@@ -31,6 +33,14 @@ def test_patience_with_disturbances_ends(monkeypatch):
     monkeypatch.setattr(_timing, "_undisturbed", lambda: False)
     monkeypatch.setattr(_timing, "_PATIENCE", 0.0)
     assert len(alternate({"a": lambda: None}, repeats=6, seconds=0)["a"]) == 6
+
+
+def test_patience_is_the_time_that_passes(monkeypatch):
+    monkeypatch.setattr(_timing, "_undisturbed", lambda: time.sleep(0.001))
+    monkeypatch.setattr(_timing, "_PATIENCE", 0.02)
+    calls = []
+    assert len(alternate({"a": lambda: calls.append(None)}, repeats=6, seconds=0)["a"]) == 6
+    assert len(calls) < 40
 
 
 def test_short_functions_are_repeated_up_to_the_limit():
