@@ -266,7 +266,7 @@ def test_gradients_go_to_what_was_drawn(name: str, layout: str, isa: str) -> Non
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_gradients_do_not_depend_on_the_threads(layout: str, dtype: torch.dtype, isa: str) -> None:
-    """Whether windows agree about the elements that they have drawn is seen for the rows of a thread together."""
+    """Nor on the bands of rows into which these cut an image."""
     x = torch.zeros(1, 32, 64, 16, dtype=dtype)
     x[:, :, 2, 5] = 1
     x[:, :, 40:] = torch.rand(1, 32, 24, 16, dtype=dtype, generator=seeded())

@@ -207,17 +207,6 @@ inline void store_ids(void* ids, int bytes, int64_t at, Lanes<A> v, int n) {
   store_ids_as<uint32_t, A>(ids, at, v, n);
 }
 
-template <class A, class Id>
-inline Lanes<A> load_ids(const Id* ids, int n) {
-  typedef Id Narrow __attribute__((vector_size(sizeof(Id) * kLanes<A>)));
-  Narrow narrow = {};
-  if (n == kLanes<A>)
-    __builtin_memcpy(&narrow, ids, sizeof narrow);
-  else
-    for (int i = 0; i < n; ++i) narrow[i] = ids[i];
-  return __builtin_convertvector(narrow, Lanes<A>);
-}
-
 // Which of the lanes' ids are `tap`.
 template <class A, class Id>
 inline Mask<A> ids_equal(const Id* ids, Id tap) {
