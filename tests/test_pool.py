@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import reference
 import torch
+import torch.nn.functional as F
 from layouts import LAYOUTS
 from torch import Tensor
 
@@ -58,6 +59,12 @@ SHARED: dict[str, Case] = {
     "5x5 s1 p2, groups of channels": ((2, 30, 9, 20), windows(5, 1, 2)),
     "5x5 s1, strips of rows": ((1, 32, 44, 7), windows(5, 1)),
     "13x13 s1 p6, groups of channels": ((3, 32, 19, 15), windows(13, 1, 6)),
+    "3x3 s1 p1, pairs of vectors": ((2, 64, 13, 11), windows(3, 1, 1)),
+    "3x3 s1, a vector and a few channels": ((1, 45, 8, 17), windows(3, 1)),
+    "5x5 s1 p2, pairs of vectors": ((1, 64, 17, 24), windows(5, 1, 2)),
+    "9x9 s1 p4, blocks inside": ((1, 16, 22, 37), windows(9, 1, 4)),
+    "9x9 s1 p4, long rows": ((1, 32, 19, 130), windows(9, 1, 4)),
+    "13x13 s1 p6, blocks inside": ((1, 16, 27, 41), windows(13, 1, 6)),
     "7x9 s1 p3x2": ((1, 64, 15, 18), windows((7, 9), 1, (3, 2))),
     "9x8 s1 p4, smaller planes": ((1, 27, 6, 5), windows((9, 8), 1, 4)),
     "1x17 s1 p0x8, groups of channels": ((1, 32, 3, 40), windows((1, 17), 1, (0, 8))),
@@ -117,6 +124,7 @@ MAX: dict[str, Case] = {
 AVG: dict[str, Case] = {
     **SHARED,
     "padding not counted": ((1, 5, 9, 18), windows(3, 1, 1, count_include_pad=False)),
+    "padding not counted, channels": ((1, 32, 9, 18), windows(3, 1, 1, count_include_pad=False)),
     "padding not counted, strided": ((1, 20, 9, 18), windows(3, 2, 1, count_include_pad=False)),
     "padding not counted, long rows": ((1, 2, 2, 9001), windows((2, 3), (1, 2), (0, 1), count_include_pad=False)),
     "padding counted, ceil": ((1, 5, 8, 18), windows(3, 2, 1, ceil_mode=True)),
@@ -336,15 +344,29 @@ def test_a_gradient_adds_up_to_what_came_in(layout: str) -> None:
 @pytest.mark.parametrize("kind", ["max", "avg"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("kernel", [3, 13])
-def test_backward_is_deterministic(kind: str, layout: str, kernel: int) -> None:
+def test_threads_do_not_change_results(kind: str, layout: str, kernel: int) -> None:
     x = LAYOUTS[layout](torch.randn(2, 32, 30, 31).round())
-    grads = []
+    if kind == "avg":
+        x += torch.rand_like(x)  # sums that depend on their order
+    outputs, grads = [], []
     for threads in (1, 2, 2, 1):
         torch.set_num_threads(threads)
         leaf = x.clone().requires_grad_()
         output = public(kind, {})(leaf, kernel, 1, kernel // 2)
+        outputs.append(output.detach())
         grads.append(torch.autograd.grad(output, leaf, torch.ones_like(output) / 3)[0])
+    assert all(torch.equal(outputs[0], other) for other in outputs[1:])
     assert all(torch.equal(grads[0], other) for other in grads[1:])
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (3, 1), (3, 2)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_beyond_the_caches(layout: str, kernel: int, stride: int) -> None:
+    """Large enough for what comes next to be fetched ahead."""
+    x = LAYOUTS[layout](torch.randn(2, 48, 113, 112))
+    given = windows(kernel, stride, kernel // 3)
+    assert torch.equal(fastconv.max_pool2d(x, **given), F.max_pool2d(x, **given))
+    torch.testing.assert_close(fastconv.avg_pool2d(x, **given), F.avg_pool2d(x, **given))
 
 
 @pytest.mark.parametrize("name", ["3x3 s2 p1", "5x5 s1 p2", "to 3x5, uneven", "to 1", "3x3 s3"])

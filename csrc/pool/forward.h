@@ -40,8 +40,8 @@ struct Forward {
   template <class Body>
   static auto choose_walk(const PoolParams& given, const Body& body) {
     const PoolParams p = joined_planes(given);
-    if constexpr (State::kTakesTwice)
-      if (running_fits<T>(p)) return body(p, Running<T, State>{});
+    if (running_fits<T, State>(p))
+      return running_pairs<T, State>(p) ? body(p, Running<T, State, 2>{}) : body(p, Running<T, State, 1>{});
     if (p.channels_last) {
       const bool even = !kAdds<State> || common_divisor(p) != 0;
       if (!p.w.adaptive && p.w.stride == 1 && p.h.kernel * p.w.kernel >= kPixelTaps && even)

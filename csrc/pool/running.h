@@ -1,11 +1,17 @@
-// running: wide windows of stride 1. Each axis is cut into blocks as long as a window; a window is the end of one block
-// and the beginning of the next. The ends are joined from the last element of a block backwards, the beginnings
-// forwards while the windows go on: three steps an element on each axis, whatever the size of the window (van Herk, "A
-// fast algorithm for local minimum and maximum filters on rectangular and octagonal kernels", 1992; Gil and Werman,
-// "Computing 2-D min, median, and max filters", 1993). All steps join what comes later in memory to what comes earlier,
-// so that ties need no comparison of taps; and blocks are of positions in the input, so that padding does not come up.
+// running: windows of stride 1. Each axis is cut into blocks as long as a window; a window is the end of one block and
+// the beginning of the next. The ends are joined from the last element of a block backwards, the beginnings forwards
+// while the windows go on: three steps an element on each axis, whatever the size of the window (van Herk, "A fast
+// algorithm for local minimum and maximum filters on rectangular and octagonal kernels", 1992; Gil and Werman,
+// "Computing 2-D min, median, and max filters", 1993). No element is taken twice, so it serves sums as well; all steps
+// join what comes later in memory to what comes earlier, so that ties need no comparison of taps; and blocks are of
+// positions in the input, so that padding does not come up.
 //
-// Vectors run along the channels; contiguous planes are transposed, as many at a time as two vectors have lanes.
+// Rows are joined on the way: of a block of rows and the one after it their windows are in scratch memory, which the
+// first-level cache holds where rows are short. The ends of a block stay in registers where it is known to the compiler
+// how many there are. (5x5, 256@20, channels_last, one thread: 45 us with all rows joined first and ends in
+// memory, 33.)
+//
+// Vectors run along the channels; contiguous planes are transposed, as many at a time as vectors have lanes.
 #pragma once
 #include "core/move.h"
 #include "pool/walk.h"
@@ -13,16 +19,18 @@
 namespace fastconv {
 namespace {
 
-// Of scratch of a thread: what stays in the second-level cache, unless strips would be mostly borders, and what is too
-// much for windows to be served here.
+// Of transposed planes: what stays in the second-level cache, unless strips would be mostly borders. Of scratch: what
+// is too much for windows to be served here.
 constexpr int64_t kRunningBytes = 512 << 10, kMostRunningBytes = 4 << 20;
-// From how many taps on it pays, and up to how many columns of contiguous planes, whose rows fill the vectors of
-// lines.h the better the wider they are.
-constexpr int64_t kRunningTaps = 16, kRunningColumns = 128;
+// From how many taps on it pays, of channels_last memory and of planes; and up to how many columns of planes, whose
+// rows fill the vectors of lines.h the better the wider they are.
+constexpr int64_t kRunningTaps = 9, kRunningPlaneTaps = 16, kRunningColumns = 128;
 
 constexpr int64_t kColumnsAhead = 6;  // in channels_last memory, from what is written to what is fetched to be written
 
-// Vectors of channels that go through the same steps.
+// Vectors of channels that go through the same steps: two where that is little memory, so that more is under way and
+// more of a pixel is read at once; one where rows would not stay in the first-level cache.
+constexpr int64_t kPairBytes = 80 << 10;
 template <class State, int V>
 struct Group {
   State of[V];
@@ -39,63 +47,83 @@ inline Group<State, V> joined(Group<State, V> earlier, const Group<State, V>& la
   return earlier;
 }
 
-// Windows [o0, o1) of one axis. get(i) and kept(i): the element at a position, and what keep(i, state) has put there,
-// which may be the same place; put(o, state): what a window is.
-template <class State, class Get, class Kept, class Keep, class Put>
-[[gnu::always_inline]] inline void run_windows(const PoolAxis& axis, int64_t o0, int64_t o1, const Get& get,
-                                               const Kept& kept, const Keep& keep, const Put& put) {
-  const int64_t K = axis.kernel;
-  for (int64_t o = o0; o < o1; o += K) {
-    const int64_t first = o - axis.padding, low = max64(0, first), high = min64(axis.size, first + K);
-    State state = get(high - 1);
-    keep(high - 1, state);
-    for (int64_t i = high - 2; i >= low; --i) keep(i, state = joined(get(i), state));
-    put(o, state);
-    // Windows that begin in this block, the first aside: those that begin in the padding, those that reach into the
-    // next block and end in it, and those that end with the input.
-    const int64_t last = min64(o1, o + K), inside = min64(last, low + axis.padding + 1);
-    const int64_t whole = min64(last, axis.size + axis.padding - K + 1);
-    int64_t j = o + 1;
-    if (whole <= j) {
-      for (; j < inside; ++j) put(j, state);
-      for (; j < last; ++j) put(j, kept(j - axis.padding));
-      continue;
-    }
-    State begun = get(high);
-    for (;;) {
-      put(j, joined(j < inside ? state : kept(j - axis.padding), begun));
-      if (++j >= whole) break;
-      begun = joined(begun, get(j - axis.padding + K - 1));
-    }
-    for (; j < inside; ++j) put(j, joined(state, begun));
-    for (; j < last; ++j) put(j, joined(kept(j - axis.padding), begun));
+// How many windows, from o on and before o1, are done together: those that begin in the padding, or as many as a window
+// has taps.
+inline int64_t windows_of_block(const PoolAxis& axis, int64_t o, int64_t o1) {
+  return min64(o1, o < axis.padding ? axis.padding : o + axis.kernel) - o;
+}
+
+// The windows of a block of K taps that is inside, and so are they: its ends stay in registers. get(i): the element i
+// positions after the first that the first window has in the input; put(j, state): what the window j after it is.
+template <int K, class State, class Get, class Put>
+[[gnu::always_inline]] inline void join_inside(const Get& get, const Put& put) {
+  State ends[K];
+  ends[K - 1] = get(K - 1);
+#pragma GCC unroll 16
+  for (int i = K - 2; i >= 0; --i) ends[i] = joined(get(i), ends[i + 1]);
+  put(0, ends[0]);
+  State begun = get(K);
+  put(1, joined(ends[1], begun));
+#pragma GCC unroll 16
+  for (int j = 2; j < K; ++j) {
+    begun = joined(begun, get(K + j - 1));
+    put(j, joined(ends[j], begun));
   }
 }
 
-// How a layer is cut into items: groups of channels (or planes) that go together, and strips of rows of windows.
-struct GroupCut {
-  static constexpr int kVectors = 2;
+// The windows of any block, `o` the first. keep(i, state), kept(i): memory for its ends.
+template <int K, class State, class Keep, class Kept, class Get, class Put>
+[[gnu::always_inline]] inline void join_block(const PoolAxis& axis, int64_t o, int64_t windows, const Keep& keep,
+                                              const Kept& kept, const Get& get, const Put& put) {
+  const int64_t kernel = axis.kernel, left = axis.size + axis.padding - o;
+  if (o < axis.padding) {  // they all begin with the first element
+    State state = get(0);
+    for (int64_t i = 1, j = 0; j < windows; ++j) {
+      for (const int64_t end = min64(axis.size, o + j - axis.padding + kernel); i < end; ++i)
+        state = joined(state, get(i));
+      put(j, state);
+    }
+    return;
+  }
+  if constexpr (K > 0)
+    if (windows == K && left >= 2 * K - 1) return join_inside<K, State>(get, put);
+  const int64_t last = min64(kernel, left) - 1;
+  State state = get(last);
+  keep(last, state);
+  for (int64_t i = last - 1; i >= 0; --i) keep(i, state = joined(get(i), state));
+  put(0, state);
+  if (kernel < left) state = get(kernel);
+  for (int64_t j = 1; j < windows; ++j) {
+    put(j, kernel < left ? joined(kept(j), state) : kept(j));
+    if (kernel + j < left) state = joined(state, get(kernel + j));
+  }
+}
 
+// How a layer is cut into items: groups of channels (or planes) that go together, and strips of rows of windows. Strips
+// begin with a block: then sums are the same wherever they begin.
+struct GroupCut {
   bool channels_last;
   int64_t channels;        // of a group
   int64_t images, groups;  // groups of an image in channels_last memory, else of all planes as if of one image
-  int64_t size, rows, strips;
+  int64_t size, padding, rows, strips;
 
-  // A row takes `row_bytes` of scratch.
+  // A row takes `row_bytes` of scratch, or none for as many rows as there may be.
   GroupCut(const PoolParams& p, int64_t channels, int64_t row_bytes)
       : channels_last(p.channels_last),
         channels(channels),
         images(channels_last ? p.N : 1),
         groups(ceil_div(channels_last ? p.C : p.N * p.C, channels)),
-        size(p.h.outputs) {
+        size(p.h.outputs),
+        padding(p.h.padding) {
     // Neighbouring strips read the same rows: those should be few.
     const int64_t overlap = p.h.kernel - 1;
-    const int64_t most = max64(kRunningBytes / row_bytes - overlap, 2 * overlap + 1);
+    const int64_t most = row_bytes > 0 ? max64(kRunningBytes / row_bytes - overlap, 2 * overlap + 1) : size;
     const int64_t wanted = max64(ceil_div(size * images * groups, 4 * p.threads), p.h.kernel);
-    strips = ceil_div(size, min64(most, wanted));
-    rows = ceil_div(size, strips);
-    strips = ceil_div(size, rows);
+    rows = round_up(ceil_div(size, ceil_div(size, min64(most, wanted))), p.h.kernel);
+    strips = max64(ceil_div(size - padding, rows), 1);
   }
+  int64_t begin(int64_t strip) const { return strip == 0 ? 0 : padding + strip * rows; }
+  int64_t most_rows() const { return min64(size, padding + rows); }
   struct Item {
     int64_t image, first;  // its first channel, or plane
     Range rows;
@@ -105,38 +133,47 @@ struct GroupCut {
   Item item(int64_t i) const {
     const int64_t strip = channels_last ? i / groups % strips : i % strips;
     const int64_t group = channels_last ? i % groups : i / strips;
-    return {channels_last ? i / groups / strips : 0, group * channels, {strip * rows, min64(size, (strip + 1) * rows)}};
+    return {channels_last ? i / groups / strips : 0, group * channels, {begin(strip), min64(size, begin(strip + 1))}};
   }
 };
 
 // Windows of stride 1 whose channels (or planes) fill at least three quarters of the lanes, of which a strip of rows
 // that is worth its borders does not take too much memory, and where it pays.
-template <class T>
+template <class T, class State>
 inline bool running_fits(const PoolParams& p) {
   using A = Accumulate<T>;
-  constexpr int64_t kChannels = GroupCut::kVectors * kLanes<A>;
   const auto moves = [](const PoolAxis& axis) { return !axis.adaptive && axis.stride == 1 && axis.dilation == 1; };
-  if (!moves(p.h) || !moves(p.w) || p.h.kernel * p.w.kernel < kRunningTaps) return false;
-  if (!p.channels_last && p.w.outputs > kRunningColumns) return false;
+  if (!moves(p.h) || !moves(p.w)) return false;
+  if (p.h.kernel * p.w.kernel < (p.channels_last ? kRunningTaps : kRunningPlaneTaps)) return false;
+  if (!p.channels_last && (kAdds<State> || p.w.outputs > kRunningColumns)) return false;
   const int64_t channels = p.channels_last ? p.C : p.N * p.C, columns = max64(p.w.size, p.w.outputs) + 1;
-  return 4 * channels >= 3 * round_up(channels, kChannels) &&
-         min64(p.h.size, 3 * p.h.kernel) * columns * kChannels * 2 * int64_t{sizeof(A)} <= kMostRunningBytes;
+  return 4 * channels >= 3 * round_up(channels, kLanes<A>) &&
+         2 * p.h.kernel * columns * kLanes<A> * 2 * int64_t{sizeof(A)} <= kMostRunningBytes;
+}
+// Whether two vectors go together.
+template <class T, class State>
+inline bool running_pairs(const PoolParams& p) {
+  using A = Accumulate<T>;
+  const int64_t channels = p.channels_last ? p.C : p.N * p.C, pair = 2 * kLanes<A>;
+  if (4 * channels < 3 * round_up(channels, pair)) return false;
+  const int64_t bytes = 2 * p.h.kernel * p.w.outputs * pair * int64_t{sizeof(A)} * (State::kTracks ? 2 : 1);
+  return p.h.kernel <= 5 || bytes <= kPairBytes;
 }
 
-template <class T, class State>
+template <class T, class State, int V>
 struct Running {
   using A = Accumulate<T>;
   using Id = typename LanesOf<A>::type;
   using Numbers = typename NumbersOf<State>::type;
-  static constexpr int L = kLanes<A>, V = GroupCut::kVectors;
+  static constexpr int L = kLanes<A>;
   static constexpr int kChannels = V * L;  // of a group
   static constexpr int64_t kStateBytes = kChannels * sizeof(A) * (State::kTracks ? 2 : 1);
 
-  // Of rows that are joined, in groups; odd, so that columns do not meet in one set of the cache.
+  // Of rows that are joined, in groups: odd, so that columns do not meet in one set of the cache.
   static int64_t row_pitch(const PoolParams& p) { return p.w.outputs | 1; }
   static GroupCut cut_of(const PoolParams& p) {
     const int64_t planes = p.w.size * kChannels * static_cast<int64_t>(sizeof(A)) + p.w.outputs * kStateBytes;
-    return {p, kChannels, row_pitch(p) * kStateBytes + (p.channels_last ? 0 : planes)};
+    return {p, kChannels, p.channels_last ? 0 : planes};
   }
 
   // What a thread works in, in groups of states.
@@ -144,7 +181,7 @@ struct Running {
     Line<A> joined, ends, x, out;
     int64_t bytes;
     Memory(const PoolParams& p, const GroupCut& cut, char* memory) {
-      const int64_t input_rows = min64(p.h.size, cut.rows + p.h.kernel - 1);
+      const int64_t input_rows = min64(p.h.size, cut.most_rows() + p.h.kernel - 1);
       char* at = memory;
       const auto line = [&](int64_t groups, bool ids) {
         Line<A> made = {reinterpret_cast<A*>(at), nullptr};
@@ -154,10 +191,10 @@ struct Running {
         at += groups * kChannels * static_cast<int64_t>(sizeof(Id));
         return made;
       };
-      joined = line(input_rows * row_pitch(p), State::kTracks);
-      ends = line(p.w.size, State::kTracks);
+      joined = line(2 * p.h.kernel * row_pitch(p), State::kTracks);
+      ends = line(max64(p.h.kernel, p.w.kernel), State::kTracks);
       x = line(p.channels_last ? 0 : input_rows * p.w.size, false);
-      out = line(p.channels_last ? 0 : cut.rows * p.w.outputs, State::kTracks);
+      out = line(p.channels_last ? 0 : cut.most_rows() * p.w.outputs, State::kTracks);
       bytes = round_up(at - memory, 64);
     }
   };
@@ -181,12 +218,15 @@ struct Running {
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) set(line, i * kChannels + v * L, later(group.of[v], taps));
   }
+  static Line<A> from_group(const Line<A>& line, int64_t i) {
+    return {line.values + i * kChannels, line.ids + (State::kTracks ? i * kChannels : 0)};
+  }
 
-  // Pixels: of channels_last memory, where rows of a group are pieces of rows, and the processor does not see what
-  // comes next: the next row is fetched, and in each row what will be written (5x5, 64@112, 8 images, one thread: 8.5
-  // -> 3.7 ms). Whole: there are kChannels. False where there is a NaN that Any does not know of; nothing is written
-  // then.
-  template <class Any, bool Pixels, bool Whole, class X>
+  // K: taps of a window on either axis, or 0 where they are many, or not as many on one as on the other. Pixels: of
+  // channels_last memory, where rows of a group are pieces of rows, and the processor does not see what comes next:
+  // the next row is fetched, and in each row what will be written (5x5, 64@112, 8 images, one thread: 8.5 -> 3.7 ms).
+  // Whole: there are kChannels. False where there is a NaN that Any does not know of; what is written is wrong then.
+  template <class Any, int K, bool Pixels, bool Whole, class X>
   static bool run_strip(const PoolParams& p, const Memory& memory, const Strip& s, const X* x, int64_t row,
                         int64_t step, int64_t at) {
     using All = Group<Any, V>;
@@ -194,56 +234,99 @@ struct Running {
     const int64_t pitch = row_pitch(p);
     int lanes[V];
     for (int v = 0; v < V; ++v) lanes[v] = static_cast<int>(max64(0, min64(L, s.channels - v * L)));
+    T* const output = static_cast<T*>(p.output);
+    const double common = kAdds<State> ? common_divisor(p) : 1;
+    const Vec<A> common_scale = splat(static_cast<A>(1 / common));
     Mask<A> nan = {};
-    for (int64_t h = s.h0; h < s.h1; ++h, x += row) {
-      const auto get_x = [&](int64_t w) {
-        All all;
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) {
-          if constexpr (Pixels) __builtin_prefetch(x + row + w * step + v * L, 0, 2);
-          all.of[v] = Any::nothing(w);
-          all.of[v].value = Whole ? load(x + w * step + v * L) : load_partial(x + w * step + v * L, lanes[v]);
-          if constexpr (kLooks) nan = nan | is_nan(all.of[v].value);
-        }
-        return all;
-      };
-      const int64_t to = (h - s.h0) * pitch, taps = h * p.w.kernel;
-      run_windows<All>(
-          p.w, 0, p.w.outputs, get_x, [&](int64_t w) { return get_group<Any>(memory.ends, w); },
-          [&](int64_t w, const All& all) { set_group(memory.ends, w, all, 0); },
-          [&](int64_t q, const All& all) { set_group(memory.joined, to + q, all, taps); });
-    }
-    if (kLooks && any(nan)) return false;
-    for (int64_t q = 0; q < p.w.outputs; ++q) {
-      const auto get_row = [&](int64_t h) { return get_group<Any>(memory.joined, (h - s.h0) * pitch + q); };
-      const auto keep_row = [&](int64_t h, const All& all) {
-        set_group(memory.joined, (h - s.h0) * pitch + q, all, 0);
-      };
-      run_windows<All>(p.h, s.o0, s.o1, get_row, get_row, keep_row, [&](int64_t o, const All& all) {
-        const int64_t taps = (p.h.padding - o) * p.w.kernel + p.w.padding - q;
-        const int64_t to = (o - s.o0) * p.w.outputs + q;
-        if constexpr (!Pixels)
-          set_group(memory.out, to, all, taps);
-        else
+    const auto keep = [&](int64_t i, const All& all)
+                          __attribute__((always_inline)) { set_group(memory.ends, i, all, 0); };
+    const auto kept = [&](int64_t i) __attribute__((always_inline)) { return get_group<Any>(memory.ends, i); };
+    const auto join_row = [&](int64_t h, int64_t to) {
+      for (int64_t q = 0, some; q < p.w.outputs; q += some) {
+        some = windows_of_block(p.w, q, p.w.outputs);
+        const int64_t first = max64(0, q - p.w.padding), taps = h * p.w.kernel;
+        const X* from = x + (h - s.h0) * row + first * step;
+        const Line<A> line = from_group(memory.joined, to * pitch + q);
+        const auto get_x = [&](int64_t i) __attribute__((always_inline)) {
+          const X* pixel = from + i * step;
+          All all;
 #pragma GCC unroll 4
           for (int v = 0; v < V; ++v) {
-            __builtin_prefetch(static_cast<T*>(p.output) + at + (to + kColumnsAhead) * p.C + v * L, 1, 2);
-            if (Whole || lanes[v] > 0) write<T>(p, at + to * p.C + v * L, later(all.of[v], taps), Whole ? L : lanes[v]);
+            if constexpr (Pixels) __builtin_prefetch(pixel + row + v * L, 0, 2);
+            const Vec<A> value = Whole ? load(pixel + v * L) : load_partial(pixel + v * L, lanes[v]);
+            all.of[v] = Any::one(value, Any::Kind::all_ids(first + i));
+            if (kLooks && (V == 1 || v % 2)) nan = nan | either_nan(value, all.of[V == 1 ? 0 : v - 1].value);
           }
-      });
+          return all;
+        };
+        const auto put_joined = [&](int64_t j, const All& all)
+                                    __attribute__((always_inline)) { set_group(line, j, all, taps); };
+        join_block<K, All>(p.w, q, some, keep, kept, get_x, put_joined);
+      }
+    };
+    // Of a block of windows and the one after it rows are kept, in the two halves of `joined`.
+    const int64_t kernel = K > 0 ? K : p.h.kernel;
+    const int64_t columns = p.w.outputs, C = Pixels ? p.C : kChannels, row_of_windows = columns * C;
+    int64_t h = s.h0, half = 0;
+    for (int64_t o = s.o0, some; o < s.o1; o += some) {
+      some = windows_of_block(p.h, o, s.o1);
+      for (const int64_t end = min64(p.h.size, o + some - 1 - p.h.padding + kernel); h < end; ++h)
+        join_row(h, (h - s.h0) % (2 * kernel));
+      if (kLooks && any(nan)) return false;
+      for (int64_t q = 0; q < columns; ++q) {
+        const Line<A> low = from_group(memory.joined, half * pitch + q);
+        const Line<A> high = from_group(memory.joined, (kernel - half) * pitch + q);
+        const auto get_row = [&](int64_t i) __attribute__((always_inline)) {
+          return i < kernel ? get_group<Any>(low, i * pitch) : get_group<Any>(high, (i - kernel) * pitch);
+        };
+        const int64_t taps = (p.h.padding - o) * p.w.kernel + p.w.padding - q;
+        const int64_t base = (o - s.o0) * columns + q, to = at + base * C;
+        const auto put_windows = [&](int64_t j, All all) __attribute__((always_inline)) {
+          if constexpr (kAdds<State>) {
+            const Vec<A> scale = common != 0 ? common_scale : splat(static_cast<A>(1 / window_count(p, o + j, q)));
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) all.of[v].value *= scale;
+          }
+          if constexpr (!Pixels)
+            set_group(memory.out, base + j * columns, all, taps - j * p.w.kernel);
+          else
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) {
+              const int64_t there = to + j * row_of_windows + v * L;
+              __builtin_prefetch(output + there + kColumnsAhead * C, 1, 2);
+              if (Whole || lanes[v] > 0)
+                write<T>(p, there, later(all.of[v], taps - j * p.w.kernel), Whole ? L : lanes[v]);
+            }
+        };
+        join_block<K, All>(p.h, o, some, keep, kept, get_row, put_windows);
+      }
+      if (o >= p.h.padding) half = kernel - half;
     }
     return true;
+  }
+  template <int K, bool Pixels, class X>
+  static void run_any(const PoolParams& p, const Memory& memory, const Strip& s, const X* x, int64_t row, int64_t step,
+                      int64_t at) {
+    const auto run = [&](auto state, auto known, auto whole) {
+      return run_strip<decltype(state), decltype(known)::value, Pixels, decltype(whole)::value>(p, memory, s, x, row,
+                                                                                                step, at);
+    };
+    constexpr std::integral_constant<int, K> known = {};
+    constexpr std::integral_constant<int, 0> any = {};
+    if (s.channels == kChannels ? run(Numbers{}, known, std::true_type{}) : run(Numbers{}, any, std::false_type{}))
+      return;
+    if constexpr (!std::is_same_v<Numbers, State>) run(State{}, any, std::false_type{});
   }
   template <bool Pixels, class X>
   static void run_any(const PoolParams& p, const Memory& memory, const Strip& s, const X* x, int64_t row, int64_t step,
                       int64_t at) {
-    const auto run = [&](auto state, auto whole) {
-      return run_strip<decltype(state), Pixels, decltype(whole)::value>(p, memory, s, x, row, step, at);
-    };
-    const bool whole = s.channels == kChannels;
-    if (whole ? run(Numbers{}, std::true_type{}) : run(Numbers{}, std::false_type{})) return;
-    if constexpr (!std::is_same_v<Numbers, State>)
-      whole ? run(State{}, std::true_type{}) : run(State{}, std::false_type{});
+    // What nobody asks for is not worth its code.
+    constexpr bool kKnown = sizeof(A) == 4 && (V == 2 || !kAdds<State>);
+    constexpr int kOne = !kKnown ? 0 : V == 2 ? 3 : 9, kOther = !kKnown ? 0 : V == 2 ? 5 : 13;
+    const int64_t kernel = p.h.kernel == p.w.kernel ? p.h.kernel : 0;
+    if (kernel == kOne) return run_any<kOne, Pixels>(p, memory, s, x, row, step, at);
+    if (kernel == kOther) return run_any<kOther, Pixels>(p, memory, s, x, row, step, at);
+    run_any<0, Pixels>(p, memory, s, x, row, step, at);
   }
 
   // The ids of a strip, from one vector for each window to one row for each plane.
@@ -298,9 +381,9 @@ struct Running {
       s.o1 = item.rows.end;
       s.h0 = max64(0, s.o0 - p.h.padding);
       s.h1 = min64(p.h.size, s.o1 - 1 - p.h.padding + p.h.kernel);
-      if (p.channels_last)
+      if (kAdds<State> || p.channels_last)
         run_pixels(p, memory, s, item.image, item.first);
-      else
+      else if constexpr (!kAdds<State>)
         run_planes(p, memory, s, item.first);
     });
   }

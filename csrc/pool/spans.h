@@ -48,9 +48,9 @@ struct Spans {
       groups = (p.N * p.C * p.h.outputs + rows - 1) / rows * parts;
       even = !p.w.adaptive && p.w.padding == 0 && p.w.first(p.w.outputs - 1) + p.w.kernel <= p.w.size;
       // To the same place in a later row of windows.
-      const int64_t near = 2048 / static_cast<int64_t>(sizeof(T));
+      const int64_t near = 8192 / static_cast<int64_t>(sizeof(T));
       const int64_t band = p.h.size > 1 ? (p.h.size + p.h.outputs - 1) / p.h.outputs * p.w.size : 1;
-      ahead = (near + band - 1) / band * band;
+      ahead = (near > band ? near / band : 1) * band;
     }
     int64_t table_bytes() const { return even ? 0 : reach_bytes(p.w); }
   };
@@ -123,7 +123,7 @@ struct Spans {
 #pragma GCC unroll 4
         for (int u = 0; u < kParts; ++u) {
           take(states[u], load(x + s + u * L), tap + s + u * L, nan);
-          __builtin_prefetch(x + s + u * L + box.ahead);
+          __builtin_prefetch(x + s + u * L + box.ahead, 0, 2);
         }
       for (; s + L <= box.columns; s += L) take(states[0], load(x + s), tap + s, nan);
       if (s < box.columns) take_rest(states[0], x + s, static_cast<int>(box.columns - s), tap + s, nan);

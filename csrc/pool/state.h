@@ -53,6 +53,7 @@ struct Sum {
 
   typename K::Value value;
   static Sum nothing(int64_t = kNoTap) { return {K::all(0)}; }
+  static Sum one(typename K::Value x, typename K::Id) { return {x}; }
   void take(typename K::Value x, typename K::Id) { value += x; }
   void join(const Sum& other) { value += other.value; }
 };
@@ -68,6 +69,7 @@ struct MaxOf {
 
   typename K::Value value;
   static MaxOf nothing(int64_t = kNoTap) { return {K::all(-__builtin_inff())}; }
+  static MaxOf one(typename K::Value x, typename K::Id) { return {x}; }
   void take(typename K::Value x, typename K::Id) {
     if constexpr (Numbers)
       value = larger(x, value);
@@ -93,6 +95,7 @@ struct MaxIdOf {
   typename K::Id id;
   // `first`: the tap that wins where all values are negative infinity.
   static MaxIdOf nothing(int64_t first = kNoTap) { return {K::all(-__builtin_inff()), K::all_ids(first)}; }
+  static MaxIdOf one(typename K::Value x, typename K::Id tap) { return {x, tap}; }
   // Of taps in their order.
   void take(typename K::Value x, typename K::Id tap) {
     auto wins = greater(x, value);

@@ -141,7 +141,7 @@ struct Strips {
   // The windows of a block, from row to row: rows that the next windows look at too stay in registers. Full: there are
   // L windows; a function called to store fewer would keep the loop from having anything in registers.
   template <class Any, bool Whole, bool Full>
-  static Mask<A> run_block(const PoolParams& p, const Block& block, const Piece& piece) {
+  static Mask<A> run_block(const PoolParams& p, const Block& block, const Piece& piece, NextItem& next) {
     constexpr int kKept = K > Stride ? K - Stride : 0;
     const int64_t H = p.h.size, W = p.w.size, Q = p.w.outputs;
     const T* x = piece.plane + p.w.first(block.q);
@@ -167,14 +167,17 @@ struct Strips {
     int64_t h = p.h.first(piece.o), at = piece.row * Q + block.q;
     if constexpr (kRowsFirst<Any>)
       if (h >= 0 && p.h.first(piece.end - 1) + K <= H) {
-        for (int64_t o = piece.o; o < piece.end; ++o, at += Q, h += Stride)
+        for (int64_t o = piece.o; o < piece.end; ++o, at += Q, h += Stride) {
+          next.fetch();
           finish(join_rows<Any, Whole>(block, x + h * W, W, nan), at, o);
+        }
         return nan;
       }
     Any rows[K];
 #pragma GCC unroll 2
     for (int r = 0; r < kKept; ++r) rows[r] = join_row(h++);
     for (int64_t o = piece.o; o < piece.end; ++o, at += Q) {
+      next.fetch();
 #pragma GCC unroll 3
       for (int r = kKept; r < K; ++r) rows[r] = join_row(h++);
       Any state = rows[0];
@@ -193,10 +196,10 @@ struct Strips {
     return nan;
   }
   template <class Any>
-  static Mask<A> run_block(const PoolParams& p, const Block& block, const Piece& piece) {
-    if (block.whole) return run_block<Any, true, true>(p, block, piece);
-    return block.windows == L ? run_block<Any, false, true>(p, block, piece)
-                              : run_block<Any, false, false>(p, block, piece);
+  static Mask<A> run_block(const PoolParams& p, const Block& block, const Piece& piece, NextItem& next) {
+    if (block.whole) return run_block<Any, true, true>(p, block, piece, next);
+    return block.windows == L ? run_block<Any, false, true>(p, block, piece, next)
+                              : run_block<Any, false, false>(p, block, piece, next);
   }
 
   static void run(const PoolParams& p, void* memory) {
@@ -206,17 +209,26 @@ struct Strips {
     const double common = kAdds<State> ? common_divisor(p) : 1;
     const int64_t rows = p.N * p.C * p.h.outputs, fresh = p.h.stride < p.h.kernel ? p.h.stride : p.h.kernel;
     const int64_t per_item = rows_of_item(p, rows, p.w.size * fresh);
+    const bool fetches = count > 1 && fetching_pays<T>(p);  // else the order is that of memory
     parallel_for(p.threads, (rows + per_item - 1) / per_item, [&](int64_t item, int) {
       int64_t row = item * per_item;
       const int64_t end = row + per_item < rows ? row + per_item : rows;
+      NextItem next;
+      if (fetches) {
+        const int64_t first = end / p.h.outputs * p.h.size + max64(0, p.h.first(end % p.h.outputs));
+        const int64_t many = end - row < rows - end ? end - row : rows - end;
+        next =
+            NextItem::of(static_cast<const T*>(p.input) + first * p.w.size, many * fresh * p.w.size,
+                         static_cast<const T*>(p.output) + end * p.w.outputs, many * p.w.outputs, count * (end - row));
+      }
       while (row < end) {
         const int64_t plane = row / p.h.outputs, o = row % p.h.outputs;
         const int64_t left = end - row, stop = o + left < p.h.outputs ? o + left : p.h.outputs;
         const Piece piece = {static_cast<const T*>(p.input) + plane * p.h.size * p.w.size, row, o, stop, common};
         for (int64_t i = 0; i < count; ++i)
           // Where there is a NaN, once more with comparisons that know of it.
-          if (any(run_block<Numbers>(p, table[i], piece)) && !std::is_same_v<Numbers, State>)
-            run_block<State>(p, table[i], piece);
+          if (any(run_block<Numbers>(p, table[i], piece, next)) && !std::is_same_v<Numbers, State>)
+            run_block<State>(p, table[i], piece, next);
         row += stop - o;
       }
     });

@@ -1,6 +1,7 @@
 // What the ways to walk the windows have in common (pixels.h, lines.h, strips.h, spans.h, running.h): what a mean
 // divides by, how results are written, which taps of a window are in the input, and how work is handed out.
 #pragma once
+#include "core/move.h"
 #include "core/parallel.h"
 #include "pool/state.h"
 
@@ -58,6 +59,43 @@ inline void vectors(int64_t count, const Body& body) {
 inline int64_t rows_of_item(const PoolParams& p, int64_t rows, int64_t read) {
   const int64_t enough = kItemElements / (read + 1) + 1, share = rows / (4 * p.threads) + 1;
   return enough < share ? enough : share;
+}
+
+// What a thread will read and write after the item it is at: with every step of that some lines are fetched, in the
+// order of memory and into the second level (core/ahead.h says why). It pays where tensors are larger than a
+// second-level cache: 3x3 windows of stride 1, 64@112, 8 images, contiguous, one thread, 4.8 -> 2.2 ms; where they are
+// in it already a row of a block takes a tenth longer.
+constexpr int64_t kFetchBytes = 4 << 20;
+class NextItem {
+ public:
+  // Elements of T, in so many steps.
+  template <class T>
+  static NextItem of(const T* input, int64_t read, const T* output, int64_t written, int64_t steps) {
+    const auto lines = [&](int64_t elements) {
+      return static_cast<int>(ceil_div(elements * static_cast<int64_t>(sizeof(T)), kLine * steps));
+    };
+    NextItem next;
+    next.input_ = reinterpret_cast<const char*>(input);
+    next.output_ = reinterpret_cast<const char*>(output);
+    next.reads_ = lines(read);
+    next.writes_ = lines(written);
+    return next;
+  }
+  void fetch() {
+    if (__builtin_expect(reads_ == 0, 1)) return;  // else a loop that has all in registers would make room for this
+    for (int i = 0; i < reads_; ++i, input_ += kLine) __builtin_prefetch(input_, 0, 2);
+    for (int i = 0; i < writes_; ++i, output_ += kLine) __builtin_prefetch(output_, 1, 2);
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const char *input_ = nullptr, *output_ = nullptr;
+  int reads_ = 0, writes_ = 0;  // lines in each step
+};
+template <class T>
+inline bool fetching_pays(const PoolParams& p) {
+  const int64_t elements = p.N * p.C * (p.h.size * p.w.size + p.h.outputs * p.w.outputs);
+  return elements * static_cast<int64_t>(sizeof(T)) > kFetchBytes;
 }
 
 // Where a window of one axis begins, and which of its taps are in the input: worked out once for each column, because
