@@ -129,6 +129,7 @@ AVG: dict[str, Case] = {
     "padding not counted, long rows": ((1, 2, 2, 9001), windows((2, 3), (1, 2), (0, 1), count_include_pad=False)),
     "padding counted, ceil": ((1, 5, 8, 18), windows(3, 2, 1, ceil_mode=True)),
     "padding not counted, ceil, stride 3": ((1, 17, 8, 16), windows(4, 3, 2, ceil_mode=True, count_include_pad=False)),
+    "divisor, channels": ((1, 64, 8, 18), windows(3, 1, 1, divisor_override=5)),
     "divisor": ((1, 5, 8, 18), windows(3, 1, 1, divisor_override=5)),
     "negative divisor": ((1, 18, 8, 18), windows((2, 3), 2, divisor_override=-2)),
 }
@@ -343,9 +344,9 @@ def test_a_gradient_adds_up_to_what_came_in(layout: str) -> None:
 
 @pytest.mark.parametrize("kind", ["max", "avg"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("kernel", [3, 13])
+@pytest.mark.parametrize("kernel", [3, 5, 13])
 def test_threads_do_not_change_results(kind: str, layout: str, kernel: int) -> None:
-    x = LAYOUTS[layout](torch.randn(2, 32, 30, 31).round())
+    x = LAYOUTS[layout](torch.randn(2, 32, 60, 31).round())
     if kind == "avg":
         x += torch.rand_like(x)  # sums that depend on their order
     outputs, grads = [], []
@@ -359,7 +360,18 @@ def test_threads_do_not_change_results(kind: str, layout: str, kernel: int) -> N
     assert all(torch.equal(grads[0], other) for other in grads[1:])
 
 
-@pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (3, 1), (3, 2)])
+@pytest.mark.parametrize("name", ["3x3 s1 p1, pairs of vectors", "5x5 s1 p2", "9x9 s1 p4, blocks inside", "3x3 s2 p1"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_negative_infinity_everywhere(name: str, layout: str, isa: str) -> None:
+    """The first tap in the input wins, not one in the padding."""
+    size, given = MAX[name]
+    x = LAYOUTS[layout](torch.full(size, -torch.inf))
+    output, indices = fastconv.max_pool2d(x, **given, return_indices=True)
+    assert (output == -torch.inf).all()
+    assert torch.equal(indices, reference.max_pool(x, **for_reference(given))[1])
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (3, 1), (3, 2), (3, 5)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_beyond_the_caches(layout: str, kernel: int, stride: int) -> None:
     """Large enough for what comes next to be fetched ahead."""

@@ -468,11 +468,30 @@ struct MaxBackward {
   }
 };
 
+// The gradient of means over windows of stride 1 is a mean over such windows itself: position i gets the shares of the
+// windows i + padding - kernel + 1 to i + padding.
+inline bool gradient_is_mean(const PoolParams& p) {
+  return !p.h.adaptive && !p.w.adaptive && p.h.stride == 1 && p.w.stride == 1 && common_divisor(p) != 0;
+}
+inline PoolParams gradient_as_mean(const PoolParams& p) {
+  PoolParams q = p;
+  q.input = p.output;
+  q.output = p.input;
+  q.divisor = common_divisor(p);
+  const auto turn = [](const PoolAxis& axis) {
+    return PoolAxis{axis.outputs, axis.size, axis.kernel, 1, axis.kernel - 1 - axis.padding, 1, false};
+  };
+  q.h = turn(p.h);
+  q.w = turn(p.w);
+  return q;
+}
+
 template <class T>
 struct AvgBackward {
   template <class Body>
   static auto choose_walk(const PoolParams& given, const Body& body) {
     const PoolParams p = joined_planes(given);
+    if (gradient_is_mean(p)) return Forward<T, Sum>::choose_walk(gradient_as_mean(p), body);
     if (p.channels_last) return body(p, SharesOfPixels<T>{});
     if (gather_strips_fit(p)) return with_gather_strips<T, void>(p, body);
     if (p.w.adaptive || p.w.stride > 2) return body(p, Spread<T>{});

@@ -86,7 +86,8 @@ struct GatherStrips {
         const Vec<A> g = Whole ? load(at) : load(at, block.there[i]);
         if constexpr (kWinners) {
           uint8_t copy[L];
-          const uint8_t* ids = safe_ids(p, row.ids + block.m + kLow + i, copy);
+          const uint8_t* there = row.ids + block.m + kLow + i;
+          const uint8_t* ids = Whole ? there : safe_ids(p, there, copy);
 #pragma GCC unroll 2
           for (int e = 0; e < Stride; ++e) {
             const int s = tap(e, kLow + i);

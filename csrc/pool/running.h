@@ -19,8 +19,8 @@
 namespace fastconv {
 namespace {
 
-// Of transposed planes: what stays in the second-level cache, unless strips would be mostly borders. Of scratch: what
-// is too much for windows to be served here.
+// Of transposed planes: about what stays in the second-level cache, unless strips would be mostly borders. Of joined
+// rows: what is too much for windows to be served here.
 constexpr int64_t kRunningBytes = 512 << 10, kMostRunningBytes = 4 << 20;
 // From how many taps on it pays, of channels_last memory and of planes; and up to how many columns of planes, whose
 // rows fill the vectors of lines.h the better the wider they are.
@@ -92,38 +92,39 @@ template <int K, class State, class Keep, class Kept, class Get, class Put>
   keep(last, state);
   for (int64_t i = last - 1; i >= 0; --i) keep(i, state = joined(get(i), state));
   put(0, state);
-  if (kernel < left) state = get(kernel);
   for (int64_t j = 1; j < windows; ++j) {
+    const int64_t next = kernel + j - 1;
+    if (next < left) state = j == 1 ? get(next) : joined(state, get(next));
     put(j, kernel < left ? joined(kept(j), state) : kept(j));
-    if (kernel + j < left) state = joined(state, get(kernel + j));
   }
 }
 
-// How a layer is cut into items: groups of channels (or planes) that go together, and strips of rows of windows. Strips
-// begin with a block: then sums are the same wherever they begin.
+// How a layer is cut into items: groups of channels (or planes) that go together, and strips of rows of windows.
 struct GroupCut {
   bool channels_last;
-  int64_t channels;        // of a group
-  int64_t images, groups;  // groups of an image in channels_last memory, else of all planes as if of one image
-  int64_t size, padding, rows, strips;
+  int64_t channels;             // of a group
+  int64_t images, groups;       // groups of an image in channels_last memory, else of all planes as if of one image
+  int64_t windows;              // rows of them
+  int64_t first, rows, strips;  // the first strip is so much longer than the others; rows of the others
 
-  // A row takes `row_bytes` of scratch, or none for as many rows as there may be.
-  GroupCut(const PoolParams& p, int64_t channels, int64_t row_bytes)
+  // A row takes `row_bytes` of scratch, or none for as many rows as there may be. Blocks: strips begin with a block, so
+  // that sums are the same wherever they begin.
+  GroupCut(const PoolParams& p, int64_t channels, int64_t row_bytes, bool blocks)
       : channels_last(p.channels_last),
         channels(channels),
         images(channels_last ? p.N : 1),
         groups(ceil_div(channels_last ? p.C : p.N * p.C, channels)),
-        size(p.h.outputs),
-        padding(p.h.padding) {
+        windows(p.h.outputs),
+        first(blocks ? p.h.padding : 0) {
     // Neighbouring strips read the same rows: those should be few.
     const int64_t overlap = p.h.kernel - 1;
-    const int64_t most = row_bytes > 0 ? max64(kRunningBytes / row_bytes - overlap, 2 * overlap + 1) : size;
-    const int64_t wanted = max64(ceil_div(size * images * groups, 4 * p.threads), p.h.kernel);
-    rows = round_up(ceil_div(size, ceil_div(size, min64(most, wanted))), p.h.kernel);
-    strips = max64(ceil_div(size - padding, rows), 1);
+    const int64_t most = row_bytes > 0 ? max64(kRunningBytes / row_bytes - overlap, 2 * overlap + 1) : windows;
+    const int64_t wanted = max64(ceil_div(windows * images * groups, 4 * p.threads), p.h.kernel);
+    rows = round_up(ceil_div(windows, ceil_div(windows, min64(most, wanted))), blocks ? p.h.kernel : 1);
+    strips = max64(ceil_div(windows - first, rows), 1);
   }
-  int64_t begin(int64_t strip) const { return strip == 0 ? 0 : padding + strip * rows; }
-  int64_t most_rows() const { return min64(size, padding + rows); }
+  int64_t begin(int64_t strip) const { return strip == 0 ? 0 : first + strip * rows; }
+  int64_t most_rows() const { return min64(windows, first + rows); }
   struct Item {
     int64_t image, first;  // its first channel, or plane
     Range rows;
@@ -133,7 +134,8 @@ struct GroupCut {
   Item item(int64_t i) const {
     const int64_t strip = channels_last ? i / groups % strips : i % strips;
     const int64_t group = channels_last ? i % groups : i / strips;
-    return {channels_last ? i / groups / strips : 0, group * channels, {begin(strip), min64(size, begin(strip + 1))}};
+    return {
+        channels_last ? i / groups / strips : 0, group * channels, {begin(strip), min64(windows, begin(strip + 1))}};
   }
 };
 
@@ -147,6 +149,9 @@ inline bool running_fits(const PoolParams& p) {
   if (p.h.kernel * p.w.kernel < (p.channels_last ? kRunningTaps : kRunningPlaneTaps)) return false;
   if (!p.channels_last && (kAdds<State> || p.w.outputs > kRunningColumns)) return false;
   const int64_t channels = p.channels_last ? p.C : p.N * p.C, columns = max64(p.w.size, p.w.outputs) + 1;
+  // Few taps do not make up for groups that are not whole.
+  constexpr int64_t kPair = 2 * kLanes<A>;
+  if (p.h.kernel * p.w.kernel < kRunningPlaneTaps && channels % kPair != 0 && channels < 8 * kPair) return false;
   return 4 * channels >= 3 * round_up(channels, kLanes<A>) &&
          2 * p.h.kernel * columns * kLanes<A> * 2 * int64_t{sizeof(A)} <= kMostRunningBytes;
 }
@@ -157,7 +162,7 @@ inline bool running_pairs(const PoolParams& p) {
   const int64_t channels = p.channels_last ? p.C : p.N * p.C, pair = 2 * kLanes<A>;
   if (4 * channels < 3 * round_up(channels, pair)) return false;
   const int64_t bytes = 2 * p.h.kernel * p.w.outputs * pair * int64_t{sizeof(A)} * (State::kTracks ? 2 : 1);
-  return p.h.kernel <= 5 || bytes <= kPairBytes;
+  return bytes <= (p.h.kernel <= 5 ? kMostRunningBytes : kPairBytes);
 }
 
 template <class T, class State, int V>
@@ -173,12 +178,12 @@ struct Running {
   static int64_t row_pitch(const PoolParams& p) { return p.w.outputs | 1; }
   static GroupCut cut_of(const PoolParams& p) {
     const int64_t planes = p.w.size * kChannels * static_cast<int64_t>(sizeof(A)) + p.w.outputs * kStateBytes;
-    return {p, kChannels, p.channels_last ? 0 : planes};
+    return {p, kChannels, p.channels_last ? 0 : planes, kAdds<State>};
   }
 
   // What a thread works in, in groups of states.
   struct Memory {
-    Line<A> joined, ends, x, out;
+    Line<A> rows, ends, x, out;
     int64_t bytes;
     Memory(const PoolParams& p, const GroupCut& cut, char* memory) {
       const int64_t input_rows = min64(p.h.size, cut.most_rows() + p.h.kernel - 1);
@@ -191,7 +196,7 @@ struct Running {
         at += groups * kChannels * static_cast<int64_t>(sizeof(Id));
         return made;
       };
-      joined = line(2 * p.h.kernel * row_pitch(p), State::kTracks);
+      rows = line(2 * p.h.kernel * row_pitch(p), State::kTracks);
       ends = line(max64(p.h.kernel, p.w.kernel), State::kTracks);
       x = line(p.channels_last ? 0 : input_rows * p.w.size, false);
       out = line(p.channels_last ? 0 : cut.most_rows() * p.w.outputs, State::kTracks);
@@ -222,7 +227,7 @@ struct Running {
     return {line.values + i * kChannels, line.ids + (State::kTracks ? i * kChannels : 0)};
   }
 
-  // K: taps of a window on either axis, or 0 where they are many, or not as many on one as on the other. Pixels: of
+  // K: taps of a window on either axis, or 0 where the compiler does not know. Pixels: of
   // channels_last memory, where rows of a group are pieces of rows, and the processor does not see what comes next:
   // the next row is fetched, and in each row what will be written (5x5, 64@112, 8 images, one thread: 8.5 -> 3.7 ms).
   // Whole: there are kChannels. False where there is a NaN that Any does not know of; what is written is wrong then.
@@ -246,7 +251,7 @@ struct Running {
         some = windows_of_block(p.w, q, p.w.outputs);
         const int64_t first = max64(0, q - p.w.padding), taps = h * p.w.kernel;
         const X* from = x + (h - s.h0) * row + first * step;
-        const Line<A> line = from_group(memory.joined, to * pitch + q);
+        const Line<A> line = from_group(memory.rows, to * pitch + q);
         const auto get_x = [&](int64_t i) __attribute__((always_inline)) {
           const X* pixel = from + i * step;
           All all;
@@ -264,7 +269,7 @@ struct Running {
         join_block<K, All>(p.w, q, some, keep, kept, get_x, put_joined);
       }
     };
-    // Of a block of windows and the one after it rows are kept, in the two halves of `joined`.
+    // Of a block of windows and the one after it rows are kept, in the two halves of memory.rows.
     const int64_t kernel = K > 0 ? K : p.h.kernel;
     const int64_t columns = p.w.outputs, C = Pixels ? p.C : kChannels, row_of_windows = columns * C;
     int64_t h = s.h0, half = 0;
@@ -274,8 +279,8 @@ struct Running {
         join_row(h, (h - s.h0) % (2 * kernel));
       if (kLooks && any(nan)) return false;
       for (int64_t q = 0; q < columns; ++q) {
-        const Line<A> low = from_group(memory.joined, half * pitch + q);
-        const Line<A> high = from_group(memory.joined, (kernel - half) * pitch + q);
+        const Line<A> low = from_group(memory.rows, half * pitch + q);
+        const Line<A> high = from_group(memory.rows, (kernel - half) * pitch + q);
         const auto get_row = [&](int64_t i) __attribute__((always_inline)) {
           return i < kernel ? get_group<Any>(low, i * pitch) : get_group<Any>(high, (i - kernel) * pitch);
         };
@@ -305,17 +310,17 @@ struct Running {
     return true;
   }
   template <int K, bool Pixels, class X>
-  static void run_any(const PoolParams& p, const Memory& memory, const Strip& s, const X* x, int64_t row, int64_t step,
-                      int64_t at) {
+  static void run_known(const PoolParams& p, const Memory& memory, const Strip& s, const X* x, int64_t row,
+                        int64_t step, int64_t at) {
     const auto run = [&](auto state, auto known, auto whole) {
       return run_strip<decltype(state), decltype(known)::value, Pixels, decltype(whole)::value>(p, memory, s, x, row,
                                                                                                 step, at);
     };
     constexpr std::integral_constant<int, K> known = {};
-    constexpr std::integral_constant<int, 0> any = {};
-    if (s.channels == kChannels ? run(Numbers{}, known, std::true_type{}) : run(Numbers{}, any, std::false_type{}))
+    constexpr std::integral_constant<int, 0> unknown = {};
+    if (s.channels == kChannels ? run(Numbers{}, known, std::true_type{}) : run(Numbers{}, unknown, std::false_type{}))
       return;
-    if constexpr (!std::is_same_v<Numbers, State>) run(State{}, any, std::false_type{});
+    if constexpr (!std::is_same_v<Numbers, State>) run(State{}, unknown, std::false_type{});
   }
   template <bool Pixels, class X>
   static void run_any(const PoolParams& p, const Memory& memory, const Strip& s, const X* x, int64_t row, int64_t step,
@@ -324,9 +329,9 @@ struct Running {
     constexpr bool kKnown = sizeof(A) == 4 && (V == 2 || !kAdds<State>);
     constexpr int kOne = !kKnown ? 0 : V == 2 ? 3 : 9, kOther = !kKnown ? 0 : V == 2 ? 5 : 13;
     const int64_t kernel = p.h.kernel == p.w.kernel ? p.h.kernel : 0;
-    if (kernel == kOne) return run_any<kOne, Pixels>(p, memory, s, x, row, step, at);
-    if (kernel == kOther) return run_any<kOther, Pixels>(p, memory, s, x, row, step, at);
-    run_any<0, Pixels>(p, memory, s, x, row, step, at);
+    if (kernel == kOne) return run_known<kOne, Pixels>(p, memory, s, x, row, step, at);
+    if (kernel == kOther) return run_known<kOther, Pixels>(p, memory, s, x, row, step, at);
+    run_known<0, Pixels>(p, memory, s, x, row, step, at);
   }
 
   // The ids of a strip, from one vector for each window to one row for each plane.

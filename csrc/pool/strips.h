@@ -215,7 +215,9 @@ struct Strips {
       const int64_t end = row + per_item < rows ? row + per_item : rows;
       NextItem next;
       if (fetches) {
-        const int64_t first = end / p.h.outputs * p.h.size + max64(0, p.h.first(end % p.h.outputs));
+        // In a plane that is begun, the first rows of its windows have been read.
+        const int64_t o = end % p.h.outputs, begun = o > 0 ? max64(0, p.h.first(o)) + p.h.kernel - fresh : 0;
+        const int64_t first = end / p.h.outputs * p.h.size + begun;
         const int64_t many = end - row < rows - end ? end - row : rows - end;
         next =
             NextItem::of(static_cast<const T*>(p.input) + first * p.w.size, many * fresh * p.w.size,

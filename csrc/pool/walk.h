@@ -68,29 +68,37 @@ inline int64_t rows_of_item(const PoolParams& p, int64_t rows, int64_t read) {
 constexpr int64_t kFetchBytes = 4 << 20;
 class NextItem {
  public:
-  // Elements of T, in so many steps.
+  // So many elements of T, in so many steps.
   template <class T>
   static NextItem of(const T* input, int64_t read, const T* output, int64_t written, int64_t steps) {
-    const auto lines = [&](int64_t elements) {
-      return static_cast<int>(ceil_div(elements * static_cast<int64_t>(sizeof(T)), kLine * steps));
-    };
     NextItem next;
-    next.input_ = reinterpret_cast<const char*>(input);
-    next.output_ = reinterpret_cast<const char*>(output);
-    next.reads_ = lines(read);
-    next.writes_ = lines(written);
+    next.input_ = Lines(input, read * static_cast<int64_t>(sizeof(T)), steps);
+    next.output_ = Lines(output, written * static_cast<int64_t>(sizeof(T)), steps);
     return next;
   }
   void fetch() {
-    if (__builtin_expect(reads_ == 0, 1)) return;  // else a loop that has all in registers would make room for this
-    for (int i = 0; i < reads_; ++i, input_ += kLine) __builtin_prefetch(input_, 0, 2);
-    for (int i = 0; i < writes_; ++i, output_ += kLine) __builtin_prefetch(output_, 1, 2);
+    if (__builtin_expect(input_.left == 0, 1))
+      return;  // else a loop that has all in registers would make room for this
+    input_.fetch<false>();
+    output_.fetch<true>();
   }
 
  private:
+  struct Lines {
+    const char* at = nullptr;
+    int64_t left = 0, step = 0;
+    Lines() = default;
+    Lines(const void* from, int64_t bytes, int64_t steps)
+        : at(static_cast<const char*>(from)), left(ceil_div(bytes, kLine)), step(ceil_div(left, steps)) {}
+    template <bool Writes>
+    void fetch() {
+      const int64_t now = min64(step, left);
+      left -= now;
+      for (int64_t i = 0; i < now; ++i, at += kLine) __builtin_prefetch(at, Writes, 2);
+    }
+  };
   static constexpr int64_t kLine = 64;
-  const char *input_ = nullptr, *output_ = nullptr;
-  int reads_ = 0, writes_ = 0;  // lines in each step
+  Lines input_, output_;
 };
 template <class T>
 inline bool fetching_pays(const PoolParams& p) {
