@@ -142,7 +142,7 @@ struct Pixels {
         const int64_t begin = last ? p.h.size : max64(h.first + h.end, after.first + after.begin);
         const int64_t end = after.first + after.end + (last ? p.h.size : 0), pixels = p.w.size * p.C;
         const int64_t read = min64((end - begin) * pixels, p.w.outputs * kMostFetched);
-        next = NextItem::of(image + begin * pixels, read, image, 0, p.w.outputs);
+        next = NextItem::of(image + begin * pixels, read, static_cast<const T*>(nullptr), 0, p.w.outputs);
       }
       for (int64_t q = 0; q < p.w.outputs; ++q) {
         next.fetch();

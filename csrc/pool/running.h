@@ -227,10 +227,10 @@ struct Running {
     return {line.values + i * kChannels, line.ids + (State::kTracks ? i * kChannels : 0)};
   }
 
-  // K: taps of a window on either axis, or 0 where the compiler does not know. Pixels: of
-  // channels_last memory, where rows of a group are pieces of rows, and the processor does not see what comes next:
-  // the next row is fetched, and in each row what will be written (5x5, 64@112, 8 images, one thread: 8.5 -> 3.7 ms).
-  // Whole: there are kChannels. False where there is a NaN that Any does not know of; what is written is wrong then.
+  // K: taps of a window on either axis, or 0 where the compiler does not know. Pixels: of channels_last memory, where
+  // rows of a group are pieces of rows, and the processor does not see what comes next: the next row is fetched, and in
+  // each row what will be written (5x5, 64@112, 8 images, one thread: 8.5 -> 3.7 ms). Whole: there are kChannels. False
+  // where there is a NaN that Any does not know of; what is written is wrong then.
   template <class Any, int K, bool Pixels, bool Whole, class X>
   static bool run_strip(const PoolParams& p, const Memory& memory, const Strip& s, const X* x, int64_t row,
                         int64_t step, int64_t at) {

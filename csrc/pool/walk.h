@@ -72,8 +72,8 @@ class NextItem {
   template <class T>
   static NextItem of(const T* input, int64_t read, const T* output, int64_t written, int64_t steps) {
     NextItem next;
-    next.input_ = Lines(input, read * static_cast<int64_t>(sizeof(T)), steps);
-    next.output_ = Lines(output, written * static_cast<int64_t>(sizeof(T)), steps);
+    next.input_ = Run(input, read * static_cast<int64_t>(sizeof(T)), steps);
+    next.output_ = Run(output, written * static_cast<int64_t>(sizeof(T)), steps);
     return next;
   }
   void fetch() {
@@ -84,11 +84,11 @@ class NextItem {
   }
 
  private:
-  struct Lines {
+  struct Run {
     const char* at = nullptr;
     int64_t left = 0, step = 0;
-    Lines() = default;
-    Lines(const void* from, int64_t bytes, int64_t steps)
+    Run() = default;
+    Run(const void* from, int64_t bytes, int64_t steps)
         : at(static_cast<const char*>(from)), left(ceil_div(bytes, kLine)), step(ceil_div(left, steps)) {}
     template <bool Writes>
     void fetch() {
@@ -98,7 +98,7 @@ class NextItem {
     }
   };
   static constexpr int64_t kLine = 64;
-  Lines input_, output_;
+  Run input_, output_;
 };
 template <class T>
 inline bool fetching_pays(const PoolParams& p) {
