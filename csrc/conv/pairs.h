@@ -9,7 +9,7 @@
 // a channels_last input where it lies. With few input channels a step takes several columns of the kernel at once
 // ("thin"): scratch is then [row][column][channels], and pixels overlap, each reading from its first column on.
 //
-// With AMX they may be gathered from all of the kernel instead ("folded", pairs_fold.h).
+// They may be gathered from all of the kernel instead ("folded", pairs_fold.h).
 //
 // AMX multiplies either way round. A 1x1 kernel on a contiguous input ("planar") has output channels in the rows of a
 // tile, by weights as they are, and pixels in its columns: two channels of a pixel are paired by one shuffle where the

@@ -153,13 +153,18 @@ inline int64_t thin_steps(const ConvParams& p) {
 // pays for kMostPlanes values; lines must save two tiles for each part of one that is copied. (One thread, medians in
 // milliseconds, planes and lines: 3x3 of 4 channels to 32 at 112x112 0.31 -> 0.26, 0.24 -> 0.29; 3 to 64 at 32x32,
 // eight images, 0.41 -> 0.23, 0.27 -> 0.21; but 7x7 of stride 2, 3 to 64 at 224x224, 0.47 -> 0.57, 0.46 -> 0.56.)
+// Dot products must save two pairs instead, and there may be one line: two took longer (3x3, 4 to 64 at 112x112 0.35 ->
+// 0.58).
 inline bool folds_planes(const ConvParams& p) { return p.input.c != 1 && p.output.c != 1 && p.output.w == 1; }
 inline bool folds(const ConvParams& p) {
   const int64_t values = p.C * p.R * p.S;
-  if (kPiecesAtOnce == 1 || spread(p) || p.R * p.S == 1 || p.C > 8 || values > kMostFolded) return false;
-  if (folds_planes(p)) return p.stride_w <= 2 && values <= kMostPlanes && p.K >= kFoldOutputs;
+  if (spread(p) || p.R * p.S == 1 || p.C > 8 || values > kMostFolded) return false;
+  if (kPiecesAtOnce > 1 && folds_planes(p)) return p.stride_w <= 2 && values <= kMostPlanes && p.K >= kFoldOutputs;
   const int64_t lines = ceil_div(values, 32), parts = lines + p.R - 1;
-  const int64_t saved = (p.R * (p.S > 1 ? thin_steps(p) : 1) - lines) * ceil_div(p.K, 16);
+  if (kPiecesAtOnce == 1 && lines > 1) return false;
+  const int64_t unfolded = kPiecesAtOnce > 1 ? p.R * (p.S > 1 ? thin_steps(p) : 1)
+                                             : p.R * ceil_div(p.S > 1 ? p.S * thin_channels(p) : p.C, 2);
+  const int64_t saved = (unfolded - (kPiecesAtOnce > 1 ? lines : ceil_div(values, 2))) * ceil_div(p.K, 16);
   return p.input.c == 1 && p.output.c == 1 && p.dilation_w == 1 && saved >= 2 * parts;
 }
 // What is left then, a 1x1 convolution. Its input and weights are not where it says.
