@@ -10,6 +10,8 @@
 // through the windows and add each one's gradient to its winner.
 //
 // spread: windows in contiguous memory that adapt, or are far apart, add their share to all of their positions.
+//
+// Means of stride 1 that all divide by the same need none of these: their gradient is such a mean itself (forward.h).
 #pragma once
 #include "pool/forward.h"
 #include "pool/gather_strips.h"

@@ -64,7 +64,8 @@ inline int64_t rows_of_item(const PoolParams& p, int64_t rows, int64_t read) {
 // What a thread will read and write after the item it is at: with every step of that some lines are fetched, in the
 // order of memory and into the second level (core/ahead.h says why). It pays where tensors are larger than a
 // second-level cache: 3x3 windows of stride 1, 64@112, 8 images, contiguous, one thread, 4.8 -> 2.2 ms; where they are
-// in it already a row of a block takes a tenth longer.
+// in it already a row of a block takes a tenth longer. Here all is one run of memory, and a pointer is enough: with
+// `Ahead`, which knows of rows and channels, steps of few pixels took longer than without any of it.
 constexpr int64_t kFetchBytes = 4 << 20;
 class NextItem {
  public:
