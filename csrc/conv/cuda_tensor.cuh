@@ -121,12 +121,11 @@ __device__ __forceinline__ void conv_tensor_multiply(const ConvTensorTiles<T, Co
   }
 }
 
-// Through shared memory, 64 channels at a time, so that neighbouring threads store what lies side by side.
 template <class T, int Columns>
 __device__ __forceinline__ void conv_tensor_store(const ConvArgs& args, const ConvTile& tile,
                                                   ConvTensorTiles<T, Columns>& shared, const ConvWarp<Columns>& warp,
                                                   const float (&sum)[2][ConvWarp<Columns>::kProducts][4]) {
-  constexpr int kTurn = 64, kLine = kTurn + 1, V = kWide<T>;
+  constexpr int kTurn = kConvTurn, kLine = kTurn + 1;
   static_assert(kConvPixels * kLine * sizeof(float) <= sizeof shared.pixels + sizeof shared.weights, "no space");
   const ConvParams& p = args.p;
   float* stage = reinterpret_cast<float*>(shared.pixels);
@@ -145,29 +144,7 @@ __device__ __forceinline__ void conv_tensor_store(const ConvArgs& args, const Co
       }
     }
     sync_block();
-    const int64_t first = tile.k + turn;
-    if (args.wide_output && args.parts == 1) {
-      for (int e = static_cast<int>(threadIdx.x); e < kConvPixels * kTurn / V; e += kConvThreads) {
-        const int pixel = e / (kTurn / V), from = e % (kTurn / V) * V;
-        if (shared.to[pixel] < 0 || first + from >= p.K) continue;
-        const int64_t channel = tile.g * p.K + first + from, to = shared.to[pixel] + channel;
-        float values[V];
-#pragma unroll
-        for (int v = 0; v < V; ++v) values[v] = conv_finish<T>(p, stage[pixel * kLine + from + v], channel + v, to + v);
-        store_wide<V>(static_cast<T*>(p.output.data) + to, values);
-      }
-    } else {
-      for (int e = static_cast<int>(threadIdx.x); e < kConvPixels * kTurn; e += kConvThreads) {
-        const int pixel = args.channels_last ? e / kTurn : e % kConvPixels;
-        const int from = args.channels_last ? e % kTurn : e / kConvPixels;
-        if (shared.to[pixel] < 0 || first + from >= p.K) continue;
-        const int64_t channel = tile.g * p.K + first + from, to = shared.to[pixel] + channel * p.output.c;
-        if (args.parts == 1)
-          conv_store<T>(p, stage[pixel * kLine + from], channel, to);
-        else
-          static_cast<float*>(p.output.data)[to] = stage[pixel * kLine + from];
-      }
-    }
+    conv_store_turn<T, kLine>(args, shared.to, stage, tile.g * p.K + tile.k + turn, p.K - tile.k - turn);
   }
 }
 
