@@ -181,6 +181,24 @@ OWN = [
     _case("planes in tiles, rows in the padding", 1, 2, (47, 47), 2, 1, padding=1, groups=2),
     _case("a plane too large to share", 1, 1, (1, 2), 1, (3, 3), padding=(200, 200), dilation=200, groups=1),
 ]
+#: Several groups at once: channels that fill a product or do not, that share what they read by two and four, tails of
+#: slabs of 64, windows that begin within a piece, tiles of several shapes, residues, kernels of one and of many.
+GROUPS = [
+    _case("groups of 4", 2, 48, (9, 21), 48, 3, padding=1, groups=12),
+    _case("groups of 8", 1, 88, (7, 30), 88, 3, padding=1, stride=2, groups=11),
+    _case("groups of 16", 2, 96, (13, 11), 96, 3, padding=(2, 1), dilation=(2, 1), groups=6),
+    _case("groups of 32", 1, 96, (10, 12), 96, 3, padding=1, groups=3),
+    _case("groups of 12 to 20", 1, 48, (7, 9), 80, (3, 2), padding=1, groups=4),
+    _case("groups of 3 to 1", 1, 72, (9, 5), 24, 3, groups=24),
+    _case("groups of 2 to 6", 2, 16, (5, 19), 48, 5, padding=2, groups=8),
+    _case("groups of 32 to 8", 1, 64, (9, 11), 16, 1, groups=2),
+    _case("groups of 8 to 40", 1, 24, (8, 9), 120, 3, padding=3, groups=3),
+    _case("groups on a line", 2, 32, (1, 150), 32, (1, 9), padding=(0, 4), groups=8),
+    _case("groups far apart", 1, 64, (19, 21), 64, 3, padding=4, dilation=4, stride=2, groups=16),
+    _case("up_groups of 8", 2, 32, (6, 7), 32, 4, of=TransposedCase, stride=2, padding=1, groups=4),
+    _case("up_groups of 24 to 4", 1, 96, (5, 6), 16, 3, of=TransposedCase, stride=(3, 2), padding=1, groups=4),
+    _case("up_groups without taps", 1, 32, (5, 6), 32, 2, of=TransposedCase, stride=3, dilation=3, groups=8),
+]
 #: Small ones, for everything else, by the kernel that is chosen for them.
 USUAL = {
     "implicit_gemm": _case("gemm", 2, 32, (5, 7), 40, 3, padding=1, stride=(1, 2), groups=2),
@@ -188,7 +206,7 @@ USUAL = {
     "odd groups": _case("odd groups", 2, 6, (5, 7), 9, 3, padding=1, groups=3),
     "depthwise": _case("depthwise", 2, 16, (6, 7), 16, 3, padding=1, groups=16),
 }
-BY_NAME |= {case.name: case for case in [*OWN, *USUAL.values()]}
+BY_NAME |= {case.name: case for case in [*OWN, *GROUPS, *USUAL.values()]}
 
 
 @pytest.mark.parametrize("name", [*CHOSEN, *(case.name for case in OWN)])
@@ -316,6 +334,84 @@ def test_tf32_rounds_to_nearest(emulator: Emulator, channels_last: bool) -> None
             assert any(name.startswith(kernel) for name in emulator.launched())
 
 
+@pytest.mark.parametrize("name", [case.name for case in GROUPS])
+@BOTH_LAYOUTS
+def test_several_groups_at_once(emulator: Emulator, channels_last: bool, name: str) -> None:
+    for i, (dtype, tf32) in enumerate([(torch.bfloat16, False), (torch.float16, False), (torch.float32, True)]):
+        more = [{}, {"shift": 1}, {"max_grid": 1, "part": 8}][(i + len(name)) % 3]
+        gpu = Gpu(emulator, BY_NAME[name], dtype, channels_last, kernel="grouped", tf32=tf32, **more)
+        for check in (gpu.check_forward, gpu.check_grad_input):
+            assert check()
+            assert any("conv_group_products" in kernel for kernel in emulator.launched())
+        if tf32 and name == "groups far apart":
+            continue  # with the outputs' gradient it does not fit into shared memory
+        assert gpu.check_grad_weight()
+        assert any("conv_group_weights" in kernel for kernel in emulator.launched())
+
+
+@pytest.mark.parametrize("name", ["groups of 4", "groups of 12 to 20", "groups of 3 to 1", "groups of 32"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@BOTH_LAYOUTS
+def test_groups_keep_to_themselves(emulator: Emulator, channels_last: bool, value: str, name: str) -> None:
+    """What is not finite reaches the outputs and weights that read it, and no others."""
+    gpu = Gpu(emulator, BY_NAME[name], torch.bfloat16, channels_last, kernel="grouped")
+    p = problem(gpu.case)
+    x, weight, grad = p.input.clone(), p.weight.abs() + 1, p.grad_output.abs() + 1
+    x[0, 1, 2, -1] = float(value)
+    x[0, -1, -1, 2] = float(value)
+    weight[0, 0, 0, 0] = float(value)
+    x, weight = x.bfloat16().double(), weight.bfloat16().double()
+    wanted = torch.nn.functional.conv2d(x, weight, p.bias, **gpu.case.kwargs)
+    got = gpu.run(FORWARDS, {"input": x, "weight": weight, "bias": p.bias}, "output", gpu.sizes[1])
+    assert torch.equal(got.isfinite(), wanted.isfinite())
+    torch.testing.assert_close(got.double(), wanted.bfloat16().double(), rtol=0.02, atol=0.2, equal_nan=True)
+    wanted = torch.nn.grad.conv2d_weight(x, weight.shape, grad, **gpu.case.kwargs)
+    got = gpu.run(WEIGHTS, {"input": x, "output": grad}, "weight", gpu.case.weight_size)
+    assert torch.equal(got.isnan(), wanted.isnan())
+    assert torch.equal(got.isinf(), wanted.isinf())
+
+
+@pytest.mark.parametrize("activation", ["", "silu"])
+@BOTH_LAYOUTS
+def test_several_groups_with_activation_and_residual(emulator: Emulator, channels_last: bool, activation: str) -> None:
+    gpu = Gpu(emulator, BY_NAME["groups of 16"], torch.float16, channels_last, activation=activation)
+    p = problem(gpu.case)
+    residual = torch.randn(gpu.sizes[1], dtype=torch.float64, generator=torch.Generator().manual_seed(1)).half()
+    given = {"input": p.input, "weight": p.weight, "bias": p.bias, "residual": residual}
+    got = gpu.run(FORWARDS, given, "output", gpu.sizes[1])
+    assert any("conv_group_products" in kernel for kernel in emulator.launched())
+    wanted = p.output + residual
+    if activation:
+        wanted = getattr(torch.nn.functional, activation)(wanted)
+    torch.testing.assert_close(got.double(), wanted, rtol=0.01, atol=0.02)
+
+
+#: Where groups are many or large enough: which kernel is chosen, forward and for the gradient of the weights.
+@pytest.mark.parametrize(
+    ("channels", "out", "groups", "dtype", "kernels"),
+    [
+        (128, 128, 32, torch.bfloat16, ("conv_group_products", "conv_group_weights")),
+        (128, 128, 32, torch.float32, ("conv_grouped", "conv_weight_pairs")),
+        (64, 128, 2, torch.bfloat16, ("conv_tensor_products", "conv_weight_products")),
+        (60, 60, 12, torch.bfloat16, ("conv_grouped", "conv_weight_pairs")),  # not a multiple of 8
+        (64, 64, 1, torch.bfloat16, ("conv_tensor_products", "conv_weight_products")),
+    ],
+)
+def test_which_groups_go_to_tensor_cores(
+    emulator: Emulator, channels: int, out: int, groups: int, dtype: torch.dtype, kernels: tuple[str, str]
+) -> None:
+    case = _case(f"{channels} to {out} in {groups}", 1, channels, (5, 6), out, 3, padding=1, groups=groups)
+    for chip, (forward, weights) in ((CHIP, kernels), (75, ("conv_", "conv_weight_"))):
+        gpu = Gpu(emulator, case, dtype, True, chip=chip)
+        assert gpu.check_forward()
+        launched = emulator.launched()
+        assert any(name.startswith(forward) for name in launched)
+        assert gpu.check_grad_weight()
+        launched += emulator.launched()
+        assert any(name.startswith(weights) for name in launched)
+        assert chip == CHIP or not any("tensor" in name or "group_" in name for name in launched)
+
+
 #: Steps that end within a tap, parts of no step, tails of channels and pixels, residues, a kernel of one.
 PARTS = ["gemm", "a kernel of one", "groups_2_of_20_to_35", "in_place_cropped", "up_3x3", "dilation_2_stride_3"]
 
@@ -344,7 +440,9 @@ def test_input_and_output_in_different_layouts(emulator: Emulator, case: str) ->
 def test_accesses_are_wide_where_they_are_aligned(emulator: Emulator, dtype: torch.dtype) -> None:
     for name, case in USUAL.items():
         for shift in (0, 1):
-            gpu = Gpu(emulator, case, dtype, True, shift=shift)
+            kernel = None if name == "depthwise" else "implicit_gemm" if name == "implicit_gemm" else "grouped"
+            chip = 75 if kernel == "grouped" else CHIP  # without tensor cores, whose kernel for groups has one name
+            gpu = Gpu(emulator, case, dtype, True, shift=shift, kernel=kernel, chip=chip)
             gpu.check_forward()
             wide = "true>" in emulator.launched()[-1]
             assert wide == (
@@ -352,7 +450,7 @@ def test_accesses_are_wide_where_they_are_aligned(emulator: Emulator, dtype: tor
                 and (name == "depthwise" or name == "grouped" or (name == "implicit_gemm" and dtype.itemsize < 8))
             )
             if name != "implicit_gemm":
-                gpu.check_grad_weight()
+                replace(gpu, kernel=None).check_grad_weight()
                 assert ("true>" in emulator.launched()[-1]) == (shift == 0 and name == "depthwise")
 
 

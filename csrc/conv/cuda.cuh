@@ -7,6 +7,7 @@
 #include "conv/cuda_depthwise.cuh"
 #include "conv/cuda_general.cuh"
 #include "conv/cuda_grouped.cuh"
+#include "conv/cuda_groups_weight.cuh"
 #include "conv/cuda_products.cuh"
 #include "conv/cuda_weight.cuh"
 
@@ -22,6 +23,7 @@ struct ConvCudaGradWeight {
 constexpr void (*kConvForward[])(const ConvLauncher&) = {
     conv_planes_forward, conv_pixels_forward, conv_products_forward, conv_grouped_forward, conv_general_forward};
 constexpr ConvCudaGradWeight kConvGradWeight[] = {{conv_pairs_scratch, conv_pairs_grad_weight},
+                                                  {conv_group_scratch, conv_group_grad_weight},
                                                   {conv_weight_products_scratch, conv_products_grad_weight},
                                                   {conv_pairs_scratch, conv_pairs_grad_weight}};
 static_assert(std::size(kConvForward) == std::size(kConvCudaForward), "one kernel for each rule");

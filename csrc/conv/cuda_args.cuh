@@ -6,6 +6,7 @@
 
 #include "conv/cuda_choice.h"
 #include "conv/params.h"
+#include "core/divisor.h"
 #include "core/elements.cuh"
 #include "core/launch.h"
 
@@ -47,6 +48,12 @@ struct ConvAxis {
   __device__ __forceinline__ ConvReach reach(int64_t output) const { return reach(output, output); }
 };
 
+// Sizes by which a tile of several groups is taken apart.
+struct ConvGroupBy {
+  Divisor<uint32_t> slabs, across, down, up_w, up_h;  // the blocks
+  Divisor<uint32_t> slab, columns, halo_columns;      // the pixels
+};
+
 struct ConvArgs {
   ConvParams p;
   ConvAxis h, w;
@@ -56,10 +63,15 @@ struct ConvArgs {
   bool wide_input;     // likewise
   bool by_channel;     // weights of one output channel are neighbours, not those of an input channel
   ConvPlaneTile tile;
-  int64_t packed_k;  // output channels of a group in the packed weights, those that are not there included
-  int64_t lanes;     // channels that a block has side by side
-  int64_t parts;     // into which pixels are split, or the terms of an output's sum
-  void* sums;        // [parts, the result's elements], in the type that is added up in; or null: there is one part
+  ConvGroupTile group;  // of several groups at once on tensor cores
+  ConvGroupBy by;       // what its places are divided by
+  int64_t input_at;     // where in shared memory the input is
+  int64_t tiles;        // of pixels
+  int64_t passes;       // blocks that divide the products of the weights' gradient
+  int64_t packed_k;     // output channels of a group in the packed weights, those that are not there included
+  int64_t lanes;        // channels that a block has side by side
+  int64_t parts;        // into which pixels are split, or the terms of an output's sum
+  void* sums;           // [parts, the result's elements], in the type that is added up in; or null: there is one part
   void* packed;
   int64_t items;
 };

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "conv/cuda_groups_plan.h"
 #include "conv/table.h"
 
 namespace fastconv {
@@ -13,13 +14,12 @@ namespace fastconv {
 constexpr int64_t kConvStrip = 4;
 // What a block of it gets without asking.
 constexpr int64_t kConvShared = 48 << 10;
-// Below so many output channels of a group a tile of products is mostly empty.
-constexpr int64_t kConvFewChannels = 12;
+// Below so many output channels of a group a tile of products is mostly empty; up to so many, tensor cores multiply
+// several groups at once.
+constexpr int64_t kConvFewChannels = 12, kConvSeveralGroups = 48;
 // Output channels of a thread where they are few.
 constexpr int64_t kConvFour = 4;
 
-// Pixels of a tile of products.
-constexpr int kConvPixels = 128;
 // Blocks that keep a large chip busy.
 constexpr int64_t kConvBusy = 128;
 
@@ -96,12 +96,21 @@ inline bool conv_small_sizes(const ConvParams& p) {
     if (size >= kMost) return false;
   return p.C * p.R * p.S < kMost;
 }
-inline bool conv_products_pay(const ConvParams& p) { return p.K >= kConvFewChannels && p.C * p.R * p.S >= 8; }
+inline bool conv_on_tensor_cores(const ConvParams& p) { return p.element_size() == 2 || p.tf32; }
 inline bool conv_grouped_serves(const ConvParams& p) { return conv_both_last(p) || conv_both_planes(p); }
+// Whether tensor cores should multiply several groups at once; seven of eight products with zeros are too many.
+inline bool conv_groups_pay(const ConvParams& p, bool weights) {
+  if (!conv_on_tensor_cores(p) || !conv_small_sizes(p) || p.G == 1 || p.K > kConvSeveralGroups) return false;
+  const ConvGroupTile tile = conv_group_tile(p, weights);
+  return tile.fits && tile.window.pieces * tile.window.wide <= 8 * p.C;
+}
+inline bool conv_group_outputs_pay(const ConvParams& p) { return conv_grouped_serves(p) && conv_groups_pay(p, false); }
+inline bool conv_group_weights_pay(const ConvParams& p) { return conv_groups_pay(p, true); }
+inline bool conv_fills_tiles(const ConvParams& p) { return p.K >= kConvFewChannels && p.C * p.R * p.S >= 8; }
+inline bool conv_products_pay(const ConvParams& p) { return conv_fills_tiles(p) && !conv_group_outputs_pay(p); }
 inline bool conv_always(const ConvParams&) { return true; }
 
 inline int64_t conv_weight_elements(const ConvParams& p) { return p.G * p.K * p.C * p.R * p.S; }
-inline bool conv_on_tensor_cores(const ConvParams& p) { return p.element_size() == 2 || p.tf32; }
 // Output channels of a group in packed weights, with zeros behind the last; tensor cores are given 16 bytes at once.
 inline int64_t conv_by_fours(const ConvParams& p) { return (p.K + kConvFour - 1) / kConvFour * kConvFour; }
 inline int64_t conv_by_wide(const ConvParams& p) {
@@ -142,19 +151,21 @@ inline bool conv_dense_output(const ConvParams& p) {
 // more than 4 MB.
 inline int64_t conv_sum_parts(const ConvParams& p, const ConvLimits& limits) {
   if (!conv_dense_output(p)) return 1;
-  const auto live = [](int64_t taps, int64_t up, int64_t dilation) {
-    const int64_t period = up / std::gcd(up, dilation);
-    return (taps + period - 1) / period;
-  };
   const int64_t channels = conv_tile_channels(p), tiles = conv_pixel_tiles(p) * p.G * ((p.K + channels - 1) / channels);
-  const int64_t terms = p.C * live(p.R, p.up_h, p.dilation_h) * live(p.S, p.up_w, p.dilation_w);
+  const int64_t terms = p.C * conv_live(p.R, p.dilation_h, p.up_h).taps * conv_live(p.S, p.dilation_w, p.up_w).taps;
   return std::max(int64_t{1}, std::min(kConvBusy / tiles, terms / limits.terms));
 }
 
 inline ConvMemory conv_no_memory(const ConvParams&, const ConvLimits&) { return {0, 0}; }
 inline ConvMemory conv_pixels_memory(const ConvParams& p, const ConvLimits&) { return {conv_packs(p, p.K), 0}; }
+// Pieces of weights for tensor cores: 128 bytes each, those of 16 (8) channels by eight output channels.
+inline int64_t conv_packs_pieces(const ConvParams& p, const ConvGroupTile& tile) {
+  return p.G * p.K / kConvEight * p.R * p.S * tile.window.pieces * 128;
+}
 inline ConvMemory conv_grouped_memory(const ConvParams& p, const ConvLimits&) {
-  return {conv_packs(p, conv_by_fours(p)), 0};
+  int64_t pieces = 0;
+  if (conv_group_outputs_pay(p)) pieces = conv_packs_pieces(p, conv_group_tile(p, false));
+  return {std::max(conv_packs(p, conv_by_fours(p)), pieces), 0};  // chips without tensor cores have another order
 }
 inline ConvMemory conv_products_memory(const ConvParams& p, const ConvLimits& limits) {
   const int64_t parts = conv_sum_parts(p, limits);
@@ -180,7 +191,8 @@ constexpr ConvCudaRule kConvCudaForward[] = {
     {"grouped", conv_always, conv_grouped_serves, conv_grouped_memory},
     {"general", conv_always, conv_always, conv_no_memory}};
 constexpr ConvCudaRule kConvCudaGradWeight[] = {{"depthwise", conv_always, conv_depthwise, conv_no_memory},
-                                                {"implicit_gemm", conv_products_pay, conv_small_sizes, conv_no_memory},
+                                                {"grouped", conv_always, conv_group_weights_pay, conv_no_memory},
+                                                {"implicit_gemm", conv_fills_tiles, conv_small_sizes, conv_no_memory},
                                                 {"general", conv_always, conv_always, conv_no_memory}};
 
 // The row that serves, or null: that of the name `only` does not, or there is none.

@@ -4,6 +4,7 @@
 // lie side by side, four of them are loaded at once. Weights are brought into the order in which they are read first.
 #pragma once
 #include "conv/cuda_depthwise.cuh"
+#include "conv/cuda_groups.cuh"
 
 namespace fastconv {
 namespace {
@@ -98,6 +99,8 @@ inline void conv_grouped_forward(const ConvLauncher& call) {
   const ConvParams& p = call.p;
   with_element(p.dtype, [&](auto element) {
     using T = decltype(element);
+    if constexpr (sizeof(T) <= 4)
+      if (call.tensor_cores() && conv_group_outputs_pay(p)) return conv_group_forward<T>(call);
     ConvArgs args = call.args();
     call.pack<T>(args, conv_by_fours(p));
     const bool last = conv_both_last(p);

@@ -11,11 +11,10 @@ namespace {
 template <class T>
 constexpr int kTensorDepth = 32 / static_cast<int>(sizeof(T));
 
-// [16, depth], of a tile whose rows are those of the result; `tile` is the first of them, `line` elements before the
-// next.
+// [16, depth] of four matrices of 16 bytes by 8 rows, those of the first rows first: `row` is the lane's row of them.
 template <class T>
-__device__ __forceinline__ void conv_load_rows(uint32_t (&a)[4], const T* tile, int line, int lane) {
-  load_matrices<false>(a, tile + lane % 16 * line + lane / 16 * kWide<T>);
+__device__ __forceinline__ void conv_load_pieces(uint32_t (&a)[4], const void* row) {
+  load_matrices<false>(a, row);
   if constexpr (sizeof(T) == 4) {
 #pragma unroll
     for (uint32_t& bits : a) {
@@ -24,6 +23,11 @@ __device__ __forceinline__ void conv_load_rows(uint32_t (&a)[4], const T* tile, 
       bits = to_tf32(value);
     }
   }
+}
+// Of a tile whose rows are those of the result; `tile` is the first of them, `line` elements before the next.
+template <class T>
+__device__ __forceinline__ void conv_load_rows(uint32_t (&a)[4], const T* tile, int line, int lane) {
+  conv_load_pieces<T>(a, tile + lane % 16 * line + lane / 16 * kWide<T>);
 }
 // The same, of a tile whose rows are terms: the result's rows are its columns.
 template <class T>

@@ -3,18 +3,11 @@
 #pragma once
 #include <cstdint>
 
+#include "core/inline.h"
 #include "core/isa.h"
 #include "core/view.h"
 
 namespace fastconv {
-
-// Always, so that no symbol is left that the linker could keep for another instruction set (tests/test_binary.py); and
-// in kernels for GPUs as well.
-#ifdef __CUDACC__
-#define FASTCONV_INLINE __host__ __device__ __forceinline__
-#else
-#define FASTCONV_INLINE [[gnu::always_inline]] constexpr
-#endif
 
 // One axis of the windows. Window `o` has taps 0, 1, ...; tap `t` is at position first(o) + t * dilation of the input,
 // and in it for begin(o) <= t < end(o). Windows that adapt to the size of the input begin and end in it:

@@ -16,6 +16,7 @@ import fastconv
 from fastconv._native import native
 
 WEIGHTS = ["conv_weight_pairs", "conv_weight_products", "conv_add_parts"]
+GROUPS = pytest.mark.kernels("conv_group_pack", "conv_group_products", "conv_group_weights", "conv_add_parts")
 DEPTHWISE = pytest.mark.kernels("conv_depthwise_planes", "conv_depthwise_pixels", "conv_pack", *WEIGHTS)
 PRODUCTS = pytest.mark.kernels(
     "conv_products", "conv_tensor_products", "conv_add_outputs", "conv_grouped", "conv_general", "conv_pack", *WEIGHTS
@@ -65,6 +66,19 @@ DEPTHWISE_CASES = {
     "rows without taps": Case(out=32, size=(2, 32, 70, 70), kernel=(1, 1), padding=0, stride=2, groups=32),
     "rows in the padding": Case(out=32, size=(2, 32, 47, 47), kernel=(1, 1), groups=32),
 }
+#: 16-bit types, and float32 where it may be TF32, multiply several groups at once.
+GROUPED_CASES = {
+    "4": Case(size=(3, 128, 30, 41), out=128, groups=32),
+    "8": Case(size=(2, 88, 30, 41), out=88, stride=2, groups=11),
+    "16": Case(size=(2, 256, 14, 14), out=256, groups=16),
+    "32": Case(size=(2, 96, 20, 21), out=96, padding=2, dilation=2, groups=3),
+    "12 to 20": Case(size=(2, 48, 17, 19), out=80, groups=4),
+    "3 to 1": Case(size=(2, 72, 19, 15), out=24, groups=24),
+    "8 to 40": Case(size=(2, 24, 28, 29), out=120, kernel=(1, 1), padding=0, groups=3),
+    "7x7": Case(size=(2, 64, 28, 28), out=64, kernel=(7, 7), padding=3, groups=16),
+    "transposed": Case(size=(2, 64, 16, 17), out=64, kernel=(4, 4), stride=2, groups=8, transposed=True),
+    "many pixels": Case(size=(4, 64, 150, 150), out=64, groups=16),
+}
 CASES = {
     "dense": Case(),
     "many channels": Case(size=(2, 136, 14, 13), out=200),
@@ -104,6 +118,26 @@ def test_products(dtype: torch.dtype, layout: str) -> None:
         check(case, dtype, layout)
 
 
+@GROUPS
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_groups(dtype: torch.dtype, layout: str) -> None:
+    for case in GROUPED_CASES.values():
+        check(case, dtype, layout)
+
+
+@GROUPS
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_groups_keep_to_themselves(layout: str) -> None:
+    """What is infinite in one channel reaches its own group's outputs and no others."""
+    case = Case(size=(1, 64, 15, 16), out=64, groups=16)
+    tensors = case.tensors(torch.bfloat16)
+    tensors["input"][0, 5, 7, 7] = float("inf")
+    got = case(placed(tensors, layout))
+    assert torch.equal(got.isfinite().cpu(), case(tensors).isfinite())
+    assert not got[:, 4:8].isfinite().all()
+
+
 @DEPTHWISE
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -114,6 +148,7 @@ def test_depthwise(dtype: torch.dtype, layout: str) -> None:
 
 @DEPTHWISE
 @PRODUCTS
+@GROUPS
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_under_the_sanitizer(layout: str) -> None:
@@ -129,10 +164,10 @@ def test_under_the_sanitizer(layout: str) -> None:
 @PRODUCTS
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_every_call_gives_the_same_bits(layout: str) -> None:
-    for groups in (1, 8, 32):
+    for groups, dtype in ((1, torch.float32), (8, torch.float32), (8, torch.bfloat16), (32, torch.float32)):
         case = Case(size=(4, 32, 40, 40), out=32, groups=groups)
-        tensors = placed(case.tensors(torch.float32), layout)
-        grad = torch.randn(4, 32, 40, 40, device=DEVICE)
+        tensors = placed(case.tensors(dtype), layout)
+        grad = torch.randn(4, 32, 40, 40, device=DEVICE, dtype=dtype)
         first = run(case, tensors, grad)
         for _ in range(3):
             assert all(torch.equal(again, first[name]) for name, again in run(case, tensors, grad).items())
@@ -213,11 +248,12 @@ def test_graph_capture(layout: str, capture: Callable) -> None:
 
 
 @PRODUCTS
+@GROUPS
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_tf32(layout: str) -> None:
     """As near as factors of 11 bits allow, and not nearer: they were rounded. On chips older than 8.0 they are not."""
-    for name in ("dense", "many channels", "stem", "groups", "transposed", "few pixels"):
-        case = CASES[name]
+    names = ("dense", "many channels", "stem", "groups", "transposed", "few pixels")
+    for case in [*(CASES[name] for name in names), *(GROUPED_CASES[name] for name in ("4", "16", "transposed"))]:
         tensors = {key: t.double() for key, t in case.tensors(torch.float32).items()}
         output = case(tensors)
         grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
