@@ -230,6 +230,7 @@ def test_sixteen_bits(emulator: Emulator, channels_last: bool, name: str) -> Non
         assert check()
         assert any("conv_tensor_products" in name for name in emulator.launched())
     assert gpu.check_grad_weight()
+    assert any("conv_tensor_weights" in name for name in emulator.launched())
 
 
 @pytest.mark.parametrize("kernel", FORWARD)
@@ -290,7 +291,7 @@ def test_tf32(emulator: Emulator, channels_last: bool, name: str) -> None:
     for check, kernel in (
         (gpu.check_forward, "conv_tensor_products<float, "),
         (gpu.check_grad_input, "conv_tensor_products<float, "),
-        (gpu.check_grad_weight, "conv_weight_products<float, true>"),
+        (gpu.check_grad_weight, "conv_tensor_weights<float, "),
     ):
         assert check()
         assert any(kernel in name for name in emulator.launched())
@@ -309,7 +310,7 @@ def test_without_tensor_cores(emulator: Emulator, channels_last: bool, terms: in
             assert check()
             launched = emulator.launched()
             assert any(name.startswith(kernel) for name in launched)
-            assert not any("tensor" in name or ("weight_products" in name and "true" in name) for name in launched)
+            assert not any("tensor" in name for name in launched)
         assert gpu.check_grad_input()
 
 
@@ -392,9 +393,9 @@ def test_several_groups_with_activation_and_residual(emulator: Emulator, channel
     [
         (128, 128, 32, torch.bfloat16, ("conv_group_products", "conv_group_weights")),
         (128, 128, 32, torch.float32, ("conv_grouped", "conv_weight_pairs")),
-        (64, 128, 2, torch.bfloat16, ("conv_tensor_products", "conv_weight_products")),
+        (64, 128, 2, torch.bfloat16, ("conv_tensor_products", "conv_tensor_weights")),
         (60, 60, 12, torch.bfloat16, ("conv_grouped", "conv_weight_pairs")),  # not a multiple of 8
-        (64, 64, 1, torch.bfloat16, ("conv_tensor_products", "conv_weight_products")),
+        (64, 64, 1, torch.bfloat16, ("conv_tensor_products", "conv_tensor_weights")),
     ],
 )
 def test_which_groups_go_to_tensor_cores(

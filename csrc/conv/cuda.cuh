@@ -9,7 +9,7 @@
 #include "conv/cuda_grouped.cuh"
 #include "conv/cuda_groups_weight.cuh"
 #include "conv/cuda_products.cuh"
-#include "conv/cuda_weight.cuh"
+#include "conv/cuda_weight_tensor.cuh"
 
 namespace fastconv {
 namespace {

@@ -63,15 +63,16 @@ struct ConvArgs {
   bool wide_input;     // likewise
   bool by_channel;     // weights of one output channel are neighbours, not those of an input channel
   ConvPlaneTile tile;
-  ConvGroupTile group;  // of several groups at once on tensor cores
-  ConvGroupBy by;       // what its places are divided by
-  int64_t input_at;     // where in shared memory the input is
-  int64_t tiles;        // of pixels
-  int64_t passes;       // blocks that divide the products of the weights' gradient
-  int64_t packed_k;     // output channels of a group in the packed weights, those that are not there included
-  int64_t lanes;        // channels that a block has side by side
-  int64_t parts;        // into which pixels are split, or the terms of an output's sum
-  void* sums;           // [parts, the result's elements], in the type that is added up in; or null: there is one part
+  Divisor<uint32_t> by_rows, by_columns;  // of the output
+  ConvGroupTile group;                    // of several groups at once on tensor cores
+  ConvGroupBy by;                         // what its places are divided by
+  int64_t input_at;                       // where in shared memory the input is
+  int64_t tiles;                          // of pixels
+  int64_t passes;                         // blocks that divide the products of the weights' gradient
+  int64_t packed_k;  // output channels of a group in the packed weights, those that are not there included
+  int64_t lanes;     // channels that a block has side by side
+  int64_t parts;     // into which pixels are split, or the terms of an output's sum
+  void* sums;        // [parts, the result's elements], in the type that is added up in; or null: there is one part
   void* packed;
   int64_t items;
 };

@@ -49,21 +49,15 @@ struct ConvGroupPlace {
   int slab, n, residue_h, residue_w, row, column, rows, columns;
 };
 
-__device__ __forceinline__ int conv_take_last(uint32_t& number, const Divisor<uint32_t>& size) {
-  const uint32_t rest = size.divide(number), last = number - rest * size.value;
-  number = rest;
-  return static_cast<int>(last);
-}
-
 __device__ __forceinline__ ConvGroupPlace conv_group_place(const ConvArgs& args, int64_t item) {
   const ConvGroupTile& t = args.group;
   ConvGroupPlace at;
   uint32_t rest = static_cast<uint32_t>(item);
-  at.slab = conv_take_last(rest, args.by.slabs);
-  at.column = conv_take_last(rest, args.by.across) * t.columns;
-  at.row = conv_take_last(rest, args.by.down) * t.rows;
-  at.residue_w = conv_take_last(rest, args.by.up_w);
-  at.residue_h = conv_take_last(rest, args.by.up_h);
+  at.slab = args.by.slabs.take_last(rest);
+  at.column = args.by.across.take_last(rest) * t.columns;
+  at.row = args.by.down.take_last(rest) * t.rows;
+  at.residue_w = args.by.up_w.take_last(rest);
+  at.residue_h = args.by.up_h.take_last(rest);
   at.n = static_cast<int>(rest);
   at.rows = t.all_rows - at.row < t.rows ? t.all_rows - at.row : t.rows;
   at.columns = t.all_columns - at.column < t.columns ? t.all_columns - at.column : t.columns;

@@ -5,14 +5,13 @@
 // tensors are read once for nine taps. A block has pairs side by side as memory has channels, adds up over its threads'
 // pixels at the end, and takes everything.
 //
-// conv_weight_products: a product of matrices, summed up over pixels. A block has a tile of 64 output channels by 64
-// (tap, input channel); a thread has 4 by 4 of them or, on tensor cores (16-bit types, and float32 in TF32), a warp 16
-// by 32.
+// conv_weight_products: a product of matrices, summed up over pixels, without tensor cores. A block has a tile of 64
+// output channels by 64 (tap, input channel), a thread 4 by 4 of them. On tensor cores: cuda_weight_tensor.cuh.
 //
 // Few tiles would leave most of the GPU idle. Then the pixels are split into parts, which depend on the sizes alone,
 // and conv_add_parts adds them up in their order: no atomics, and each call gives the same bits again.
 #pragma once
-#include "conv/cuda_mma.cuh"
+#include "conv/cuda_args.cuh"
 
 namespace fastconv {
 namespace {
@@ -201,8 +200,8 @@ __device__ __forceinline__ void conv_load_stage(const ConvArgs& args, int64_t g,
   });
 }
 
-// The sums of a thread, and where in the tile they are: 4 by 4; on tensor cores, what it has of a warp's four products.
-template <class T, bool Tensor>
+// The sums of a thread, and where in the tile they are.
+template <class T>
 struct ConvWeightSums {
   using A = Accumulate<T>;
   A sum[4][4];
@@ -221,41 +220,12 @@ struct ConvWeightSums {
         for (int x = 0; x < 4; ++x) sum[y][x] += a[y] * b[x];
     }
   }
-  __device__ __forceinline__ int row(int y, int) const { return down + y; }
-  __device__ __forceinline__ int column(int, int x) const { return across + x; }
 };
 
 template <class T>
-struct ConvWeightSums<T, true> {
-  float sum[4][4];  // of a product of 16 by 8 each
-  int down, across, lane;
-
-  static __device__ __forceinline__ ConvWeightSums of(int thread) {
-    return {{}, thread / kWarpSize % 4 * 16, thread / kWarpSize / 4 * 32, thread % kWarpSize};
-  }
-  __device__ __forceinline__ void add(const ConvWeightTiles<T>& shared) {
-    constexpr int kLine = ConvWeightTiles<T>::kLine;
-#pragma unroll
-    for (int i = 0; i < kConvStage; i += kTensorDepth<T>) {
-      uint32_t a[4];
-      conv_load_rows_turned(a, &shared.grads[i][down], kLine, lane);
-#pragma unroll
-      for (int x = 0; x < 4; x += 2) {
-        uint32_t b[2][2];
-        conv_load_columns(b, &shared.inputs[i][across + 8 * x], kLine, lane);
-        conv_mma<T>(sum[x], a, b[0]);
-        conv_mma<T>(sum[x + 1], a, b[1]);
-      }
-    }
-  }
-  __device__ __forceinline__ int row(int, int x) const { return down + lane / 4 + x / 2 * 8; }
-  __device__ __forceinline__ int column(int y, int x) const { return across + 8 * y + lane % 4 * 2 + x % 2; }
-};
-
-template <class T, bool Tensor>
 __global__ void __launch_bounds__(kConvThreads) conv_weight_products(const ConvArgs args) {
-  if constexpr (Tensor ? kTensorCores : sizeof(T) > 2 || kNoTensorCores) {
-    using Sums = ConvWeightSums<T, Tensor>;
+  if constexpr (sizeof(T) > 2 || kNoTensorCores) {
+    using Sums = ConvWeightSums<T>;
     auto& shared = *dynamic_shared<ConvWeightTiles<T>>();
     const ConvParams& p = args.p;
     const int64_t columns = p.C * p.R * p.S, pixels = p.N * p.P * p.Q, stages = (pixels + kConvStage - 1) / kConvStage;
@@ -276,7 +246,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_weight_products(const ConvA
       for (int y = 0; y < 4; ++y)
 #pragma unroll
         for (int x = 0; x < 4; ++x) {
-          const int64_t row = k + own.row(y, x), column = first + own.column(y, x);
+          const int64_t row = k + own.down + y, column = first + own.across + x;
           if (row >= p.K || column >= columns) continue;
           int64_t tap = column;
           const int64_t c = take_last(tap, p.C);
@@ -354,23 +324,6 @@ inline void conv_pairs_grad_weight(const ConvLauncher& call) {
     args.lanes = conv_pair_lanes(call.p);
     conv_in_parts<T>(call, width > 1 ? conv_weight_pairs<T, kWide<T>, true> : conv_weight_pairs<T, 1, false>, args,
                      conv_pair_tiles(call.p), kConvThreads * width * sizeof(Accumulate<T>));
-  });
-}
-
-inline int64_t conv_weight_products_scratch(const ConvParams& p, const ConvLimits& limits) {
-  return conv_sums_bytes(p, conv_weight_tiles(p), limits);
-}
-inline void conv_products_grad_weight(const ConvLauncher& call) {
-  const ConvParams& p = call.p;
-  with_element(p.dtype, [&](auto element) {
-    using T = decltype(element);
-    ConvArgs args = call.args();
-    args.wide_input = conv_wide(p.input, p.C, kWide<T>, sizeof(T));
-    args.wide_output = conv_wide(p.output, p.K, kWide<T>, sizeof(T));
-    auto* kernel = conv_weight_products<T, false>;
-    if constexpr (sizeof(T) <= 4)
-      if (call.tensor_cores()) kernel = conv_weight_products<T, true>;
-    conv_in_parts<T>(call, kernel, args, conv_weight_tiles(p), sizeof(ConvWeightTiles<T>));
   });
 }
 

@@ -29,6 +29,12 @@ struct Divisor<uint32_t> {
   __host__ __device__ uint32_t divide(uint32_t dividend) const {
     return (multiply_high(dividend, multiplier) + dividend) >> shift;
   }
+  // Takes the last coordinate, of so many, off a number.
+  __host__ __device__ int take_last(uint32_t& number) const {
+    const uint32_t rest = divide(number), last = number - rest * value;
+    number = rest;
+    return static_cast<int>(last);
+  }
 };
 
 }  // namespace fastconv

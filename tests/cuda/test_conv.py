@@ -15,7 +15,7 @@ from torch import Tensor
 import fastconv
 from fastconv._native import native
 
-WEIGHTS = ["conv_weight_pairs", "conv_weight_products", "conv_add_parts"]
+WEIGHTS = ["conv_weight_pairs", "conv_weight_products", "conv_tensor_weights", "conv_add_parts"]
 GROUPS = pytest.mark.kernels("conv_group_pack", "conv_group_products", "conv_group_weights", "conv_add_parts")
 DEPTHWISE = pytest.mark.kernels("conv_depthwise_planes", "conv_depthwise_pixels", "conv_pack", *WEIGHTS)
 PRODUCTS = pytest.mark.kernels(
