@@ -199,6 +199,16 @@ GROUPS = [
     _case("up_groups of 24 to 4", 1, 96, (5, 6), 16, 3, of=TransposedCase, stride=(3, 2), padding=1, groups=4),
     _case("up_groups without taps", 1, 32, (5, 6), 32, 2, of=TransposedCase, stride=3, dilation=3, groups=8),
 ]
+#: Depthwise with more than nine taps: runs of 16 outputs with and without tails, rows of taps for one group of warps and
+#: for two, several passes, tails of slabs of 64.
+TAPS = [
+    _case("taps of 7x7", 2, 24, (9, 20), 24, 7, padding=3, groups=24),
+    _case("taps of 5x5", 1, 72, (7, 37), 72, 5, padding=2, stride=(2, 1), groups=72),
+    _case("taps of 31x31", 1, 8, (14, 14), 8, 31, padding=15, groups=8),
+    _case("taps on a line", 2, 16, (1, 150), 16, (1, 33), padding=(0, 16), groups=16),
+    _case("taps down a column", 1, 8, (40, 5), 8, (13, 3), padding=(6, 0), groups=8),
+    _case("taps far apart", 3, 8, (19, 11), 8, (5, 4), padding=(4, 1), dilation=(3, 1), groups=8),
+]
 #: Small ones, for everything else, by the kernel that is chosen for them.
 USUAL = {
     "implicit_gemm": _case("gemm", 2, 32, (5, 7), 40, 3, padding=1, stride=(1, 2), groups=2),
@@ -206,7 +216,7 @@ USUAL = {
     "odd groups": _case("odd groups", 2, 6, (5, 7), 9, 3, padding=1, groups=3),
     "depthwise": _case("depthwise", 2, 16, (6, 7), 16, 3, padding=1, groups=16),
 }
-BY_NAME |= {case.name: case for case in [*OWN, *GROUPS, *USUAL.values()]}
+BY_NAME |= {case.name: case for case in [*OWN, *GROUPS, *TAPS, *USUAL.values()]}
 
 
 @pytest.mark.parametrize("name", [*CHOSEN, *(case.name for case in OWN)])
@@ -385,6 +395,30 @@ def test_several_groups_with_activation_and_residual(emulator: Emulator, channel
     if activation:
         wanted = getattr(torch.nn.functional, activation)(wanted)
     torch.testing.assert_close(got.double(), wanted, rtol=0.01, atol=0.02)
+
+
+@pytest.mark.parametrize("name", [case.name for case in TAPS])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@BOTH_LAYOUTS
+def test_many_taps(emulator: Emulator, channels_last: bool, dtype: torch.dtype, name: str) -> None:
+    more = [{}, {"shift": 1}, {"max_grid": 1, "part": 8}][(len(name) + dtype.itemsize + channels_last) % 3]
+    gpu = Gpu(emulator, BY_NAME[name], dtype, channels_last, **more)
+    assert gpu.check_grad_weight()
+    assert any("conv_depthwise_weights" in kernel for kernel in emulator.launched())
+
+
+@BOTH_LAYOUTS
+def test_outputs_that_are_not_there_read_nothing(emulator: Emulator, channels_last: bool) -> None:
+    """A tile is larger than the plane; what is infinite at its edge reaches the taps that read it and no others."""
+    gpu = Gpu(emulator, BY_NAME["taps of 7x7"], torch.bfloat16, channels_last)
+    p = problem(gpu.case)
+    x, grad = p.input.clone(), p.grad_output.abs() + 1
+    x[0, 3, 8, 19] = float("inf")
+    wanted = torch.nn.grad.conv2d_weight(x, gpu.case.weight_size, grad, **gpu.case.kwargs)
+    got = gpu.run(WEIGHTS, {"input": x, "output": grad}, "weight", gpu.case.weight_size)
+    assert torch.equal(got.isfinite(), wanted.isfinite())
+    assert not wanted[3].isfinite().all()
+    assert wanted[3].isfinite().any()
 
 
 #: Where groups are many or large enough: which kernel is chosen, forward and for the gradient of the weights.

@@ -5,9 +5,9 @@
 #include <iterator>
 
 #include "conv/cuda_depthwise.cuh"
+#include "conv/cuda_depthwise_weight.cuh"
 #include "conv/cuda_general.cuh"
 #include "conv/cuda_grouped.cuh"
-#include "conv/cuda_groups_weight.cuh"
 #include "conv/cuda_products.cuh"
 #include "conv/cuda_weight_tensor.cuh"
 
@@ -22,7 +22,7 @@ struct ConvCudaGradWeight {
 // In the order of their rules.
 constexpr void (*kConvForward[])(const ConvLauncher&) = {
     conv_planes_forward, conv_pixels_forward, conv_products_forward, conv_grouped_forward, conv_general_forward};
-constexpr ConvCudaGradWeight kConvGradWeight[] = {{conv_pairs_scratch, conv_pairs_grad_weight},
+constexpr ConvCudaGradWeight kConvGradWeight[] = {{conv_depthwise_scratch, conv_depthwise_grad_weight},
                                                   {conv_group_scratch, conv_group_grad_weight},
                                                   {conv_weight_products_scratch, conv_products_grad_weight},
                                                   {conv_pairs_scratch, conv_pairs_grad_weight}};

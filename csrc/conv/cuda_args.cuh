@@ -68,6 +68,7 @@ struct ConvArgs {
   ConvGroupBy by;                         // what its places are divided by
   int64_t input_at;                       // where in shared memory the input is
   int64_t tiles;                          // of pixels
+  int tap_rows;                           // of a block, of the depthwise weights' gradient
   int64_t passes;                         // blocks that divide the products of the weights' gradient
   int64_t packed_k;  // output channels of a group in the packed weights, those that are not there included
   int64_t lanes;     // channels that a block has side by side

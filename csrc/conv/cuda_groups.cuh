@@ -333,10 +333,10 @@ __global__ void __launch_bounds__(kConvThreads, 3) conv_group_products(const Con
 
 // Divisions and sizes of shared memory that both kernels need.
 template <class T>
-ConvArgs conv_group_args(const ConvLauncher& call, bool weights) {
+ConvArgs conv_group_args(const ConvLauncher& call, const ConvGroupTile& tile, bool weights) {
   const ConvParams& p = call.p;
   ConvArgs args = call.args();
-  args.group = conv_group_tile(p, weights);
+  args.group = tile;
   const ConvGroupTile& t = args.group;
   const auto by = [](int64_t size) { return Divisor<uint32_t>(static_cast<uint32_t>(size)); };
   args.by = {by(t.slabs), by(t.across), by(t.down),    by(p.up_w),
@@ -352,7 +352,7 @@ ConvArgs conv_group_args(const ConvLauncher& call, bool weights) {
 template <class T>
 void conv_group_forward(const ConvLauncher& call) {
   const ConvParams& p = call.p;
-  ConvArgs args = conv_group_args<T>(call, false);
+  ConvArgs args = conv_group_args<T>(call, conv_group_tile(p, false), false);
   const ConvGroupTile& t = args.group;
   args.items = conv_packs_pieces(p, t) / static_cast<int64_t>(sizeof(T));
   call.run(conv_group_pack<T>, args, ceil_divide(args.items, kConvThreads));

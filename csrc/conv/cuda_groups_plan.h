@@ -88,8 +88,8 @@ inline ConvLive conv_live(int64_t taps, int64_t dilation, int64_t up) {
   return {(taps + period - 1) / period, period * dilation / up};
 }
 
-// That of the outputs, or of the gradient of the weights.
-inline ConvGroupTile conv_group_tile(const ConvParams& p, bool weights) {
+// That of the outputs, or of the gradient of the weights; with rows of so many outputs at least.
+inline ConvGroupTile conv_group_tile(const ConvParams& p, bool weights, int64_t fewest = 1) {
   ConvGroupTile t = {};
   const int64_t wide = 16 / p.element_size(), eights = p.G * p.K / kConvEight;
   constexpr int64_t kMost = int64_t{1} << 29;
@@ -111,7 +111,7 @@ inline ConvGroupTile conv_group_tile(const ConvParams& p, bool weights) {
   t.all_columns = static_cast<int>(Q);
   int64_t least = 0;
   for (int64_t pixels = kConvPixels; pixels >= kConvPixels / 4 && !t.fits; pixels /= 2)
-    for (int64_t rows = 1; rows <= pixels; rows *= 2) {
+    for (int64_t rows = 1; rows * fewest <= pixels; rows *= 2) {
       const int64_t columns = pixels / rows;
       const int64_t halo_rows = (rows - 1) * p.stride_h + (h.taps - 1) * h.step + 1;
       const int64_t halo_columns = (columns - 1) * p.stride_w + (v.taps - 1) * v.step + 1;

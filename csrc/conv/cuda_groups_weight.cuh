@@ -212,7 +212,7 @@ inline void conv_group_grad_weight(const ConvLauncher& call) {
   with_element(p.dtype, [&](auto element) {
     using T = decltype(element);
     if constexpr (sizeof(T) <= 4) {
-      ConvArgs args = conv_group_args<T>(call, true);
+      ConvArgs args = conv_group_args<T>(call, conv_group_tile(p, true), true);
       const ConvGroupTile& t = args.group;
       args.passes = conv_group_passes(p, t);
       auto* kernel = conv_group_weights<T, 1>;

@@ -17,7 +17,9 @@ from fastconv._native import native
 
 WEIGHTS = ["conv_weight_pairs", "conv_weight_products", "conv_tensor_weights", "conv_add_parts"]
 GROUPS = pytest.mark.kernels("conv_group_pack", "conv_group_products", "conv_group_weights", "conv_add_parts")
-DEPTHWISE = pytest.mark.kernels("conv_depthwise_planes", "conv_depthwise_pixels", "conv_pack", *WEIGHTS)
+DEPTHWISE = pytest.mark.kernels(
+    "conv_depthwise_planes", "conv_depthwise_pixels", "conv_depthwise_weights", "conv_pack", *WEIGHTS
+)
 PRODUCTS = pytest.mark.kernels(
     "conv_products", "conv_tensor_products", "conv_add_outputs", "conv_grouped", "conv_general", "conv_pack", *WEIGHTS
 )
@@ -61,6 +63,7 @@ DEPTHWISE_CASES = {
     "strided": Case(size=(2, 33, 57, 56), out=33, kernel=(5, 5), stride=2, padding=2, groups=33),
     "small planes": Case(size=(5, 64, 7, 7), out=64, groups=64),
     "dilated": Case(out=32, padding=6, dilation=6, groups=32),
+    "a line": Case(size=(3, 64, 1, 300), out=64, kernel=(1, 31), padding=15, groups=64),
     "31x31": Case(size=(1, 16, 14, 14), out=16, kernel=(31, 31), padding=15, groups=16),
     "transposed": Case(out=32, kernel=(4, 4), stride=2, groups=32, transposed=True),
     "rows without taps": Case(out=32, size=(2, 32, 70, 70), kernel=(1, 1), padding=0, stride=2, groups=32),
