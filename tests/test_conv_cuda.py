@@ -199,8 +199,8 @@ GROUPS = [
     _case("up_groups of 24 to 4", 1, 96, (5, 6), 16, 3, of=TransposedCase, stride=(3, 2), padding=1, groups=4),
     _case("up_groups without taps", 1, 32, (5, 6), 32, 2, of=TransposedCase, stride=3, dilation=3, groups=8),
 ]
-#: Depthwise with more than nine taps: runs of 16 outputs with and without tails, rows of taps for one group of warps and
-#: for two, several passes, tails of slabs of 64.
+#: Depthwise with more than nine taps: runs of 16 outputs with and without tails, rows of taps for one group of warps
+#: and for two, several passes, tails of slabs of 64.
 TAPS = [
     _case("taps of 7x7", 2, 24, (9, 20), 24, 7, padding=3, groups=24),
     _case("taps of 5x5", 1, 72, (7, 37), 72, 5, padding=2, stride=(2, 1), groups=72),

@@ -2,8 +2,8 @@
 //
 // conv_weight_pairs: a thread has a pair of an output channel and an input channel (depthwise in channels_last memory,
 // 16 bytes of channels) and up to nine taps of it, whose sums stay in registers while it goes through its pixels: both
-// tensors are read once for nine taps (depthwise with more of them: cuda_depthwise_weight.cuh). A block has pairs side by side as memory has channels, adds up over its threads'
-// pixels at the end, and takes everything.
+// tensors are read once for nine taps (depthwise with more: cuda_depthwise_weight.cuh). A block has pairs side by side
+// as memory has channels, adds up over its threads' pixels at the end, and takes everything.
 //
 // conv_weight_products: a product of matrices, summed up over pixels, without tensor cores. A block has a tile of 64
 // output channels by 64 (tap, input channel), a thread 4 by 4 of them. On tensor cores: cuda_weight_tensor.cuh.
