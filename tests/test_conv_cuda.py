@@ -18,7 +18,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # in the
 ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: str(t).removeprefix("torch."))
 ACTIVATIONS = ["", "relu", "relu6", "silu", "hardswish"]  # in the order of Activation
 FORWARD = ["depthwise_planes", "depthwise_pixels", "implicit_gemm", "grouped", "general"]
-GRAD_WEIGHT = ["depthwise", "implicit_gemm", "general"]
+GRAD_WEIGHT = ["depthwise", "grouped", "implicit_gemm", "general"]
 PART, SUMS, TERMS, CHIP = 512, 8 << 20, 128, 90  # of ConvLimits
 FORWARDS, TURNED, WEIGHTS = 0, 1, 2  # directions
 
@@ -206,7 +206,7 @@ TAPS = [
     _case("taps of 5x5", 1, 72, (7, 37), 72, 5, padding=2, stride=(2, 1), groups=72),
     _case("taps of 31x31", 1, 8, (14, 14), 8, 31, padding=15, groups=8),
     _case("taps on a line", 2, 16, (1, 150), 16, (1, 33), padding=(0, 16), groups=16),
-    _case("taps down a column", 1, 8, (40, 5), 8, (13, 3), padding=(6, 0), groups=8),
+    _case("taps down a column", 1, 8, (40, 9), 8, (13, 3), padding=(6, 0), groups=8),
     _case("taps far apart", 3, 8, (19, 11), 8, (5, 4), padding=(4, 1), dilation=(3, 1), groups=8),
 ]
 #: Small ones, for everything else, by the kernel that is chosen for them.
@@ -261,12 +261,14 @@ def test_every_kernel_by_its_name(emulator: Emulator, channels_last: bool, kerne
 @pytest.mark.parametrize("kernel", GRAD_WEIGHT)
 @BOTH_LAYOUTS
 def test_every_gradient_of_weights_by_its_name(emulator: Emulator, channels_last: bool, kernel: str) -> None:
+    dtype = torch.bfloat16 if kernel == "grouped" else torch.float32  # on tensor cores alone
     served = [
         case.name
         for case in USUAL.values()
-        if Gpu(emulator, case, torch.float32, channels_last, kernel=kernel).check_grad_weight()
+        if Gpu(emulator, case, dtype, channels_last, kernel=kernel).check_grad_weight()
     ]
-    assert served == (["depthwise"] if kernel == "depthwise" else [case.name for case in USUAL.values()])
+    some = {"depthwise": ["depthwise"], "grouped": ["gemm", "grouped", "depthwise"]}
+    assert served == some.get(kernel, [case.name for case in USUAL.values()])
 
 
 @pytest.mark.parametrize(("direction", "kernel"), [(FORWARDS, "depthwise_pixels"), (WEIGHTS, "depthwise")])
@@ -421,30 +423,52 @@ def test_outputs_that_are_not_there_read_nothing(emulator: Emulator, channels_la
     assert wanted[3].isfinite().any()
 
 
-#: Where groups are many or large enough: which kernel is chosen, forward and for the gradient of the weights.
+PRODUCTS = ("conv_tensor_products", "conv_tensor_weights"), ("conv_products", "conv_weight_products")
+PACKED = "conv_group_products", "conv_group_weights"
+SIMPLE = "conv_grouped", "conv_weight_pairs"
+
+
+#: Which kernels are chosen for channels in groups and a plane, with tensor cores and without.
 @pytest.mark.parametrize(
-    ("channels", "out", "groups", "dtype", "kernels"),
+    ("channels", "out", "groups", "plane", "dtype", "chosen"),
     [
-        (128, 128, 32, torch.bfloat16, ("conv_group_products", "conv_group_weights")),
-        (128, 128, 32, torch.float32, ("conv_grouped", "conv_weight_pairs")),
-        (64, 128, 2, torch.bfloat16, ("conv_tensor_products", "conv_tensor_weights")),
-        (60, 60, 12, torch.bfloat16, ("conv_grouped", "conv_weight_pairs")),  # not a multiple of 8
-        (64, 64, 1, torch.bfloat16, ("conv_tensor_products", "conv_tensor_weights")),
+        (128, 128, 32, (5, 9), torch.bfloat16, (PACKED, SIMPLE)),
+        (64, 64, 2, (5, 9), torch.bfloat16, (PACKED, PRODUCTS[1])),
+        (128, 128, 32, (5, 9), torch.float32, (SIMPLE, SIMPLE)),
+        (64, 128, 2, (5, 9), torch.bfloat16, PRODUCTS),
+        (128, 32, 2, (5, 9), torch.bfloat16, PRODUCTS),  # many channels to few
+        (64, 64, 2, (3, 3), torch.bfloat16, PRODUCTS),  # most of a tile would be empty
+        (60, 60, 12, (5, 9), torch.bfloat16, (SIMPLE, SIMPLE)),  # not a multiple of 8
+        (64, 64, 1, (5, 9), torch.bfloat16, PRODUCTS),
     ],
 )
 def test_which_groups_go_to_tensor_cores(
-    emulator: Emulator, channels: int, out: int, groups: int, dtype: torch.dtype, kernels: tuple[str, str]
+    emulator: Emulator, channels: int, out: int, groups: int, plane: tuple[int, int], dtype: torch.dtype, chosen: tuple
 ) -> None:
-    case = _case(f"{channels} to {out} in {groups}", 1, channels, (5, 6), out, 3, padding=1, groups=groups)
-    for chip, (forward, weights) in ((CHIP, kernels), (75, ("conv_", "conv_weight_"))):
+    case = _case(f"{channels} to {out} in {groups}", 1, channels, plane, out, 3, padding=1, groups=groups)
+    for chip, kernels in zip((CHIP, 75), chosen, strict=True):
         gpu = Gpu(emulator, case, dtype, True, chip=chip)
-        assert gpu.check_forward()
-        launched = emulator.launched()
-        assert any(name.startswith(forward) for name in launched)
-        assert gpu.check_grad_weight()
-        launched += emulator.launched()
-        assert any(name.startswith(weights) for name in launched)
-        assert chip == CHIP or not any("tensor" in name or "group_" in name for name in launched)
+        for check, kernel in zip((gpu.check_forward, gpu.check_grad_weight), kernels, strict=True):
+            assert check()
+            assert any(name.startswith(f"{kernel}<") for name in emulator.launched())
+
+
+@pytest.mark.parametrize("terms", [TERMS, 8])
+@pytest.mark.parametrize(("dtype", "tf32"), [(torch.bfloat16, False), (torch.float32, True)], ids=str)
+def test_planes_are_copied_to_channels_last(emulator: Emulator, dtype: torch.dtype, tf32: bool, terms: int) -> None:
+    """For tensor cores, where they pay: of the input, and for the weights' gradient of both tensors; in parts too."""
+    case = _case("planes to copy", 2, 72, (9, 11), 80, (2, 3), padding=1, stride=(2, 1))
+    for input_last, output_last in ((False, False), (False, True), (True, False)):
+        for chip in (CHIP, 75):
+            more = {"terms": terms, "tf32": tf32, "chip": chip, "max_grid": ALL_BLOCKS if terms == TERMS else 1}
+            gpu = Gpu(emulator, case, dtype, input_last, output_last=output_last, **more)
+            copies = (not input_last, not output_last, 2 - input_last - output_last)
+            for check, count in zip(
+                (gpu.check_forward, gpu.check_grad_input, gpu.check_grad_weight), copies, strict=True
+            ):
+                assert check()
+                names = [name.split("<")[0] for name in emulator.launched()]
+                assert names.count("conv_channels_last") == (count if chip == CHIP else 0)
 
 
 #: Steps that end within a tap, parts of no step, tails of channels and pixels, residues, a kernel of one.

@@ -14,8 +14,8 @@ namespace fastconv {
 constexpr int64_t kConvStrip = 4;
 // What a block of it gets without asking.
 constexpr int64_t kConvShared = 48 << 10;
-// Below so many output channels of a group a tile of products is mostly empty; up to so many, tensor cores multiply
-// several groups at once.
+// Below so many output channels of a group a tile of products is mostly empty; up to so many of both tensors, tensor
+// cores multiply several groups at once.
 constexpr int64_t kConvFewChannels = 12, kConvSeveralGroups = 48;
 // Output channels of a thread where they are few.
 constexpr int64_t kConvFour = 4;
@@ -98,16 +98,20 @@ inline bool conv_small_sizes(const ConvParams& p) {
 }
 inline bool conv_on_tensor_cores(const ConvParams& p) { return p.element_size() == 2 || p.tf32; }
 inline bool conv_grouped_serves(const ConvParams& p) { return conv_both_last(p) || conv_both_planes(p); }
-// Whether tensor cores should multiply several groups at once; seven of eight products with zeros are too many.
-inline bool conv_groups_pay(const ConvParams& p, bool weights) {
-  if (!conv_on_tensor_cores(p) || !conv_small_sizes(p) || p.G == 1 || p.K > kConvSeveralGroups) return false;
+// Where tensor cores should multiply several groups at once their tile, otherwise one that does not fit. No more than
+// seven of eight products may be with zeros.
+inline ConvGroupTile conv_groups_pay(const ConvParams& p, bool weights) {
+  if (!conv_on_tensor_cores(p) || !conv_small_sizes(p) || p.G == 1 || std::max(p.C, p.K) > kConvSeveralGroups)
+    return {};
   const ConvGroupTile tile = conv_group_tile(p, weights);
-  return tile.fits && tile.window.pieces * tile.window.wide <= 8 * p.C;
+  return conv_tile_pays(p, tile) && tile.window.pieces * tile.window.wide <= 8 * p.C ? tile : ConvGroupTile{};
 }
-inline bool conv_group_outputs_pay(const ConvParams& p) { return conv_grouped_serves(p) && conv_groups_pay(p, false); }
-inline bool conv_group_weights_pay(const ConvParams& p) { return conv_groups_pay(p, true); }
+inline ConvGroupTile conv_group_outputs(const ConvParams& p) {
+  return conv_grouped_serves(p) ? conv_groups_pay(p, false) : ConvGroupTile{};
+}
+inline bool conv_group_weights_pay(const ConvParams& p) { return conv_groups_pay(p, true).fits; }
 inline bool conv_fills_tiles(const ConvParams& p) { return p.K >= kConvFewChannels && p.C * p.R * p.S >= 8; }
-inline bool conv_products_pay(const ConvParams& p) { return conv_fills_tiles(p) && !conv_group_outputs_pay(p); }
+inline bool conv_products_pay(const ConvParams& p) { return conv_fills_tiles(p) && !conv_group_outputs(p).fits; }
 inline bool conv_always(const ConvParams&) { return true; }
 
 inline int64_t conv_weight_elements(const ConvParams& p) { return p.G * p.K * p.C * p.R * p.S; }
@@ -162,17 +166,33 @@ inline ConvMemory conv_pixels_memory(const ConvParams& p, const ConvLimits&) { r
 inline int64_t conv_packs_pieces(const ConvParams& p, const ConvGroupTile& tile) {
   return p.G * p.K / kConvEight * p.R * p.S * tile.window.pieces * 128;
 }
-inline ConvMemory conv_grouped_memory(const ConvParams& p, const ConvLimits&) {
-  int64_t pieces = 0;
-  if (conv_group_outputs_pay(p)) pieces = conv_packs_pieces(p, conv_group_tile(p, false));
-  return {std::max(conv_packs(p, conv_by_fours(p)), pieces), 0};  // chips without tensor cores have another order
+inline int64_t conv_whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Whether a tensor's planes are copied to channels_last for tensor cores, which then have 16 bytes of every pixel at
+// once: `channels` of a group. It pays where every element is loaded several times.
+inline bool conv_copies_to_last(const ConvParams& p, const View4& view, int64_t channels, int64_t W) {
+  return conv_on_tensor_cores(p) && p.R * p.S >= 4 && p.K >= 32 && channels * p.element_size() % 16 == 0 &&
+         view.w == 1 && view.h == W;
+}
+inline bool conv_copies_input(const ConvParams& p) { return conv_copies_to_last(p, p.input, p.C, p.W); }
+inline int64_t conv_input_bytes(const ConvParams& p) { return p.N * p.G * p.C * p.H * p.W * p.element_size(); }
+inline int64_t conv_parts_bytes(const ConvParams& p, const ConvLimits& limits) {
+  const int64_t parts = conv_sum_parts(p, limits);
+  return parts > 1 ? conv_whole_lines(parts * conv_outputs(p) * conv_accumulate_bytes(p)) : 0;
 }
 inline ConvMemory conv_products_memory(const ConvParams& p, const ConvLimits& limits) {
-  const int64_t parts = conv_sum_parts(p, limits);
-  return {conv_packs_taps(p), parts > 1 ? parts * conv_outputs(p) * conv_accumulate_bytes(p) : 0};
+  return {conv_packs_taps(p), conv_parts_bytes(p, limits) + (conv_copies_input(p) ? conv_input_bytes(p) : 0)};
+}
+// Chips without tensor cores have others of their own: tiles of products where these are filled.
+inline ConvMemory conv_grouped_memory(const ConvParams& p, const ConvLimits& limits) {
+  ConvMemory memory = {conv_packs(p, conv_by_fours(p)), 0};
+  const ConvGroupTile tile = conv_group_outputs(p);
+  if (!tile.fits) return memory;
+  if (conv_fills_tiles(p)) memory = conv_products_memory(p, limits);
+  return {std::max({memory.packed, conv_packs(p, conv_by_fours(p)), conv_packs_pieces(p, tile)}), memory.scratch};
 }
 // Where in a block of both the scratch memory begins.
-inline int64_t conv_behind_packed(const ConvMemory& memory) { return (memory.packed + 63) / 64 * 64; }
+inline int64_t conv_behind_packed(const ConvMemory& memory) { return conv_whole_lines(memory.packed); }
 
 // As a row of the CPU's tables, but for a plan: `preferred` says whether a kernel should serve, `serves` whether it
 // can.

@@ -129,6 +129,7 @@ inline ConvTapTile conv_tap_tile(const ConvParams& p) {
   block.R = t.rows;
   block.S = t.columns;
   t.tile = conv_group_tile(block, true, kConvRun);
+  t.tile.fits = conv_tiles_filled(t.tile);
   const int64_t sums = int64_t{kConvThreads} / kWarpSize * t.columns * kConvSlab * 4;
   t.shared = std::max(t.tile.bytes(p, true), t.tile.input_at(true) + sums);
   return t;
@@ -137,7 +138,7 @@ inline ConvTapTile conv_tap_tile(const ConvParams& p) {
 inline int64_t conv_depthwise_scratch(const ConvParams& p, const ConvLimits& limits) {
   const int64_t pairs = conv_pairs_scratch(p, limits);
   const ConvTapTile t = conv_tap_tile(p);
-  return t.tile.fits ? std::max(pairs, conv_sums_bytes(p, t.blocks(p), limits)) : pairs;
+  return t.tile.fits ? std::max(pairs, conv_sums_bytes(p, conv_group_parts(p, t.tile, t.blocks(p), limits))) : pairs;
 }
 inline void conv_depthwise_grad_weight(const ConvLauncher& call) {
   const ConvTapTile t = conv_tap_tile(call.p);
@@ -147,6 +148,7 @@ inline void conv_depthwise_grad_weight(const ConvLauncher& call) {
     if constexpr (sizeof(T) <= 4) {
       ConvArgs args = conv_group_args<T>(call, t.tile, true);
       args.tap_rows = t.rows;
+      args.parts = conv_group_parts(call.p, t.tile, t.blocks(call.p), call.limits);
       auto* kernel = conv_depthwise_weights<T, 3>;
       if (t.columns == 5) kernel = conv_depthwise_weights<T, 5>;
       if (t.columns == 7) kernel = conv_depthwise_weights<T, 7>;

@@ -5,6 +5,7 @@
 #pragma once
 #include "conv/cuda_depthwise.cuh"
 #include "conv/cuda_groups.cuh"
+#include "conv/cuda_products.cuh"
 
 namespace fastconv {
 namespace {
@@ -99,8 +100,11 @@ inline void conv_grouped_forward(const ConvLauncher& call) {
   const ConvParams& p = call.p;
   with_element(p.dtype, [&](auto element) {
     using T = decltype(element);
-    if constexpr (sizeof(T) <= 4)
-      if (call.tensor_cores() && conv_group_outputs_pay(p)) return conv_group_forward<T>(call);
+    if constexpr (sizeof(T) <= 4) {
+      const ConvGroupTile tile = conv_group_outputs(p);
+      if (tile.fits && call.tensor_cores()) return conv_group_forward<T>(call, tile);
+      if (tile.fits && conv_fills_tiles(p)) return conv_products_forward(call);
+    }
     ConvArgs args = call.args();
     call.pack<T>(args, conv_by_fours(p));
     const bool last = conv_both_last(p);

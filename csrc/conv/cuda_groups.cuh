@@ -285,8 +285,8 @@ __global__ void __launch_bounds__(kConvThreads, 3) conv_group_products(const Con
           uint32_t b[Share][2];
 #pragma unroll
           for (int x = 0; x < Share; ++x) {
-            b[x][0] = conv_register(weights[x] + first * kWarpSize * E);
-            b[x][1] = second < 0 ? 0 : conv_register(weights[x] + second * kWarpSize * E);
+            b[x][0] = conv_register(weights[x] + int64_t{first} * kWarpSize * E);
+            b[x][1] = second < 0 ? 0 : conv_register(weights[x] + int64_t{second} * kWarpSize * E);
           }
 #pragma unroll
           for (int y = 0; y < kDown; ++y) {
@@ -323,7 +323,7 @@ __global__ void __launch_bounds__(kConvThreads, 3) conv_group_products(const Con
 #pragma unroll
           for (int i = 0; i < 4; ++i) stage[warp.row(y, i) * kConvTurnLine + warp.column(x, i)] = sum[y][x][i];
       sync_block();
-      conv_store_turn<T, kConvTurnLine>(args, shared.to, stage, at.slab * kConvSlab, p.G * p.K - at.slab * kConvSlab);
+      conv_store_turn<T>(args, shared.to, stage, at.slab * kConvSlab, p.G * p.K - at.slab * kConvSlab);
       sync_block();
     }
   }
@@ -350,10 +350,9 @@ ConvArgs conv_group_args(const ConvLauncher& call, const ConvGroupTile& tile, bo
 }
 
 template <class T>
-void conv_group_forward(const ConvLauncher& call) {
+void conv_group_forward(const ConvLauncher& call, const ConvGroupTile& t) {
   const ConvParams& p = call.p;
-  ConvArgs args = conv_group_args<T>(call, conv_group_tile(p, false), false);
-  const ConvGroupTile& t = args.group;
+  ConvArgs args = conv_group_args<T>(call, t, false);
   args.items = conv_packs_pieces(p, t) / static_cast<int64_t>(sizeof(T));
   call.run(conv_group_pack<T>, args, ceil_divide(args.items, kConvThreads));
   args.items = args.tiles * t.slabs;

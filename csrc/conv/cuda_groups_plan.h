@@ -17,7 +17,7 @@ namespace fastconv {
 
 constexpr int kConvPixels = 128;               // of a tile of products, at most
 constexpr int kConvEight = 8, kConvSlab = 64;  // output channels of a product, and of a block
-constexpr int kConvTurnLine = kConvSlab + 1;   // floats from a pixel to the next where outputs are turned
+constexpr int kConvTurnLine = kConvSlab + 1;   // floats from a pixel to the next on the way to being stored
 constexpr int kConvGradLine = kConvSlab + 8;   // elements from a pixel to the next of the output's gradient
 
 // Bytes of shared memory that a block may have on every chip with these products.
@@ -58,7 +58,7 @@ struct ConvGroupTile {
 
   FASTCONV_INLINE int pixels() const { return rows * columns; }
   // Of shared memory, and where in it the input lies.
-  int64_t input_at(bool weights) const { return kConvGroupHead + (weights ? 0 : (terms + 2) / 2 * 16); }
+  int64_t input_at(bool weights) const { return kConvGroupHead + (weights ? 0 : (int64_t{terms} + 2) / 2 * 16); }
   int64_t bytes(const ConvParams& p, bool weights) const {
     const int64_t element = p.element_size(), input = int64_t{halo_rows} * halo_columns * line * element;
     if (weights) return input_at(weights) + input + int64_t{pixels()} * kConvGradLine * element;
@@ -72,10 +72,10 @@ inline int64_t conv_window_period(const ConvParams& p) {
   const int64_t groups = std::lcm(wide / std::gcd(wide, p.C), kConvEight / std::gcd(int64_t{kConvEight}, p.K));
   return groups * p.K / kConvEight;
 }
-inline ConvWindow conv_window(const ConvParams& p) {
+inline ConvWindow conv_window(const ConvParams& p, int64_t period) {
   const int wide = static_cast<int>(16 / p.element_size());
   ConvWindow w = {static_cast<int>(p.C), static_cast<int>(p.K), wide, 1, static_cast<int>(p.G * p.C / wide)};
-  for (int i = 0; i < conv_window_period(p); ++i) w.pieces = std::max(w.pieces, w.end(i) - w.reads(i));
+  for (int i = 0; i < period; ++i) w.pieces = std::max(w.pieces, w.end(i) - w.reads(i));
   return w;
 }
 
@@ -93,12 +93,15 @@ inline ConvGroupTile conv_group_tile(const ConvParams& p, bool weights, int64_t 
   ConvGroupTile t = {};
   const int64_t wide = 16 / p.element_size(), eights = p.G * p.K / kConvEight;
   constexpr int64_t kMost = int64_t{1} << 29;
-  if (p.C >= kMost || p.K >= kMost || p.G >= kMost || p.G * p.C >= kMost || p.G * p.K >= kMost) return t;
-  if (p.G * p.C % wide != 0 || p.G * p.K % kConvEight != 0 || eights == 0 || p.C * p.R * p.S == 0) return t;
-  const ConvWindow w = t.window = conv_window(p);
+  for (int64_t size : {p.C, p.K, p.G, p.G * p.C, p.G * p.K})
+    if (size <= 0 || size >= kMost) return t;
+  if (p.G * p.C % wide != 0 || p.G * p.K % kConvEight != 0 || p.R * p.S == 0) return t;
+  if (p.up_h > p.P || p.up_w > p.Q) return t;  // residues without an output
+  const int64_t period = conv_window_period(p);
+  const ConvWindow w = t.window = conv_window(p, period);
   t.foreign = p.G > 1 && (p.C % wide != 0 || p.K % kConvEight != 0);
   t.share = 4;
-  for (int i = 0; i < std::min(eights, kConvEight * conv_window_period(p)); ++i) {
+  for (int i = 0, end = static_cast<int>(std::min(eights, kConvEight * period)); i < end; ++i) {
     while (w.first(i) != w.first(i / t.share * t.share)) t.share /= 2;
     t.slab = std::max(t.slab, w.first(i) + w.pieces - w.first(i / kConvEight * kConvEight));
   }
@@ -109,8 +112,8 @@ inline ConvGroupTile conv_group_tile(const ConvParams& p, bool weights, int64_t 
   const int64_t P = (p.P + p.up_h - 1) / p.up_h, Q = (p.Q + p.up_w - 1) / p.up_w;
   t.all_rows = static_cast<int>(P);
   t.all_columns = static_cast<int>(Q);
-  int64_t least = 0;
-  for (int64_t pixels = kConvPixels; pixels >= kConvPixels / 4 && !t.fits; pixels /= 2)
+  double least = 0;
+  for (int64_t pixels = kConvPixels; pixels >= kConvPixels / 4; pixels /= 2)
     for (int64_t rows = 1; rows * fewest <= pixels; rows *= 2) {
       const int64_t columns = pixels / rows;
       const int64_t halo_rows = (rows - 1) * p.stride_h + (h.taps - 1) * h.step + 1;
@@ -124,13 +127,26 @@ inline ConvGroupTile conv_group_tile(const ConvParams& p, bool weights, int64_t 
       one.down = static_cast<int>((P + rows - 1) / rows);
       one.across = static_cast<int>((Q + columns - 1) / columns);
       one.fits = true;
-      const int64_t tiles = p.N * p.up_h * p.up_w * one.down * one.across * one.slabs;
-      const int64_t cost = tiles * (halo_rows * halo_columns + pixels);  // pixels that are loaded and stored
+      // Pixels that are loaded and stored, and the products of a tile, which cost the same whatever its size.
+      constexpr double kEach = kConvPixels;
+      const double tiles = static_cast<double>(p.N * one.slabs) * static_cast<double>(p.up_h * p.up_w) *
+                           static_cast<double>(int64_t{one.down} * one.across);
+      const double cost = tiles * (static_cast<double>(halo_rows * halo_columns + pixels) + kEach);
       if (one.bytes(p, weights) > kConvGroupShared || tiles >= kMost || (t.fits && cost >= least)) continue;
       least = cost;
       t = one;
     }
   return t;
+}
+
+// Whether a third of the tiles' pixels are there.
+inline bool conv_tiles_filled(const ConvGroupTile& t) {
+  return t.fits && 3 * int64_t{t.all_rows} * t.all_columns >= int64_t{t.down} * t.across * t.pixels();
+}
+// And a third of what a tile loads is read.
+inline bool conv_tile_pays(const ConvParams& p, const ConvGroupTile& t) {
+  const int64_t read = t.pixels() * std::min(p.stride_h, p.R) * std::min(p.stride_w, p.S);
+  return conv_tiles_filled(t) && int64_t{t.halo_rows} * t.halo_columns <= 3 * read;
 }
 
 }  // namespace fastconv

@@ -7,7 +7,7 @@
 // for its part of the pieces. Sums of an input channel with another group's output channel are left where they are.
 #pragma once
 #include "conv/cuda_groups.cuh"
-#include "conv/cuda_weight.cuh"
+#include "conv/cuda_weight_tensor.cuh"
 
 namespace fastconv {
 namespace {
@@ -201,24 +201,34 @@ inline int64_t conv_group_blocks(const ConvParams& p, const ConvGroupTile& t) {
   return conv_group_passes(p, t) * ceil_divide(p.G * p.K, kConvSlab);
 }
 
-// Chips without tensor cores for these types have conv_weight_pairs instead, with sums of its own.
+// A part has two tiles at least: its sums are as large as one.
+inline int64_t conv_tiles_of_part(const ConvLimits& limits) { return limits.part < 2 * kConvPixels ? 1 : 2; }
+inline int64_t conv_group_parts(const ConvParams& p, const ConvGroupTile& t, int64_t blocks, const ConvLimits& limits) {
+  const int64_t tiles = p.N * t.down * t.across;
+  return conv_parts(p, blocks, tiles / conv_tiles_of_part(limits), limits);
+}
+
+// Chips without tensor cores for these types have other kernels, with sums of their own.
 inline int64_t conv_group_scratch(const ConvParams& p, const ConvLimits& limits) {
-  return std::max(conv_sums_bytes(p, conv_group_blocks(p, conv_group_tile(p, true)), limits),
-                  conv_pairs_scratch(p, limits));
+  const ConvGroupTile t = conv_groups_pay(p, true);
+  const int64_t without = conv_fills_tiles(p) ? conv_weight_products_scratch(p, limits) : conv_pairs_scratch(p, limits);
+  return std::max(conv_sums_bytes(p, conv_group_parts(p, t, conv_group_blocks(p, t), limits)), without);
 }
 inline void conv_group_grad_weight(const ConvLauncher& call) {
   const ConvParams& p = call.p;
-  if (!call.tensor_cores()) return conv_pairs_grad_weight(call);
+  if (!call.tensor_cores()) return conv_fills_tiles(p) ? conv_products_grad_weight(call) : conv_pairs_grad_weight(call);
   with_element(p.dtype, [&](auto element) {
     using T = decltype(element);
     if constexpr (sizeof(T) <= 4) {
-      ConvArgs args = conv_group_args<T>(call, conv_group_tile(p, true), true);
-      const ConvGroupTile& t = args.group;
+      const ConvGroupTile t = conv_groups_pay(p, true);
+      ConvArgs args = conv_group_args<T>(call, t, true);
       args.passes = conv_group_passes(p, t);
       auto* kernel = conv_group_weights<T, 1>;
       if (t.share == 2) kernel = conv_group_weights<T, 2>;
       if (t.share == 4) kernel = conv_group_weights<T, 4>;
-      conv_in_parts<T>(call, kernel, args, conv_group_blocks(p, t), t.bytes(p, true));
+      const int64_t blocks = conv_group_blocks(p, t);
+      args.parts = conv_group_parts(p, t, blocks, call.limits);
+      conv_in_parts<T>(call, kernel, args, blocks, t.bytes(p, true));
     }
   });
 }

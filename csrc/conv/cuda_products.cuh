@@ -12,6 +12,7 @@
 // neighbouring channels, 16 bytes at once where they can. Weights of more than one tap are brought into the order in
 // which they are read first.
 #pragma once
+#include "conv/cuda_last.cuh"
 #include "conv/cuda_tensor.cuh"
 
 namespace fastconv {
@@ -206,6 +207,12 @@ void conv_products_of(const ConvLauncher& call, const ConvArgs& args) {
 
 inline void conv_products_forward(const ConvLauncher& call) {
   const ConvParams& p = call.p;
+  if (conv_copies_input(p) && call.tensor_cores()) {
+    ConvLauncher last = call;
+    const int64_t behind = conv_behind_packed(conv_products_memory(p, call.limits)) + conv_parts_bytes(p, call.limits);
+    last.p.input = conv_to_channels_last(call, p.input, p.G * p.C, p.H, p.W, static_cast<char*>(call.scratch) + behind);
+    return conv_products_forward(last);
+  }
   with_element(p.dtype, [&](auto element) {
     using T = decltype(element);
     ConvArgs args = call.args();

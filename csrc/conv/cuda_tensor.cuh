@@ -125,7 +125,7 @@ template <class T, int Columns>
 __device__ __forceinline__ void conv_tensor_store(const ConvArgs& args, const ConvTile& tile,
                                                   ConvTensorTiles<T, Columns>& shared, const ConvWarp<Columns>& warp,
                                                   const float (&sum)[2][ConvWarp<Columns>::kProducts][4]) {
-  constexpr int kTurn = kConvTurn, kLine = kTurn + 1;
+  constexpr int kTurn = kConvSlab, kLine = kConvTurnLine;
   static_assert(kConvPixels * kLine * sizeof(float) <= sizeof shared.pixels + sizeof shared.weights, "no space");
   const ConvParams& p = args.p;
   float* stage = reinterpret_cast<float*>(shared.pixels);
@@ -144,7 +144,7 @@ __device__ __forceinline__ void conv_tensor_store(const ConvArgs& args, const Co
       }
     }
     sync_block();
-    conv_store_turn<T, kLine>(args, shared.to, stage, tile.g * p.K + tile.k + turn, p.K - tile.k - turn);
+    conv_store_turn<T>(args, shared.to, stage, tile.g * p.K + tile.k + turn, p.K - tile.k - turn);
   }
 }
 

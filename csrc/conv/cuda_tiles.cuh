@@ -6,8 +6,6 @@
 namespace fastconv {
 namespace {
 
-constexpr int kConvTurn = 64;  // channels that are stored at once
-
 // A tile's pixels, in shared memory.
 struct ConvPixels {
   int64_t from[kConvPixels];  // the element that a pixel would read through a tap at 0, 0
@@ -117,34 +115,34 @@ __device__ __forceinline__ const T* conv_source(const ConvArgs& args, const Conv
 }
 
 // Stores what a tile's pixels have of up to 64 output channels, of which `channels` are there, the first of them
-// `channel`. They come through shared memory, [pixel][Line], so that neighbouring threads store what lies side by side;
-// `to`: where the outputs of a pixel are, without the channel, negative where there is none.
-template <class T, int Line>
+// `channel`. They come through shared memory, [pixel][kConvTurnLine], so that neighbouring threads store what lies side
+// by side; `to`: where the outputs of a pixel are, without the channel, negative where there is none.
+template <class T>
 __device__ __forceinline__ void conv_store_turn(const ConvArgs& args, const int64_t* to, const float* stage,
                                                 int64_t channel, int64_t channels) {
   constexpr int V = kWide<T>;
   const ConvParams& p = args.p;
   if (args.wide_output && args.parts == 1) {
-    for (int e = static_cast<int>(threadIdx.x); e < kConvPixels * kConvTurn / V; e += kConvThreads) {
-      const int pixel = e / (kConvTurn / V), from = e % (kConvTurn / V) * V;
+    for (int e = static_cast<int>(threadIdx.x); e < kConvPixels * kConvSlab / V; e += kConvThreads) {
+      const int pixel = e / (kConvSlab / V), from = e % (kConvSlab / V) * V;
       if (to[pixel] < 0 || from >= channels) continue;
       const int64_t at = to[pixel] + channel + from;
       float values[V];
 #pragma unroll
       for (int v = 0; v < V; ++v)
-        values[v] = conv_finish<T>(p, stage[pixel * Line + from + v], channel + from + v, at + v);
+        values[v] = conv_finish<T>(p, stage[pixel * kConvTurnLine + from + v], channel + from + v, at + v);
       store_wide<V>(static_cast<T*>(p.output.data) + at, values);
     }
   } else {
-    for (int e = static_cast<int>(threadIdx.x); e < kConvPixels * kConvTurn; e += kConvThreads) {
-      const int pixel = args.channels_last ? e / kConvTurn : e % kConvPixels;
-      const int from = args.channels_last ? e % kConvTurn : e / kConvPixels;
+    for (int e = static_cast<int>(threadIdx.x); e < kConvPixels * kConvSlab; e += kConvThreads) {
+      const int pixel = args.channels_last ? e / kConvSlab : e % kConvPixels;
+      const int from = args.channels_last ? e % kConvSlab : e / kConvPixels;
       if (to[pixel] < 0 || from >= channels) continue;
       const int64_t at = to[pixel] + (channel + from) * p.output.c;
       if (args.parts == 1)
-        conv_store<T>(p, stage[pixel * Line + from], channel + from, at);
+        conv_store<T>(p, stage[pixel * kConvTurnLine + from], channel + from, at);
       else
-        static_cast<float*>(p.output.data)[at] = stage[pixel * Line + from];
+        static_cast<float*>(p.output.data)[at] = stage[pixel * kConvTurnLine + from];
     }
   }
 }

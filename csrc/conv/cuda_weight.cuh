@@ -16,10 +16,10 @@
 namespace fastconv {
 namespace {
 
-constexpr int kConvTaps = 9;      // whose sums a thread has
-constexpr int kConvBlocks = 512;  // that are enough for a GPU
-constexpr int kConvSide = 64;     // of a tile of products
-constexpr int kConvStage = 32;    // pixels that are multiplied at once
+constexpr int kConvTaps = 9;          // whose sums a thread has
+constexpr int64_t kConvBlocks = 512;  // that are enough for a GPU
+constexpr int kConvSide = 64;         // of a tile of products
+constexpr int kConvStage = 32;        // pixels that are multiplied at once
 
 // Puts down a sum for an element of the weights, in the order in which these lie.
 template <class T>
@@ -289,22 +289,22 @@ inline int64_t conv_weight_tiles(const ConvParams& p) {
   return p.G * ceil_divide(p.K, kConvSide) * ceil_divide(p.C * p.R * p.S, kConvSide);
 }
 
-// Into how many parts the pixels are split where there are so many tiles.
-inline int64_t conv_parts(const ConvParams& p, int64_t tiles, const ConvLimits& limits) {
+// Into how many parts, `most` at most, the pixels are split where there are so many tiles of the result.
+inline int64_t conv_parts(const ConvParams& p, int64_t tiles, int64_t most, const ConvLimits& limits) {
   const int64_t bytes = conv_weight_elements(p) * conv_accumulate_bytes(p);
-  int64_t parts = kConvBlocks / tiles;
-  for (int64_t most : {p.N * p.P * p.Q / limits.part, limits.sums / bytes}) parts = parts < most ? parts : most;
+  const int64_t parts = std::min({kConvBlocks / tiles, most, limits.sums / bytes});
   return parts < 1 ? 1 : parts;
 }
-inline int64_t conv_sums_bytes(const ConvParams& p, int64_t tiles, const ConvLimits& limits) {
-  const int64_t parts = conv_parts(p, tiles, limits);
+inline int64_t conv_pixel_parts(const ConvParams& p, int64_t tiles, const ConvLimits& limits) {
+  return conv_parts(p, tiles, p.N * p.P * p.Q / limits.part, limits);
+}
+inline int64_t conv_sums_bytes(const ConvParams& p, int64_t parts) {
   return parts > 1 ? parts * conv_weight_elements(p) * conv_accumulate_bytes(p) : 0;
 }
 
-// Runs a kernel with so many tiles, and adds up the parts.
+// Runs a kernel with so many tiles of the result, for args.parts of the pixels, and adds these up.
 template <class T>
 void conv_in_parts(const ConvLauncher& call, void (*kernel)(ConvArgs), ConvArgs args, int64_t tiles, int64_t shared) {
-  args.parts = conv_parts(call.p, tiles, call.limits);
   args.sums = args.parts > 1 ? call.scratch : nullptr;
   args.items = args.parts * tiles;
   call.run(kernel, args, args.items, shared);
@@ -314,7 +314,7 @@ void conv_in_parts(const ConvLauncher& call, void (*kernel)(ConvArgs), ConvArgs 
 }
 
 inline int64_t conv_pairs_scratch(const ConvParams& p, const ConvLimits& limits) {
-  return conv_sums_bytes(p, conv_pair_tiles(p), limits);
+  return conv_sums_bytes(p, conv_pixel_parts(p, conv_pair_tiles(p), limits));
 }
 inline void conv_pairs_grad_weight(const ConvLauncher& call) {
   with_element(call.p.dtype, [&](auto element) {
@@ -322,6 +322,7 @@ inline void conv_pairs_grad_weight(const ConvLauncher& call) {
     const int64_t width = conv_pair_width(call.p);
     ConvArgs args = call.args();
     args.lanes = conv_pair_lanes(call.p);
+    args.parts = conv_pixel_parts(call.p, conv_pair_tiles(call.p), call.limits);
     conv_in_parts<T>(call, width > 1 ? conv_weight_pairs<T, kWide<T>, true> : conv_weight_pairs<T, 1, false>, args,
                      conv_pair_tiles(call.p), kConvThreads * width * sizeof(Accumulate<T>));
   });

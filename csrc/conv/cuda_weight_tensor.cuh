@@ -7,6 +7,7 @@
 //
 // The pixels are split into parts as in cuda_weight.cuh.
 #pragma once
+#include "conv/cuda_last.cuh"
 #include "conv/cuda_tensor.cuh"
 #include "conv/cuda_weight.cuh"
 
@@ -242,15 +243,28 @@ inline int64_t conv_tensor_weight_tiles(const ConvParams& p) {
 // Whether pixels can be counted in 31 bits; beyond them there is conv_weight_pairs.
 inline bool conv_countable_pixels(const ConvParams& p) { return p.N * p.P * p.Q < (int64_t{1} << 31) - kConvPairs; }
 
+// Whether both tensors are copied to channels_last, or the one that is not.
+inline bool conv_copies_for_weights(const ConvParams& p) {
+  return !conv_both_last(p) && (p.input.c == 1 || conv_copies_input(p)) &&
+         (p.output.c == 1 || conv_copies_to_last(p, p.output, p.K, p.Q));
+}
+inline int64_t conv_weight_parts_bytes(const ConvParams& p, const ConvLimits& limits) {
+  const auto bytes = [&](int64_t tiles) { return conv_sums_bytes(p, conv_pixel_parts(p, tiles, limits)); };
+  const int64_t plain = bytes(conv_weight_tiles(p));
+  return conv_whole_lines(conv_on_tensor_cores(p) ? std::max(plain, bytes(conv_tensor_weight_tiles(p))) : plain);
+}
+
 inline int64_t conv_weight_products_scratch(const ConvParams& p, const ConvLimits& limits) {
   if (!conv_countable_pixels(p)) return conv_pairs_scratch(p, limits);
-  const int64_t plain = conv_sums_bytes(p, conv_weight_tiles(p), limits);
-  return conv_on_tensor_cores(p) ? std::max(plain, conv_sums_bytes(p, conv_tensor_weight_tiles(p), limits)) : plain;
+  int64_t bytes = conv_weight_parts_bytes(p, limits);
+  if (conv_copies_for_weights(p)) bytes += conv_whole_lines(conv_input_bytes(p)) + conv_outputs(p) * p.element_size();
+  return bytes;
 }
 
 template <class T, int Rows>
-void conv_tensor_grad_weight(const ConvLauncher& call, const ConvArgs& args) {
+void conv_tensor_grad_weight(const ConvLauncher& call, ConvArgs args) {
   const bool wide = args.wide_input && args.wide_output;
+  args.parts = conv_pixel_parts(call.p, conv_tensor_weight_tiles(call.p), call.limits);
   conv_in_parts<T>(call, wide ? conv_tensor_weights<T, Rows, true> : conv_tensor_weights<T, Rows, false>, args,
                    conv_tensor_weight_tiles(call.p), sizeof(ConvWeightShared<T, Rows>));
 }
@@ -258,6 +272,14 @@ void conv_tensor_grad_weight(const ConvLauncher& call, const ConvArgs& args) {
 inline void conv_products_grad_weight(const ConvLauncher& call) {
   const ConvParams& p = call.p;
   if (!conv_countable_pixels(p)) return conv_pairs_grad_weight(call);
+  if (conv_copies_for_weights(p) && call.tensor_cores()) {
+    ConvLauncher last = call;
+    char* to = static_cast<char*>(call.scratch) + conv_weight_parts_bytes(p, call.limits);
+    if (p.input.c != 1) last.p.input = conv_to_channels_last(call, p.input, p.G * p.C, p.H, p.W, to);
+    to += conv_whole_lines(conv_input_bytes(p));
+    if (p.output.c != 1) last.p.output = conv_to_channels_last(call, p.output, p.G * p.K, p.P, p.Q, to);
+    return conv_products_grad_weight(last);
+  }
   with_element(p.dtype, [&](auto element) {
     using T = decltype(element);
     ConvArgs args = call.args();
@@ -271,6 +293,7 @@ inline void conv_products_grad_weight(const ConvLauncher& call) {
                                           : conv_tensor_grad_weight<T, 64>(call, args);
       }
     }
+    args.parts = conv_pixel_parts(p, conv_weight_tiles(p), call.limits);
     conv_in_parts<T>(call, conv_weight_products<T>, args, conv_weight_tiles(p), sizeof(ConvWeightTiles<T>));
   });
 }

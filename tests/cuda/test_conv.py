@@ -21,7 +21,14 @@ DEPTHWISE = pytest.mark.kernels(
     "conv_depthwise_planes", "conv_depthwise_pixels", "conv_depthwise_weights", "conv_pack", *WEIGHTS
 )
 PRODUCTS = pytest.mark.kernels(
-    "conv_products", "conv_tensor_products", "conv_add_outputs", "conv_grouped", "conv_general", "conv_pack", *WEIGHTS
+    "conv_products",
+    "conv_tensor_products",
+    "conv_channels_last",
+    "conv_add_outputs",
+    "conv_grouped",
+    "conv_general",
+    "conv_pack",
+    *WEIGHTS,
 )
 
 
