@@ -207,7 +207,7 @@ TENSOR = ["tiles of pixels and channels", "a kernel of one", "kernel_1", "dense_
 @BOTH_LAYOUTS
 def test_sixteen_bits(emulator: Emulator, channels_last: bool, name: str) -> None:
     dtype = [torch.bfloat16, torch.float16][(len(name) + channels_last) % 2]
-    gpu = Gpu(emulator, BY_NAME[name], dtype, channels_last, kernel="implicit_gemm")
+    gpu = Gpu(emulator, BY_NAME[name], dtype, channels_last, kernel="implicit_gemm", chip=80)
     for check in (gpu.check_forward, gpu.check_grad_input):
         assert check()
         assert any("conv_tensor_products" in name for name in emulator.launched())

@@ -120,6 +120,18 @@ inline int64_t conv_packs_taps(const ConvParams& p) {
   const bool lies_well = conv_on_tensor_cores(p) ? w.n == 1 && whole : w.n == 1 || w.c == 1 || p.C == 1;
   return p.R * p.S == 1 && lies_well ? 0 : conv_packs(p, conv_by_wide(p));
 }
+// Whether warpgroups may multiply, on the one chip that has them do it: 16 bytes of a pixel are terms of one tap, and
+// their tiles have 128 output channels. They read weights whose input channels lie side by side, as they lie or packed.
+inline bool conv_for_warpgroups(const ConvParams& p) {
+  return p.element_size() == 2 && p.input.c == 1 && p.C % 8 == 0 && p.K > 64;
+}
+inline int64_t conv_packs_rows(const ConvParams& p) {
+  const View4& w = p.weight;
+  const auto whole = [](int64_t size, int64_t step) { return size == 1 || step % 8 == 0; };
+  const bool lies_well = w.c == 1 && whole(p.G, p.weight_g) && whole(p.K, w.n) && whole(p.R, w.h) && whole(p.S, w.w) &&
+                         reinterpret_cast<uintptr_t>(w.data) % 16 == 0;
+  return lies_well ? 0 : conv_packs(p, p.K);
+}
 
 // Tiles of pixels, those of all residues.
 inline int64_t conv_pixel_tiles(const ConvParams& p) {
@@ -158,7 +170,8 @@ inline ConvMemory conv_grouped_memory(const ConvParams& p, const ConvLimits&) {
 }
 inline ConvMemory conv_products_memory(const ConvParams& p, const ConvLimits& limits) {
   const int64_t parts = conv_sum_parts(p, limits);
-  return {conv_packs_taps(p), parts > 1 ? parts * conv_outputs(p) * conv_accumulate_bytes(p) : 0};
+  const int64_t rows = conv_for_warpgroups(p) ? conv_packs_rows(p) : 0;  // which chip it will be is not known here
+  return {std::max(conv_packs_taps(p), rows), parts > 1 ? parts * conv_outputs(p) * conv_accumulate_bytes(p) : 0};
 }
 // Where in a block of both the scratch memory begins.
 inline int64_t conv_behind_packed(const ConvMemory& memory) { return (memory.packed + 63) / 64 * 64; }

@@ -164,6 +164,13 @@ __global__ void __launch_bounds__(kConvThreads) conv_add_outputs(const ConvArgs 
 
 // ---- launchers ----
 
+// Whether tiles have 128 output channels, on tensor cores: larger ones read less, as long as there are enough of them.
+inline bool conv_larger_tiles(const ConvLauncher& call, const ConvArgs& args) {
+  const ConvParams& p = call.p;
+  const int64_t tiles = conv_pixel_tiles(p) * p.G * ceil_divide(p.K, 128);
+  return args.parts == 1 && p.K > 64 && tiles >= device_limits(call.stream).multiprocessors;
+}
+
 // Runs a kernel of products with tiles of so many channels. Where the sum is in parts, these are outputs without
 // anything added to them, in the type that is added up in.
 template <class T>
