@@ -26,58 +26,62 @@ struct ConvWgmmaTiles : ConvPixels {
 };
 
 // Starts one step after the other. A thread brings the same piece of every row that is its own, so it has one place in
-// the sum; and of these rows, as they are a multiple of 8 apart, the piece stands at the same place.
+// the sum; and of these rows, as they are a multiple of 8 apart, the piece stands at the same place. A step takes the
+// tensor cores some 500 cycles, in which all threads have to come by here: what can be done before or in 32 bits is
+// (conv_small_sizes; beyond the end of the sum numbers may wrap around).
 template <class T>
 struct ConvWgmmaLoader {
   const ConvArgs& args;
-  const ConvTile& tile;
   ConvWgmmaTiles<T>& shared;
   int row, place;
-  const T* weights;  // of the first row's output channel
+  int channels;        // output channels from that of the first row on
+  unsigned top, left;  // what the first tap reads, relative to a pixel's row and column
+  int rows, columns;   // of taps
+  const T* weights;    // of the first tap, and the first row's output channel
   ConvCursor cursor;
 
   __device__ __forceinline__ ConvWgmmaLoader(const ConvArgs& args, const ConvTile& tile, ConvWgmmaTiles<T>& shared,
                                              int thread)
-      : args(args), tile(tile), shared(shared), row(thread / kWgmmaPieces) {
+      : args(args),
+        shared(shared),
+        row(thread / kWgmmaPieces),
+        channels(static_cast<int>(args.p.K - tile.k) - row),
+        top(static_cast<unsigned>(tile.h.at)),
+        left(static_cast<unsigned>(tile.w.at)),
+        rows(static_cast<int>(tile.h.count)),
+        columns(static_cast<int>(tile.w.count)),
+        weights(conv_at<T>(args.p.weight, tile.k + row, 0, tile.h.first, tile.w.first) + tile.g * args.p.weight_g),
+        cursor{0, 0, 0} {
     const int piece = thread % kWgmmaPieces;
     place = (piece ^ row % 8) * 8;
-    weights = static_cast<const T*>(args.p.weight.data) + tile.g * args.p.weight_g + (tile.k + row) * args.p.weight.n;
-    cursor = ConvCursor{0, 0, 0};
     go(8 * piece);
   }
-  __device__ __forceinline__ void go(int by) {
-    cursor = cursor.ahead(by, static_cast<int>(args.p.C), static_cast<int>(tile.w.count));
-  }
+  __device__ __forceinline__ void go(int by) { cursor = cursor.ahead(by, static_cast<int>(args.p.C), columns); }
 
   __device__ __forceinline__ void begin(int buffer) {
     const ConvParams& p = args.p;
+    const bool there = cursor.r < rows;
+    const unsigned h = top + cursor.r * static_cast<unsigned>(args.h.step);
+    const unsigned w = left + cursor.s * static_cast<unsigned>(args.w.step);
+    const T* pixels = static_cast<const T*>(p.input.data) + static_cast<int>(h) * p.input.h +
+                      static_cast<int>(w) * p.input.w + cursor.c;
 #pragma unroll
-    for (int i = row; i < kConvPixels; i += kWgmmaRows) {
-      const T* source = conv_source<T>(args, tile, shared, cursor, i);
-      copy_async<16>(&shared.pixels[buffer][i][place], source ? source : p.input.data, source ? 16 : 0);
+    for (int i = 0; i < kConvPixels; i += kWgmmaRows) {
+      const bool inside = there & (shared.row[row + i] + h < static_cast<unsigned>(p.H)) &
+                          (shared.column[row + i] + w < static_cast<unsigned>(p.W));
+      const T* source = pixels + shared.from[row + i];
+      copy_async<16>(&shared.pixels[buffer][row + i][place], inside ? source : p.input.data, inside ? 16 : 0);
     }
-    const int64_t r = tile.h.first + cursor.r * args.h.period, s = tile.w.first + cursor.s * args.w.period;
-    const T* tap = weights + r * p.weight.h + s * p.weight.w + cursor.c;
+    const T* tap = weights + cursor.r * args.h.period * p.weight.h + cursor.s * args.w.period * p.weight.w + cursor.c;
 #pragma unroll
-    for (int i = row; i < kWgmmaColumns; i += kWgmmaRows) {
-      const bool there = cursor.r < tile.h.count && tile.k + i < p.K;
-      const void* source = there ? tap + (i - row) * p.weight.n : p.weight.data;
-      copy_async<16>(&shared.weights[buffer][i][place], source, there ? 16 : 0);
+    for (int i = 0; i < kWgmmaColumns; i += kWgmmaRows) {
+      const bool inside = there & (i < channels);
+      copy_async<16>(&shared.weights[buffer][row + i][place], inside ? tap + i * p.weight.n : p.weight.data,
+                     inside ? 16 : 0);
     }
     go(kWgmmaStep);
   }
 };
-
-template <class T>
-__device__ __forceinline__ void conv_wgmma_multiply(const ConvWgmmaTiles<T>& shared, int buffer, int warpgroup,
-                                                    float (&sum)[64]) {
-  const uint64_t pixels = wgmma_matrix(shared.pixels[buffer][kWgmmaOwn * warpgroup]);
-  const uint64_t weights = wgmma_matrix(shared.weights[buffer]);
-  wgmma_fence();
-#pragma unroll
-  for (int i = 0; i < kWgmmaStep / 16; ++i) wgmma_m64n128k16(sum, pixels + 2 * i, weights + 2 * i, T{});
-  wgmma_commit();
-}
 
 // All channels at once: the buffers are larger than that.
 template <class T>
@@ -100,13 +104,16 @@ template <class T>
 __global__ void __launch_bounds__(kConvThreads, 2) conv_wgmma_products(const ConvArgs args) {
   if constexpr (kWarpgroups) {
     auto& shared = *dynamic_shared_aligned<ConvWgmmaTiles<T>>();
+    constexpr int kPixels = sizeof shared.pixels[0] / 16, kWeights = sizeof shared.weights[0] / 16;
     const int thread = static_cast<int>(threadIdx.x);
+    const uint64_t pixels = wgmma_matrix(shared.pixels[0][thread / kWgmmaWarpgroup * kWgmmaOwn]);
+    const uint64_t weights = wgmma_matrix(shared.weights[0]);
     for (int64_t item = blockIdx.x; item < args.items; item += gridDim.x) {
       const ConvTile tile = conv_tile(args, item, kWgmmaColumns);
       conv_place_pixels(args, tile, shared);
       sync_block();
       float sum[64] = {};
-      const int64_t steps = tile.steps(args, kWgmmaStep).last;
+      const int steps = static_cast<int>(tile.steps(args, kWgmmaStep).last);
       ConvWgmmaLoader<T> loader(args, tile, shared, thread);
 #pragma unroll
       for (int i = 0; i < kWgmmaBuffers - 1; ++i) {
@@ -114,12 +121,16 @@ __global__ void __launch_bounds__(kConvThreads, 2) conv_wgmma_products(const Con
         copy_async_commit();
       }
       int buffer = 0;
-      for (int64_t step = 0; step < steps; ++step) {
+      for (int step = 0; step < steps; ++step) {
         copy_async_wait<kWgmmaBuffers - 2>();
         fence_async_shared();
         sync_block();
         sync_warp();  // a warp multiplies together, whatever ways its lanes went while they loaded
-        conv_wgmma_multiply(shared, buffer, thread / kWgmmaWarpgroup, sum);
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < kWgmmaStep / 16; ++i)
+          wgmma_m64n128k16(sum, pixels + buffer * kPixels + 2 * i, weights + buffer * kWeights + 2 * i, T{});
+        wgmma_commit();
         wgmma_wait<1>();  // and once no warpgroup reads what was multiplied in the step before, that is overwritten
         sync_block();
         if (step + kWgmmaBuffers - 1 < steps) loader.begin(buffer == 0 ? kWgmmaBuffers - 1 : buffer - 1);
