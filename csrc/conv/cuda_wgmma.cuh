@@ -28,7 +28,8 @@ struct ConvWgmmaTiles : ConvPixels {
 // Starts one step after the other. A thread brings the same piece of every row that is its own, so it has one place in
 // the sum; and of these rows, as they are a multiple of 8 apart, the piece stands at the same place. A step takes the
 // tensor cores some 500 cycles, in which all threads have to come by here: what can be done before or in 32 bits is
-// (conv_small_sizes; beyond the end of the sum numbers may wrap around).
+// (conv_small_sizes; beyond the end of the sum numbers may wrap around), and what is not there has an address all the
+// same, which is not read.
 template <class T>
 struct ConvWgmmaLoader {
   const ConvArgs& args;
@@ -69,15 +70,13 @@ struct ConvWgmmaLoader {
     for (int i = 0; i < kConvPixels; i += kWgmmaRows) {
       const bool inside = there & (shared.row[row + i] + h < static_cast<unsigned>(p.H)) &
                           (shared.column[row + i] + w < static_cast<unsigned>(p.W));
-      const T* source = pixels + shared.from[row + i];
-      copy_async<16>(&shared.pixels[buffer][row + i][place], inside ? source : p.input.data, inside ? 16 : 0);
+      copy_async<16>(&shared.pixels[buffer][row + i][place], pixels + shared.from[row + i], inside ? 16 : 0);
     }
     const T* tap = weights + cursor.r * args.h.period * p.weight.h + cursor.s * args.w.period * p.weight.w + cursor.c;
 #pragma unroll
     for (int i = 0; i < kWgmmaColumns; i += kWgmmaRows) {
       const bool inside = there & (i < channels);
-      copy_async<16>(&shared.weights[buffer][row + i][place], inside ? tap + i * p.weight.n : p.weight.data,
-                     inside ? 16 : 0);
+      copy_async<16>(&shared.weights[buffer][row + i][place], tap + i * p.weight.n, inside ? 16 : 0);
     }
     go(kWgmmaStep);
   }
