@@ -72,7 +72,8 @@ struct ConvWgmmaLoader {
                           (shared.column[row + i] + w < static_cast<unsigned>(p.W));
       copy_async<16>(&shared.pixels[buffer][row + i][place], pixels + shared.from[row + i], inside ? 16 : 0);
     }
-    const T* tap = weights + cursor.r * args.h.period * p.weight.h + cursor.s * args.w.period * p.weight.w + cursor.c;
+    const int64_t r = cursor.r * args.h.period, s = cursor.s * args.w.period;
+    const T* tap = there ? weights + r * p.weight.h + s * p.weight.w + cursor.c : weights;  // a multiple of 16
 #pragma unroll
     for (int i = 0; i < kWgmmaColumns; i += kWgmmaRows) {
       const bool inside = there & (i < channels);
