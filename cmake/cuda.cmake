@@ -1,6 +1,7 @@
 # `_C_cuda`: the CUDA operators, built wherever nvcc is found (FASTCONV_CUDA=1 insists on it, 0 leaves it out), also
 # beside a CPU build of PyTorch and on a machine without a GPU. FASTCONV_CUDA_ARCHS names the chips, "80;90" by default;
-# the newest of them is also kept as PTX, for chips that come later.
+# the newest of them is also kept as PTX, for chips that come later. For 90 machine code is made with what that chip has
+# and no later one (90a: wgmma), so its PTX, which must run on later ones, is compiled apart.
 set(cuda_wanted "$ENV{FASTCONV_CUDA}")
 if(cuda_wanted STREQUAL "")
   set(cuda_wanted auto)
@@ -47,7 +48,18 @@ macro(fastconv_cuda_library)
     list(SORT archs COMPARE NATURAL)
     list(POP_BACK archs newest)
     list(TRANSFORM archs APPEND -real)
-    set(CMAKE_CUDA_ARCHITECTURES ${archs} ${newest}) # without a suffix: machine code and PTX
+    if(newest STREQUAL "90")
+      list(APPEND archs 90-real 90-virtual)
+    else()
+      list(APPEND archs ${newest}) # without a suffix: machine code and PTX
+    endif()
+    list(TRANSFORM archs REPLACE "^90-real$" 90a-real)
+    list(REMOVE_DUPLICATES archs)
+    set(CMAKE_CUDA_ARCHITECTURES ${archs})
+    set(warpgroups 0)
+    if(archs MATCHES "90a")
+      set(warpgroups 1)
+    endif()
     set(CMAKE_CUDA_COMPILER "${fastconv_nvcc}")
     set(CMAKE_CUDA_STANDARD 17)
     set(CMAKE_CUDA_STANDARD_REQUIRED ON)
@@ -66,7 +78,8 @@ macro(fastconv_cuda_library)
     set_target_properties(_C_cuda PROPERTIES PREFIX "" SUFFIX ".so")
     target_include_directories(_C_cuda PRIVATE csrc)
     string(REGEX REPLACE "[af]$" "" newest_number "${newest}")
-    target_compile_definitions(_C_cuda PRIVATE USE_CUDA FASTCONV_NEWEST_CHIP=${newest_number})
+    target_compile_definitions(_C_cuda PRIVATE USE_CUDA FASTCONV_NEWEST_CHIP=${newest_number}
+                                               FASTCONV_WARPGROUPS=${warpgroups})
     target_compile_options(_C_cuda PRIVATE
       "$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings;-Xcompiler=-Wall;-Xptxas=-v>")
     set_property(TARGET _C_cuda PROPERTY CUDA_COMPILER_LAUNCHER # what ptxas says of the kernels stays beside the objects

@@ -235,12 +235,69 @@ TENSOR = ["tiles of pixels and channels", "a kernel of one", "kernel_1", "dense_
 @BOTH_LAYOUTS
 def test_sixteen_bits(emulator: Emulator, channels_last: bool, name: str) -> None:
     dtype = [torch.bfloat16, torch.float16][(len(name) + channels_last) % 2]
-    gpu = Gpu(emulator, BY_NAME[name], dtype, channels_last, kernel="implicit_gemm")
+    gpu = Gpu(emulator, BY_NAME[name], dtype, channels_last, kernel="implicit_gemm", chip=80)
     for check in (gpu.check_forward, gpu.check_grad_input):
         assert check()
         assert any("conv_tensor_products" in name for name in emulator.launched())
     assert gpu.check_grad_weight()
     assert any("conv_tensor_weights" in name for name in emulator.launched())
+
+
+#: For warpgroups: tails of pixels and channels, steps that end within a tap and hold several, groups, residues, some of
+#: which no tap reaches; weights that are packed and, of a kernel of one, that are not.
+WARPGROUPS = [
+    _case("products of warpgroups", 3, 72, (13, 11), 136, 3, padding=1),
+    _case("products_of_warpgroups in groups", 5, 144, (15, 13), 160, (3, 2), padding=1, stride=2, dilation=(1, 2),
+          groups=2),
+    _case("products_of_warpgroups of one tap", 4, 104, (10, 12), 72, 1),
+    _case("up_products of warpgroups", 5, 80, (9, 10), 72, 4, of=TransposedCase, stride=2, padding=1),
+    _case("up_products of warpgroups, dilated", 7, 80, (7, 8), 72, 2, of=TransposedCase, stride=3, dilation=2),
+    _case("up_products of warpgroups, rows without taps", 7, 72, (8, 7), 80, 1, of=TransposedCase, stride=2),
+]  # fmt: skip
+BY_NAME |= {case.name: case for case in WARPGROUPS}
+
+
+@pytest.mark.parametrize("name", [case.name for case in WARPGROUPS])
+@BOTH_LAYOUTS
+def test_warpgroups(emulator: Emulator, channels_last: bool, name: str) -> None:
+    """What is read in channels_last, what is written in both layouts; a block for each tile, and one for all."""
+    dtype = [torch.bfloat16, torch.float16][(len(name) + channels_last) % 2]
+    gpu = Gpu(emulator, BY_NAME[name], dtype, kernel="implicit_gemm", terms=1 << 40)
+    for check, turned in (("check_forward", gpu.turned), ("check_grad_input", not gpu.turned)):
+        layouts = {"input_last": channels_last or not turned, "output_last": channels_last or turned}
+        for max_grid in (ALL_BLOCKS, 1):
+            assert getattr(replace(gpu, max_grid=max_grid, **layouts), check)()
+            assert emulator.launched()[-1].startswith("conv_wgmma_products<")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("name", ["products_of_warpgroups of one tap", "tiles of pixels and channels"])
+def test_activation_and_residual_of_warpgroups(emulator: Emulator, name: str, activation: str) -> None:
+    """Outputs by 16 bytes, and by one; weights as they lie, and packed."""
+    gpu = Gpu(emulator, BY_NAME[name], torch.float16, True, activation=activation)
+    p = problem(gpu.case)
+    residual = 3 * torch.randn(gpu.sizes[1], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    function = getattr(torch.nn.functional, activation) if activation else lambda x: x
+    given = {"input": p.input, "weight": p.weight, "bias": p.bias, "residual": residual}
+    got = gpu.run(FORWARDS, given, "output", gpu.sizes[1])
+    torch.testing.assert_close(got.double(), function(p.output + residual), rtol=1e-2, atol=3e-2)
+    packs = [] if "one tap" in name else ["conv_pack<float16>"]
+    assert emulator.launched() == [*packs, "conv_wgmma_products<float16>"]
+
+
+@pytest.mark.parametrize(
+    "different",
+    [{"chip": 80}, {"input_last": False}, {"shift": 1}, {"terms": 8}, {"dtype": torch.float32, "tf32": True}],
+    ids=str,
+)
+def test_what_warpgroups_leave_to_warps(emulator: Emulator, different: dict) -> None:
+    """Other chips, layouts and types, addresses that are no multiple of 16 bytes, sums in parts."""
+    more = {"dtype": torch.bfloat16, "input_last": True, "terms": 1 << 40} | different
+    gpu = Gpu(emulator, BY_NAME["products_of_warpgroups of one tap"], **more)
+    assert gpu.check_forward()
+    kernels = emulator.launched()
+    assert any("conv_tensor_products" in name for name in kernels)
+    assert not any("wgmma" in name for name in kernels)
 
 
 @pytest.mark.parametrize("kernel", FORWARD)

@@ -135,6 +135,25 @@ def test_tensor_cores(emulator: Emulator, name: str) -> None:
     np.testing.assert_array_equal(out, a @ b)
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+@pytest.mark.parametrize("warpgroups", [1, 2])
+def test_products_of_warpgroups(emulator: Emulator, warpgroups: int, name: str) -> None:
+    rng = np.random.default_rng(2)
+    a = rng.integers(-8, 8, (64 * warpgroups, 64)).astype(np.float32)
+    b = rng.integers(-8, 8, (128, 64)).astype(np.float32)
+    convert = bfloat16_bits if name == "bfloat16" else lambda x: x.astype(np.float16).view(np.uint16)
+    out = run(
+        emulator,
+        f"product_of_warpgroups_{name}",
+        convert(a),
+        np.empty((len(a), 128), np.float32),
+        other=convert(b),
+        block=(128 * warpgroups, 1, 1),
+        shared=256 * 128 + 1024,
+    )
+    np.testing.assert_array_equal(out, a @ b.T)
+
+
 def rounded(x: np.ndarray, name: str) -> np.ndarray:
     """float32 values as the 16-bit type has them."""
     if name == "float16":
@@ -195,6 +214,9 @@ def fault(block: str, thread: str, words: str, /, **arguments: Any) -> tuple[str
     """Where and in which words a fault is to be reported, and the arguments of run that provoke it."""
     return block, thread, words, arguments
 
+
+#: For a product of one.
+WARPGROUP: dict[str, Any] = {"output": floats(128), "block": (128, 1, 1), "shared": 192 * 128 + 1024}
 
 BROKEN = {
     "reads_beyond": fault(
@@ -349,6 +371,26 @@ BROKEN = {
         "(1, 0, 0)", "(0, 0, 0)", "a race: block (0, 0, 0) writes there", output=floats(32), grid=(2, 1, 1)
     ),
     "follows_host_pointer": fault("(0, 0, 0)", "(0, 0, 0)", "where no buffer is", output=floats(32)),
+    "forgets_async_fence": fault(
+        "(0, 0, 0)", "(126, 0, 0)", "thread (0, 0, 0) has written since it last called fence_async_shared", **WARPGROUP
+    ),
+    "fences_before_copies": fault(
+        "(0, 0, 0)", "(126, 0, 0)", "thread (0, 0, 0) has written since it last called fence_async_shared", **WARPGROUP
+    ),
+    "forgets_barrier_before_product": fault(
+        "(0, 0, 0)", "(126, 0, 0)", "thread (0, 0, 0) has written since the last barrier", **WARPGROUP
+    ),
+    "forgets_wgmma_fence": fault("(0, 0, 0)", "(127, 0, 0)", "multiplies without a wgmma_fence before", **WARPGROUP),
+    "multiplies_in_branch": fault("(0, 0, 0)", "(0, 0, 0)", "for thread (96, 0, 0), which has exited", **WARPGROUP),
+    "multiplies_other_terms": fault(
+        "(0, 0, 0)", "(126, 0, 0)", "multiplies other matrices than its warpgroup", **WARPGROUP
+    ),
+    "forgets_wgmma_wait": fault("(0, 0, 0)", "(31, 0, 0)", "has exited with a product in flight", **WARPGROUP),
+    "overwrites_sums": fault("(0, 0, 0)", "(30, 0, 0)", "has written to sums of a product in flight", **WARPGROUP),
+    "overwrites_factors": fault(
+        "(0, 0, 0)", "(0, 0, 0)", "writes 2 bytes at offset 896 of dynamic shared memory, which a product", **WARPGROUP
+    ),
+    "overwrites_factors_of_others": fault("(0, 0, 0)", "(0, 0, 0)", "which a product in flight reads", **WARPGROUP),
 }
 
 
@@ -369,7 +411,7 @@ def test_fault_names_the_line(emulator: Emulator) -> None:
 
 def test_a_fault_leaves_no_trace(emulator: Emulator) -> None:
     """After a kernel that was stopped half-way, the next one runs as if nothing had been."""
-    for name in ("exits_before_barrier", "shuffles_in_branch", "forgets_async_wait"):
+    for name in ("exits_before_barrier", "shuffles_in_branch", "forgets_async_wait", "overwrites_factors"):
         with pytest.raises(KernelError):
             run(emulator, name, **BROKEN[name][3])
         test_block_sum(emulator, 1000)

@@ -31,6 +31,8 @@ import gpu_status
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "gpu-check"
 SANITIZER_TOOLS = ("memcheck", "racecheck")
+#: Kernels that one compute capability alone can run: others need not have tested them.
+ONLY_ON = {"conv_wgmma_products": "9.0"}
 NO_GPU = 2
 
 
@@ -318,7 +320,11 @@ def main() -> None:
     (directory / "gpu-check.txt").write_text(summarise(report))
     print("\n" + summarise(report))
     print(f"written to {directory.relative_to(ROOT)}; commit it with docs/gpu-status.md (python tools/gpu_status.py)")
-    untested = [name for name, entry in report["kernels"].items() if entry["result"] != "passed"]
+    untested = [
+        name
+        for name, entry in report["kernels"].items()
+        if entry["result"] != "passed" and ONLY_ON.get(name, gpu["capability"]) == gpu["capability"]
+    ]
     failed = [step.name for step in steps if not step.ok]
     if failed or untested:
         sys.exit(f"gpu-check: not all passed ({', '.join(failed + untested)})")

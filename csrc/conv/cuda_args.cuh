@@ -113,7 +113,7 @@ __device__ __forceinline__ void conv_store(const ConvParams& p, Accumulate<T> su
 }
 
 // The weights as [groups, taps, input channels, packed_k], zeros behind the last output channel; with room for a single
-// one, where all is depthwise, as [taps, groups].
+// one, where all is depthwise, as [taps, groups]; `by_channel` as [groups, output channels, taps, input channels].
 template <class T>
 __global__ void __launch_bounds__(kConvThreads) conv_pack(const ConvArgs args) {
   const ConvParams& p = args.p;
@@ -122,7 +122,9 @@ __global__ void __launch_bounds__(kConvThreads) conv_pack(const ConvArgs args) {
        i += int64_t{gridDim.x} * kConvThreads) {
     int64_t g = i;
     const int64_t group = depthwise ? take_last(g, p.G) : 0;
-    const int64_t k = take_last(g, args.packed_k), c = take_last(g, p.C), s = take_last(g, p.S), r = take_last(g, p.R);
+    int64_t k = args.by_channel ? 0 : take_last(g, args.packed_k);
+    const int64_t c = take_last(g, p.C), s = take_last(g, p.S), r = take_last(g, p.R);
+    if (args.by_channel) k = take_last(g, args.packed_k);
     T weight = {};
     if (k < p.K) weight = conv_at<T>(p.weight, k, c, r, s)[(depthwise ? group : g) * p.weight_g];
     static_cast<T*>(args.packed)[i] = weight;
@@ -165,6 +167,7 @@ struct ConvLauncher {
   bool tensor_cores() const {
     return conv_on_tensor_cores(p) && std::min<int64_t>(device_limits(stream).capability, limits.chip) >= 80;
   }
+  bool warpgroups() const { return device_limits(stream).warpgroups && limits.chip >= 90; }
   // The weights in the order of conv_pack, from there on, with room for so many output channels a group.
   template <class T>
   void pack(ConvArgs& args, int64_t channels) const {
@@ -175,6 +178,17 @@ struct ConvLauncher {
     const int64_t pairs = depthwise ? p.G : args.packed_k * p.C;
     args.p.weight = {scratch, 1, args.packed_k, p.S * pairs, pairs};
     args.p.weight_g = depthwise ? 1 : p.R * p.S * pairs;
+  }
+  // The weights with the terms of each output channel side by side.
+  template <class T>
+  void pack_rows(ConvArgs& args) const {
+    args.by_channel = true;
+    args.packed_k = p.K;
+    args.items = conv_weight_elements(p);
+    run(conv_pack<T>, args, ceil_divide(args.items, kConvThreads));
+    const int64_t row = p.R * p.S * p.C;
+    args.p.weight = {scratch, row, 1, p.S * p.C, p.C};
+    args.p.weight_g = p.K * row;
   }
   void run(void (*kernel)(ConvArgs), const ConvArgs& args, int64_t blocks, int64_t shared = 0) const {
     const int64_t grid = blocks < limits.grid ? blocks : limits.grid;

@@ -133,6 +133,27 @@ inline int64_t conv_packs_taps(const ConvParams& p) {
   const bool lies_well = conv_on_tensor_cores(p) ? w.n == 1 && whole : w.n == 1 || w.c == 1 || p.C == 1;
   return p.R * p.S == 1 && lies_well ? 0 : conv_packs(p, conv_by_wide(p));
 }
+inline int64_t conv_whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Whether a tensor's planes are copied to channels_last for tensor cores, which then have 16 bytes of every pixel at
+// once: `channels` of a group. It pays where every element is loaded several times.
+inline bool conv_copies_to_last(const ConvParams& p, const View4& view, int64_t channels, int64_t W) {
+  return conv_on_tensor_cores(p) && p.R * p.S >= 4 && p.K >= 32 && channels * p.element_size() % 16 == 0 &&
+         view.w == 1 && view.h == W;
+}
+inline bool conv_copies_input(const ConvParams& p) { return conv_copies_to_last(p, p.input, p.C, p.W); }
+// Whether warpgroups may multiply, on the one chip that has them do it: 16 bytes of a pixel are terms of one tap, and
+// their tiles have 128 output channels. They read weights whose input channels lie side by side, as they lie or packed.
+inline bool conv_for_warpgroups(const ConvParams& p) {
+  return p.element_size() == 2 && (p.input.c == 1 || conv_copies_input(p)) && p.C % 8 == 0 && p.K > 64;
+}
+inline int64_t conv_packs_rows(const ConvParams& p) {
+  const View4& w = p.weight;
+  const auto whole = [](int64_t size, int64_t step) { return size == 1 || step % 8 == 0; };
+  const bool lies_well = w.c == 1 && whole(p.G, p.weight_g) && whole(p.K, w.n) && whole(p.R, w.h) && whole(p.S, w.w) &&
+                         reinterpret_cast<uintptr_t>(w.data) % 16 == 0;
+  return lies_well ? 0 : conv_packs(p, p.K);
+}
 
 // Tiles of pixels, those of all residues.
 inline int64_t conv_pixel_tiles(const ConvParams& p) {
@@ -166,22 +187,15 @@ inline ConvMemory conv_pixels_memory(const ConvParams& p, const ConvLimits&) { r
 inline int64_t conv_packs_pieces(const ConvParams& p, const ConvGroupTile& tile) {
   return p.G * p.K / kConvEight * p.R * p.S * tile.window.pieces * 128;
 }
-inline int64_t conv_whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
-// Whether a tensor's planes are copied to channels_last for tensor cores, which then have 16 bytes of every pixel at
-// once: `channels` of a group. It pays where every element is loaded several times.
-inline bool conv_copies_to_last(const ConvParams& p, const View4& view, int64_t channels, int64_t W) {
-  return conv_on_tensor_cores(p) && p.R * p.S >= 4 && p.K >= 32 && channels * p.element_size() % 16 == 0 &&
-         view.w == 1 && view.h == W;
-}
-inline bool conv_copies_input(const ConvParams& p) { return conv_copies_to_last(p, p.input, p.C, p.W); }
 inline int64_t conv_input_bytes(const ConvParams& p) { return p.N * p.G * p.C * p.H * p.W * p.element_size(); }
 inline int64_t conv_parts_bytes(const ConvParams& p, const ConvLimits& limits) {
   const int64_t parts = conv_sum_parts(p, limits);
   return parts > 1 ? conv_whole_lines(parts * conv_outputs(p) * conv_accumulate_bytes(p)) : 0;
 }
 inline ConvMemory conv_products_memory(const ConvParams& p, const ConvLimits& limits) {
-  return {conv_packs_taps(p), conv_parts_bytes(p, limits) + (conv_copies_input(p) ? conv_input_bytes(p) : 0)};
+  const int64_t rows = conv_for_warpgroups(p) ? conv_packs_rows(p) : 0;  // which chip it will be is not known here
+  return {std::max(conv_packs_taps(p), rows),
+          conv_parts_bytes(p, limits) + (conv_copies_input(p) ? conv_input_bytes(p) : 0)};
 }
 // Chips without tensor cores have others of their own: tiles of products where these are filled.
 inline ConvMemory conv_grouped_memory(const ConvParams& p, const ConvLimits& limits) {

@@ -14,6 +14,7 @@
 #pragma once
 #include "conv/cuda_last.cuh"
 #include "conv/cuda_tensor.cuh"
+#include "conv/cuda_wgmma.cuh"
 
 namespace fastconv {
 namespace {
@@ -217,6 +218,8 @@ inline void conv_products_forward(const ConvLauncher& call) {
     using T = decltype(element);
     ConvArgs args = call.args();
     args.parts = conv_sum_parts(p, call.limits);
+    if constexpr (sizeof(T) == 2)
+      if (conv_wgmma_serves<T>(call, args)) return conv_wgmma_forward<T>(call, args);
     if (conv_packs_taps(p) > 0) call.pack<T>(args, conv_by_wide(p));
     if constexpr (sizeof(T) <= 4)
       if (call.tensor_cores()) return conv_tensor_forward<T>(call, args);

@@ -207,10 +207,7 @@ template <class T>
 void conv_tensor_forward(const ConvLauncher& call, ConvArgs args) {
   const ConvParams& p = call.p;
   args.wide_output = conv_wide(p.output, p.K, kWide<T>, sizeof(T));
-  // Larger tiles read less, as long as there are enough of them.
-  const int64_t larger = conv_pixel_tiles(p) * p.G * ceil_divide(p.K, 128);
-  if (args.parts == 1 && p.K > 64 && larger >= device_limits(call.stream).multiprocessors)
-    return conv_tensor_of<T, 128>(call, args);
+  if (conv_larger_tiles(call, args)) return conv_tensor_of<T, 128>(call, args);
   conv_tensor_of<T, 64>(call, args);
 }
 

@@ -115,9 +115,9 @@ __device__ __forceinline__ const T* conv_source(const ConvArgs& args, const Conv
 }
 
 // Stores what a tile's pixels have of up to 64 output channels, of which `channels` are there, the first of them
-// `channel`. They come through shared memory, [pixel][kConvTurnLine], so that neighbouring threads store what lies side
+// `channel`. They come through shared memory, [pixel][Line], so that neighbouring threads store what lies side
 // by side; `to`: where the outputs of a pixel are, without the channel, negative where there is none.
-template <class T>
+template <class T, int Line = kConvTurnLine>
 __device__ __forceinline__ void conv_store_turn(const ConvArgs& args, const int64_t* to, const float* stage,
                                                 int64_t channel, int64_t channels) {
   constexpr int V = kWide<T>;
@@ -130,7 +130,7 @@ __device__ __forceinline__ void conv_store_turn(const ConvArgs& args, const int6
       float values[V];
 #pragma unroll
       for (int v = 0; v < V; ++v)
-        values[v] = conv_finish<T>(p, stage[pixel * kConvTurnLine + from + v], channel + from + v, at + v);
+        values[v] = conv_finish<T>(p, stage[pixel * Line + from + v], channel + from + v, at + v);
       store_wide<V>(static_cast<T*>(p.output.data) + at, values);
     }
   } else {
@@ -140,9 +140,9 @@ __device__ __forceinline__ void conv_store_turn(const ConvArgs& args, const int6
       if (to[pixel] < 0 || from >= channels) continue;
       const int64_t at = to[pixel] + (channel + from) * p.output.c;
       if (args.parts == 1)
-        conv_store<T>(p, stage[pixel * kConvTurnLine + from], channel + from, at);
+        conv_store<T>(p, stage[pixel * Line + from], channel + from, at);
       else
-        static_cast<float*>(p.output.data)[at] = stage[pixel * kConvTurnLine + from];
+        static_cast<float*>(p.output.data)[at] = stage[pixel * Line + from];
     }
   }
 }
@@ -161,6 +161,13 @@ __global__ void __launch_bounds__(kConvThreads) conv_add_outputs(const ConvArgs 
 }
 
 // ---- launchers ----
+
+// Whether tiles have 128 output channels, on tensor cores: larger ones read less, as long as there are enough of them.
+inline bool conv_larger_tiles(const ConvLauncher& call, const ConvArgs& args) {
+  const ConvParams& p = call.p;
+  const int64_t tiles = conv_pixel_tiles(p) * p.G * ceil_divide(p.K, 128);
+  return args.parts == 1 && p.K > 64 && tiles >= device_limits(call.stream).multiprocessors;
+}
 
 // Runs a kernel of products with tiles of so many channels. Where the sum is in parts, these are outputs without
 // anything added to them, in the type that is added up in.

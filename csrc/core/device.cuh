@@ -21,6 +21,13 @@ __device__ __forceinline__ T* dynamic_shared() {
   extern __shared__ __align__(128) unsigned char fastconv_dynamic_shared[];
   return reinterpret_cast<T*>(fastconv_dynamic_shared);
 }
+// From the next multiple of T's alignment on, where that is more: as many bytes more have to be asked for.
+template <class T>
+__device__ __forceinline__ T* dynamic_shared_aligned() {
+  unsigned char* memory = dynamic_shared<unsigned char>();
+  const unsigned before = static_cast<unsigned>(__cvta_generic_to_shared(memory)) % alignof(T);
+  return reinterpret_cast<T*>(memory + (before ? alignof(T) - before : 0));
+}
 
 __host__ __device__ __forceinline__ uint32_t multiply_high(uint32_t a, uint32_t b) {
 #ifdef __CUDA_ARCH__
@@ -194,6 +201,60 @@ __device__ __forceinline__ void load_matrices(uint32_t (&out)[4], const void* ro
                  : "r"(from)
                  : "memory");
 }
+
+// ---- wgmma: D += A B over the four warps of a warpgroup, of operands in shared memory, while the warps go on ----
+
+// Whether the chip that is compiled for has them: 9.0 alone, and only where its own features are asked for (90a).
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+constexpr bool kWarpgroups = false;
+#else
+constexpr bool kWarpgroups = true;
+#endif
+
+// Makes what this thread wrote to shared memory, by asynchronous copies that it has waited for too, visible to wgmma;
+// other threads' writes are after a barrier behind that.
+__device__ __forceinline__ void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// A matrix in shared memory as wgmma is told of it: rows of 128 bytes of terms, one behind the other, in which piece x
+// of 16 bytes of row r stands at place x ^ r % 8. It begins at a multiple of 1024 bytes; 32 bytes further into a row
+// are 2 more.
+__device__ __forceinline__ uint64_t wgmma_matrix(const void* shared) {
+  const uint64_t from = static_cast<uint64_t>(__cvta_generic_to_shared(shared)) & 0x3ffff;
+  constexpr uint64_t kEightRows = 1024, kSwizzle128 = 1;
+  return from >> 4 | uint64_t{1} << 16 | kEightRows >> 4 << 32 | kSwizzle128 << 62;
+}
+
+// Before the first product of a row of them, and after the sums were touched by anything else.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Waits until at most Groups of the committed groups are still in flight. Until then nothing may touch their sums, nor
+// write where they read.
+template <int Groups>
+__device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Groups) : "memory");
+}
+
+// A [64, 16], B [128, 16] of rows of terms, D [64, 128] in float32: warp w has rows 16 w to 16 w + 15, of 8 columns
+// after the other, each as the D of mma_m16n8k16.
+#define FASTCONV_EIGHT(d, i)                                                                                  \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+      "+f"(d[i + 7])
+#define FASTCONV_WGMMA(type)                                                                                          \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                                           \
+               " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26," \
+               "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51," \
+               "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, 1, 1, 1, 0, 0;"                           \
+               : FASTCONV_EIGHT(d, 0), FASTCONV_EIGHT(d, 8), FASTCONV_EIGHT(d, 16), FASTCONV_EIGHT(d, 24),            \
+                 FASTCONV_EIGHT(d, 32), FASTCONV_EIGHT(d, 40), FASTCONV_EIGHT(d, 48), FASTCONV_EIGHT(d, 56)           \
+               : "l"(a), "l"(b))
+__device__ __forceinline__ void wgmma_m64n128k16(float (&d)[64], uint64_t a, uint64_t b, bfloat16) {
+  FASTCONV_WGMMA("bf16");
+}
+__device__ __forceinline__ void wgmma_m64n128k16(float (&d)[64], uint64_t a, uint64_t b, float16) {
+  FASTCONV_WGMMA("f16");
+}
+#undef FASTCONV_WGMMA
+#undef FASTCONV_EIGHT
 
 }  // namespace fastconv
 #endif

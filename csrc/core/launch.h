@@ -28,6 +28,7 @@ struct DeviceLimits {
   int multiprocessors;
   int shared_per_block;  // bytes, with the opt-in that launch() makes where more than 48 KiB are asked for
   int capability;        // 10 * major + minor, of the device or of the newest that kernels were compiled for, if older
+  bool warpgroups;       // wgmma: compute capability 9.0 has it, none before and none after
 };
 
 constexpr int kMaxDevices = 64;
@@ -57,9 +58,9 @@ inline DeviceLimits device_limits(const Stream& stream) {
       return value;
     };
     const int chip = 10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
-    known[stream.device] = {attribute(cudaDevAttrMultiProcessorCount),
-                            attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-                            chip < FASTCONV_NEWEST_CHIP ? chip : FASTCONV_NEWEST_CHIP};
+    known[stream.device] = {
+        attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+        chip < FASTCONV_NEWEST_CHIP ? chip : FASTCONV_NEWEST_CHIP, chip == 90 && FASTCONV_WARPGROUPS != 0};
   });
   return known[stream.device];
 }
@@ -80,7 +81,7 @@ void launch(void (*kernel)(Params), dim3 grid, dim3 block, size_t shared, const 
 #else
 
 // Few multiprocessors, so that tests reach every loop over a grid; a chip with tensor cores.
-inline DeviceLimits device_limits(const Stream&) { return {4, 227 << 10, 90}; }
+inline DeviceLimits device_limits(const Stream&) { return {4, 227 << 10, 90, true}; }
 
 template <class Params>
 void launch(void (*kernel)(Params), dim3 grid, dim3 block, size_t shared, const Stream&, const Params& params) {

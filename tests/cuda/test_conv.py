@@ -30,6 +30,7 @@ PRODUCTS = pytest.mark.kernels(
     "conv_pack",
     *WEIGHTS,
 )
+WARPGROUPS = pytest.mark.kernels("conv_wgmma_products")
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +110,17 @@ CASES = {
     "many pixels of many channels": Case(size=(1, 136, 280, 300), out=24),
     "far apart": Case(size=(2, 32, 1, 1), out=32, stride=100003, transposed=True),
 }
+#: Of so many tiles of 128 pixels by 128 output channels that they fill the largest chip that warpgroups multiply on.
+WARPGROUP_CASES = {
+    "dense": Case(size=(4, 72, 70, 70), out=136),
+    "1x1": Case(size=(4, 64, 70, 70), out=128, kernel=(1, 1), padding=0),
+    "few terms": Case(size=(4, 8, 67, 68), out=72, kernel=(1, 1), padding=0),
+    "odd channels": Case(size=(4, 64, 70, 70), out=131),
+    "strided and dilated": Case(size=(4, 80, 141, 139), out=72, stride=2, padding=2, dilation=2),
+    "groups": Case(size=(2, 144, 70, 71), out=160, groups=2),
+    "transposed": Case(size=(4, 136, 35, 36), out=72, kernel=(4, 4), stride=2, transposed=True),
+    "rows without taps": Case(size=(4, 72, 35, 36), out=80, kernel=(1, 1), padding=0, stride=2, transposed=True),
+}
 
 
 def check(case: Case, dtype: torch.dtype, layout: str) -> None:
@@ -146,6 +158,49 @@ def test_groups_keep_to_themselves(layout: str) -> None:
     got = case(placed(tensors, layout))
     assert torch.equal(got.isfinite().cpu(), case(tensors).isfinite())
     assert not got[:, 4:8].isfinite().all()
+
+
+def needs_warpgroups() -> None:
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("compute capability 9.0 alone has these instructions")
+
+
+@WARPGROUPS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", WARPGROUP_CASES)
+def test_warpgroups(name: str, dtype: torch.dtype) -> None:
+    needs_warpgroups()
+    check(WARPGROUP_CASES[name], dtype, "channels_last")
+
+
+@WARPGROUPS
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_activation_and_residual_of_warpgroups(activation: str) -> None:
+    needs_warpgroups()
+    for name in ("1x1", "odd channels"):
+        case = WARPGROUP_CASES[name]
+        tensors = case.tensors(torch.bfloat16)
+        residual = torch.randn(case.size[0], case.out, *case.size[2:]).to(torch.bfloat16)
+        wanted = case(tensors, activation=activation, residual=residual)
+        own = placed(tensors, "channels_last")
+        close(case(own, activation=activation, residual=residual.to(DEVICE)), wanted)
+
+
+@WARPGROUPS
+def test_every_call_of_warpgroups_gives_the_same_bits() -> None:
+    needs_warpgroups()
+    case = WARPGROUP_CASES["dense"]
+    own = placed(case.tensors(torch.bfloat16), "channels_last")
+    first = case(own)
+    for _ in range(20):
+        assert torch.equal(case(own), first)
+
+
+@WARPGROUPS
+@pytest.mark.sanitizer
+def test_warpgroups_under_the_sanitizer() -> None:
+    needs_warpgroups()
+    check(WARPGROUP_CASES["few terms"], torch.bfloat16, "channels_last")
 
 
 @DEPTHWISE

@@ -30,8 +30,10 @@ def _library() -> ctypes.CDLL:
     target.parent.mkdir(parents=True, exist_ok=True)
     source = ROOT / "tests" / "emulator"
     capability = "".join(map(str, torch.cuda.get_device_capability()))
+    chip = "90a" if capability == "90" else capability
     subprocess.run(
-        [nvcc, "-x", "cu", "-std=c++17", f"-arch=sm_{capability}", "-shared", "-Xcompiler", "-fPIC",
+        [nvcc, "-x", "cu", "-std=c++17", f"-gencode=arch=compute_{chip},code=sm_{chip}", "-shared", "-Xcompiler",
+         "-fPIC", f"-DFASTCONV_NEWEST_CHIP={capability}", f"-DFASTCONV_WARPGROUPS={int(chip == '90a')}",
          f"-I{ROOT / 'csrc'}", f"-I{source}", str(source / "examples.cpp"), "-o", str(target)],
         check=True,
     )  # fmt: skip
@@ -106,6 +108,14 @@ def test_copies_arrive_when_waited_for(gpu: Gpu, n: int) -> None:
 @pytest.mark.parametrize("name", ["product_bfloat16", "product_float16", "product_loaded", "product_tf32"])
 def test_tensor_cores(gpu: Gpu, name: str) -> None:
     examples.test_tensor_cores(gpu, name)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+@pytest.mark.parametrize("warpgroups", [1, 2])
+def test_products_of_warpgroups(gpu: Gpu, warpgroups: int, name: str) -> None:
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("a GPU without these instructions")
+    examples.test_products_of_warpgroups(gpu, warpgroups, name)
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])

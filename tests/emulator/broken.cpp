@@ -177,6 +177,130 @@ __global__ void follows_host_pointer(ExampleParams p) {
   output_of(p)[threadIdx.x] = host_memory[threadIdx.x % 4]++;
 }
 
+// Factors of a product of a warpgroup.
+struct alignas(1024) Matrices {
+  uint16_t a[64][64], b[128][64];
+};
+__device__ Matrices& zeros() {
+  auto& m = *dynamic_shared_aligned<Matrices>();
+  for (unsigned i = threadIdx.x; i < 64 * 64; i += blockDim.x) m.a[i / 64][i % 64] = 0;
+  for (unsigned i = threadIdx.x; i < 128 * 64; i += blockDim.x) m.b[i / 64][i % 64] = 0;
+  return m;
+}
+__device__ Matrices& fenced_zeros() {
+  Matrices& m = zeros();
+  fence_async_shared();
+  __syncthreads();
+  return m;
+}
+// Starts their product, on its own or, where `more`, on other terms.
+__device__ void start_product(float (&d)[64], const Matrices& m, unsigned more = 0) {
+  wgmma_m64n128k16(d, wgmma_matrix(m.a) + more, wgmma_matrix(m.b), bfloat16{});
+  wgmma_commit();
+}
+
+__global__ void forgets_async_fence(ExampleParams p) {
+  const Matrices& m = zeros();
+  __syncthreads();
+  float d[64] = {};
+  wgmma_fence();
+  start_product(d, m);
+  wgmma_wait<0>();
+  output_of(p)[threadIdx.x] = d[0];
+}
+
+__global__ void forgets_barrier_before_product(ExampleParams p) {
+  const Matrices& m = zeros();
+  fence_async_shared();
+  float d[64] = {};
+  wgmma_fence();
+  start_product(d, m);
+  wgmma_wait<0>();
+  output_of(p)[threadIdx.x] = d[0];
+}
+
+// An asynchronous copy is a write of the thread that waits for it, and wants the fence behind that.
+__global__ void fences_before_copies(ExampleParams p) {
+  auto& m = *dynamic_shared_aligned<Matrices>();
+  for (unsigned i = threadIdx.x; i < sizeof m / 16; i += blockDim.x)
+    copy_async<16>(reinterpret_cast<char*>(&m) + 16 * i, input_of(p), 0);
+  copy_async_commit();
+  fence_async_shared();
+  copy_async_wait<0>();
+  __syncthreads();
+  float d[64] = {};
+  wgmma_fence();
+  start_product(d, m);
+  wgmma_wait<0>();
+  output_of(p)[threadIdx.x] = d[0];
+}
+
+__global__ void forgets_wgmma_fence(ExampleParams p) {
+  const Matrices& m = fenced_zeros();
+  float d[64] = {};
+  start_product(d, m);
+  wgmma_wait<0>();
+  output_of(p)[threadIdx.x] = d[0];
+}
+
+__global__ void multiplies_in_branch(ExampleParams p) {
+  const Matrices& m = fenced_zeros();
+  float d[64] = {};
+  wgmma_fence();
+  if (threadIdx.x < 96) start_product(d, m);
+  wgmma_wait<0>();
+  output_of(p)[threadIdx.x] = d[0];
+}
+
+__global__ void multiplies_other_terms(ExampleParams p) {
+  const Matrices& m = fenced_zeros();
+  float d[64] = {};
+  wgmma_fence();
+  start_product(d, m, threadIdx.x / 32 * 2);
+  wgmma_wait<0>();
+  output_of(p)[threadIdx.x] = d[0];
+}
+
+__global__ void forgets_wgmma_wait(ExampleParams p) {
+  const Matrices& m = fenced_zeros();
+  float d[64] = {};
+  wgmma_fence();
+  start_product(d, m);
+  output_of(p)[threadIdx.x] = d[0];
+}
+
+__global__ void overwrites_sums(ExampleParams p) {
+  const Matrices& m = fenced_zeros();
+  float d[64] = {};
+  wgmma_fence();
+  start_product(d, m);
+  for (float& sum : d) sum = 0;
+  wgmma_wait<0>();
+  output_of(p)[threadIdx.x] = d[0];
+}
+
+__global__ void overwrites_factors(ExampleParams p) {
+  Matrices& m = fenced_zeros();
+  float d[64] = {};
+  wgmma_fence();
+  start_product(d, m);
+  __syncthreads();
+  m.a[threadIdx.x / 2][0] = 1;
+  wgmma_wait<0>();
+  output_of(p)[threadIdx.x] = d[0];
+}
+
+// A thread's own sums are complete, but other warps may still read.
+__global__ void overwrites_factors_of_others(ExampleParams p) {
+  Matrices& m = fenced_zeros();
+  float d[64] = {};
+  wgmma_fence();
+  start_product(d, m);
+  wgmma_wait<0>();
+  m.b[threadIdx.x][0] = 1;
+  output_of(p)[threadIdx.x] = d[0];
+}
+
 constexpr Example kBroken[] = {
     {"reads_beyond", reads_beyond},
     {"reads_before", reads_before},
@@ -205,6 +329,16 @@ constexpr Example kBroken[] = {
     {"reads_unwritten_output", reads_unwritten_output},
     {"blocks_collide", blocks_collide},
     {"follows_host_pointer", follows_host_pointer},
+    {"forgets_async_fence", forgets_async_fence},
+    {"forgets_barrier_before_product", forgets_barrier_before_product},
+    {"fences_before_copies", fences_before_copies},
+    {"forgets_wgmma_fence", forgets_wgmma_fence},
+    {"multiplies_in_branch", multiplies_in_branch},
+    {"multiplies_other_terms", multiplies_other_terms},
+    {"forgets_wgmma_wait", forgets_wgmma_wait},
+    {"overwrites_sums", overwrites_sums},
+    {"overwrites_factors", overwrites_factors},
+    {"overwrites_factors_of_others", overwrites_factors_of_others},
 };
 
 }  // namespace

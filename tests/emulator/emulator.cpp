@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "memory.h"
+#include "warpgroups.h"
 
 namespace emulator {
 
@@ -18,9 +19,9 @@ Registers registers;
 namespace {
 
 constexpr size_t kStackBytes = 64 << 10, kGuardBytes = 4 << 10;
-constexpr unsigned kMaxThreads = 1024;
+constexpr unsigned kMaxThreads = 1024, kWarpgroup = 128;
 
-enum class State { kReady, kAtBarrier, kInWarp, kDone };
+enum class State { kReady, kAtBarrier, kInWarp, kInWarpgroup, kDone };
 
 struct AsyncCopy {
   char* to;
@@ -77,6 +78,7 @@ void fiber_main() {
     thread_function(kernel_function, kernel_params);
     copy_async_commit();
     copy_async_wait(0);
+    warpgroups::end_thread();
     current->state = State::kDone;
     pause();
   }
@@ -110,6 +112,17 @@ void describe(const Fiber& fiber, const std::string& what) {
 void describe_deadlock() {
   for (unsigned i = 0; i < count; ++i) {
     const Fiber& waiting = fibers[i];
+    if (waiting.state != State::kInWarpgroup) continue;
+    for (unsigned j = i / kWarpgroup * kWarpgroup; j < i / kWarpgroup * kWarpgroup + kWarpgroup; ++j) {
+      const Fiber& missing = fibers[j];
+      const std::string who = "waits in " + text(waiting.site) + " for thread " + text(missing.index) + ", which ";
+      if (missing.state == State::kDone) return describe(waiting, who + "has exited");
+      if (missing.state != State::kInWarpgroup || !same(missing.site, waiting.site))
+        return describe(waiting, who + "waits at " + text(missing.site));
+    }
+  }
+  for (unsigned i = 0; i < count; ++i) {
+    const Fiber& waiting = fibers[i];
     if (waiting.state != State::kInWarp) continue;
     const unsigned first = i / 32 * 32;
     for (unsigned lane = 0; lane < 32; ++lane) {
@@ -137,6 +150,7 @@ void describe_deadlock() {
 
 void run_block() {
   memory::begin_block();
+  warpgroups::begin_block();
   unsigned i = 0;
   for (unsigned z = 0; z < registers.threads.z; ++z)
     for (unsigned y = 0; y < registers.threads.y; ++y)
@@ -226,6 +240,22 @@ void collective(const Site& site, unsigned mask, void* own, void (*finish)(void*
     if (lanes[i]) fibers[first + i].state = State::kReady;
 }
 
+void warpgroup(const Site& site, void* own, void (*finish)(void** threads)) {
+  const unsigned first = number(*current) / kWarpgroup * kWarpgroup;
+  if (first + kWarpgroup > count) fail("calls " + text(site) + " in less than a warpgroup");
+  current->site = site;
+  current->own = own;
+  current->state = State::kInWarpgroup;
+  void* all[kWarpgroup];
+  for (unsigned i = 0; i < kWarpgroup; ++i) {
+    const Fiber& other = fibers[first + i];
+    if (other.state != State::kInWarpgroup || !same(other.site, site)) return pause();
+    all[i] = other.own;
+  }
+  finish(all);
+  for (unsigned i = 0; i < kWarpgroup; ++i) fibers[first + i].state = State::kReady;
+}
+
 void sync_warp(const Site& site, unsigned mask) {
   unsigned own = mask;
   collective(site, mask, &own, [](void** lanes) {
@@ -279,8 +309,9 @@ void run(const void* kernel, dim3 grid, dim3 block, size_t shared, void (*thread
                              text(block) + " threads with " + std::to_string(shared) + " bytes of shared memory");
   count = static_cast<unsigned>(threads);
   prepare_fibers();
-  dynamic.assign(shared + 128, 0);
-  dynamic_begin = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(dynamic.data()) + 127) / 128 * 128);
+  // As little aligned as it may be: 128 bytes behind a multiple of 1024.
+  dynamic.assign(shared + 2048, 0);
+  dynamic_begin = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(dynamic.data()) + 1023) / 1024 * 1024 + 128);
   memory::begin_launch(dynamic_begin, shared);
   failure.clear();
   thread_function = thread;

@@ -8,8 +8,8 @@
 // run-time functions emulator.cpp defines itself), so each access of a kernel is checked: inside a buffer, to the byte;
 // aligned; of memory that somebody has written; in shared memory, not in a race with another thread of the block; in
 // device memory, not of bytes that another block writes in the same launch. Asynchronous copies happen when they are
-// waited for and not before. Whatever is wrong ends the launch with the kernel, the block, the thread and the address
-// of the instruction.
+// waited for and not before, and so do the products of warpgroups. Whatever is wrong ends the launch with the kernel,
+// the block, the thread and the address of the instruction.
 //
 // What it cannot do: tell one static shared array from its neighbour (dynamic shared memory is exact), say how fast a
 // kernel is, find races between warps of one block in device memory, or judge what is written in assembly. Instructions
@@ -75,10 +75,13 @@ void barrier(const Site& site);
 // Every lane named by `mask` brings its own struct; the last to arrive calls finish(lanes), which sees all of them
 // (nullptr for lanes outside the mask) and fills in their results. Only then do they go on.
 void collective(const Site& site, unsigned mask, void* own, void (*finish)(void** lanes));
+// The same, of the 128 threads of a warpgroup.
+void warpgroup(const Site& site, void* own, void (*finish)(void** threads));
 void sync_warp(const Site& site, unsigned mask);
 void copy_async(void* shared, const void* global, int bytes, int valid);
 void copy_async_commit();
 void copy_async_wait(int groups);
+void fence_async_shared();
 enum class Access { kRead, kWrite, kAtomic };
 // Checks `bytes` at `address` as if the kernel had accessed them.
 void check(const void* address, size_t bytes, Access access);
@@ -119,6 +122,11 @@ constexpr int kWarpSize = 32;
 template <class T>
 inline T* dynamic_shared() {
   return static_cast<T*>(emulator::shared_memory());
+}
+template <class T>
+inline T* dynamic_shared_aligned() {
+  const auto address = reinterpret_cast<uintptr_t>(emulator::shared_memory());
+  return reinterpret_cast<T*>((address + alignof(T) - 1) / alignof(T) * alignof(T));
 }
 
 inline uint32_t multiply_high(uint32_t a, uint32_t b) {
@@ -276,6 +284,29 @@ void emulated_load_matrices(uint32_t* out, const void* row, bool transposed, con
 template <bool Transposed>
 inline void load_matrices(uint32_t (&out)[4], const void* row, EMULATOR_SITE) {
   emulated_load_matrices(out, row, Transposed, {"load_matrices", file, line});
+}
+
+// ---- products of warpgroups, see warpgroups.cpp ----
+
+constexpr bool kWarpgroups = true;
+
+inline void fence_async_shared() { emulator::fence_async_shared(); }
+uint64_t wgmma_matrix(const void* shared);
+void emulated_wgmma(float* d, uint64_t a, uint64_t b, float (*widen_bits)(uint16_t), const emulator::Site& site);
+void emulated_wgmma_fence(const emulator::Site& site);
+void emulated_wgmma_commit(const emulator::Site& site);
+void emulated_wgmma_wait(int groups, const emulator::Site& site);
+inline void wgmma_fence(EMULATOR_SITE) { emulated_wgmma_fence({"wgmma_fence", file, line}); }
+inline void wgmma_m64n128k16(float (&d)[64], uint64_t a, uint64_t b, bfloat16, EMULATOR_SITE) {
+  emulated_wgmma(d, a, b, [](uint16_t bits) { return widen(bfloat16{bits}); }, {"wgmma_m64n128k16", file, line});
+}
+inline void wgmma_m64n128k16(float (&d)[64], uint64_t a, uint64_t b, float16, EMULATOR_SITE) {
+  emulated_wgmma(d, a, b, [](uint16_t bits) { return widen(float16{bits}); }, {"wgmma_m64n128k16", file, line});
+}
+inline void wgmma_commit(EMULATOR_SITE) { emulated_wgmma_commit({"wgmma_commit", file, line}); }
+template <int Groups>
+inline void wgmma_wait(EMULATOR_SITE) {
+  emulated_wgmma_wait(Groups, {"wgmma_wait", file, line});
 }
 
 }  // namespace fastconv

@@ -145,6 +145,41 @@ __global__ void product_tf32(ExampleParams p) {
   for (int i = 0; i < 4; ++i) D[(group + i / 2 * 8) * 8 + 2 * k + i % 2] = d[i];
 }
 
+// D [rows, 128] = A [rows, 64] B [128, 64], both of rows of terms, in 16 bits: each warpgroup of the block has 64 rows.
+// A step of 16 terms is waited for while the next is in flight. Does nothing on chips without the instructions.
+struct alignas(1024) WarpgroupTiles {
+  uint16_t b[128][64], a[128][64];
+};
+template <class T>
+__global__ void product_of_warpgroups(ExampleParams p) {
+  if constexpr (kWarpgroups) {
+    auto& shared = *dynamic_shared_aligned<WarpgroupTiles>();
+    const int thread = static_cast<int>(threadIdx.x), rows = static_cast<int>(blockDim.x) / 2;
+    const auto bring = [&](uint16_t (*to)[64], const void* from, int rows) {
+      for (int i = thread; i < rows * 64; i += static_cast<int>(blockDim.x))
+        to[i / 64][(i % 64 / 8 ^ i / 64 % 8) * 8 + i % 8] = static_cast<const uint16_t*>(from)[i];
+    };
+    bring(shared.a, p.input, rows);
+    bring(shared.b, p.other, 128);
+    fence_async_shared();
+    sync_block();
+    const uint64_t a = wgmma_matrix(shared.a[thread / 128 * 64]), b = wgmma_matrix(shared.b);
+    float d[64] = {};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      wgmma_fence();
+      wgmma_m64n128k16(d, a + 2 * k, b + 2 * k, T{});
+      wgmma_commit();
+      wgmma_wait<1>();
+    }
+    wgmma_wait<0>();
+    const int row = thread / 32 * 16 + thread % 32 / 4, column = thread % 4 * 2;
+    float* D = static_cast<float*>(p.output);
+#pragma unroll
+    for (int i = 0; i < 64; ++i) D[(row + i / 2 % 2 * 8) * 128 + i / 4 * 8 + column + i % 2] = d[i];
+  }
+}
+
 // float32 from 16 bits, and back.
 template <class T>
 __global__ void conversions(ExampleParams p) {
@@ -194,6 +229,8 @@ constexpr Example kExamples[] = {
     {"product_float16", product_16bit<float16>},
     {"product_loaded", product_loaded},
     {"product_tf32", product_tf32},
+    {"product_of_warpgroups_bfloat16", product_of_warpgroups<bfloat16>},
+    {"product_of_warpgroups_float16", product_of_warpgroups<float16>},
     {"bfloat16", conversions<bfloat16>},
     {"float16", conversions<float16>},
     {"warp_exchange", warp_exchange},

@@ -5,7 +5,8 @@
 // Shared memory: the block that last wrote it (so that reads of unwritten bytes stand out), whether an asynchronous
 // copy into it is in flight, and who read and wrote it since the last barrier. Two threads race when both touched a
 // byte, one wrote it, and neither a barrier nor (in one warp) a sync_warp lies between. Reads are kept exactly for the
-// lanes of one warp, and as "several" beyond, where only a barrier can order them anyway.
+// lanes of one warp, and as "several" beyond, where only a barrier can order them anyway. Products of warpgroups
+// (warpgroups.cpp) read it in between, and see only what was fenced by the thread that wrote it.
 //
 // Device memory: whether a byte was ever written, and by which block of this launch. Blocks are never ordered, so a
 // byte that one block writes and another touches is an error, except through atomics.
@@ -27,6 +28,8 @@ namespace emulator::memory {
 namespace {
 
 constexpr uint16_t kNobody = 0xffff, kAtomically = 0xfffe, kSeveralWarps = 0xfffd;
+constexpr uintptr_t kWindow =
+    1024;                         // the addresses of dynamic shared memory begin at a multiple, it itself behind that
 constexpr size_t kMargin = 4096;  // around each device buffer, so that a miss does not hit the next
 constexpr unsigned char kUnwritten = 0xa5;
 
@@ -38,6 +41,9 @@ struct SharedByte {
   uint32_t write_warp_epoch = 0, read_warp_epoch = 0;
   uint32_t readers = 0;  // lanes
   bool in_flight = false;
+  uint8_t products = 0;  // of warpgroups that read it
+  uint16_t author = 0;   // thread that last wrote it, in this block
+  uint32_t fences = 0;   // of that thread by then
 };
 
 struct SharedRange {
@@ -63,6 +69,7 @@ bool checking = false;
 uint32_t epoch = 1, block = 0;  // counted over all launches, so that old notes need no clearing
 uint32_t block_in_launch = 0;
 uint32_t warp_epochs[32];
+uint32_t fences[1024];  // of a thread, over all launches
 unsigned thread = 0;
 uintptr_t stack_begin = 0, stack_end = 0;
 
@@ -140,6 +147,8 @@ void check_shared(SharedRange& range, const What& what) {
       }
       continue;
     }
+    if (byte.products)
+      what.fail(place() + ", which a product in flight reads (wgmma_wait is missing, or a barrier after it)");
     const bool others_read = byte.reading_warp == kSeveralWarps ||
                              (byte.reading_warp != kNobody && byte.reading_warp != warp) ||
                              (byte.reading_warp == warp && byte.read_warp_epoch == now && (byte.readers & ~lane));
@@ -147,6 +156,8 @@ void check_shared(SharedRange& range, const What& what) {
     byte.writer = what.access == Access::kAtomic ? kAtomically : me;
     byte.write_warp_epoch = now;
     byte.block = block;
+    byte.author = me;
+    byte.fences = fences[me];
   }
 }
 
@@ -304,6 +315,48 @@ void complete_async(void* shared, size_t bytes) {
   check_access({reinterpret_cast<uintptr_t>(shared), bytes, Access::kWrite, nullptr}, true);
 }
 
+uint32_t shared_address(const void* shared) {
+  const char* begin = ranges[1].begin;
+  if (static_cast<const char*>(shared) < begin || static_cast<const char*>(shared) >= begin + ranges[1].bytes)
+    emulator::fail("multiplies a matrix that is not in dynamic shared memory");
+  return static_cast<uint32_t>(static_cast<const char*>(shared) - shared_at(0));
+}
+const char* shared_at(uint32_t address) {
+  return reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(ranges[1].begin) / kWindow * kWindow) + address;
+}
+
+// As a read by several warps: of what was written before the last barrier, and of what its threads have fenced.
+void begin_product(const char* shared) {
+  SharedRange& range = ranges[1];
+  const int64_t offset = shared - range.begin;
+  const auto fail = [&](int64_t i, const std::string& rest) {
+    emulator::fail("multiplies what is at offset " + std::to_string(i) + " of dynamic shared memory, which " + rest);
+  };
+  if (offset < 0 || offset + 16 > static_cast<int64_t>(range.bytes))
+    fail(offset, "has " + std::to_string(range.bytes) + " bytes");
+  for (int64_t i = offset; i < offset + 16; ++i) {
+    SharedByte& byte = range.state[static_cast<size_t>(i)];
+    if (byte.block != block) fail(i, "this block has not written");
+    if (byte.in_flight) fail(i, "an asynchronous copy in flight writes");
+    if (byte.epoch == epoch && byte.writer != kNobody)
+      fail(i, "thread " + thread_name(byte.author) + " has written since the last barrier");
+    if (fences[byte.author] == byte.fences)
+      fail(i, "thread " + thread_name(byte.author) + " has written since it last called fence_async_shared");
+    ++byte.products;
+  }
+}
+void end_product(const char* shared) {
+  for (size_t i = static_cast<size_t>(shared - ranges[1].begin), end = i + 16; i < end; ++i) {
+    SharedByte& byte = ranges[1].state[i];
+    --byte.products;
+    if (byte.epoch != epoch) {
+      byte.epoch = epoch;
+      byte.writer = kNobody;
+    }
+    byte.reading_warp = kSeveralWarps;
+  }
+}
+
 // The name of a function with internal linkage, which the dynamic linker does not know: it stands in the symbol table
 // of the file that this library was loaded from.
 std::string function_name(const void* function) {
@@ -341,6 +394,8 @@ std::string function_name(const void* function) {
 }  // namespace emulator::memory
 
 namespace emulator {
+
+void fence_async_shared() { ++memory::fences[memory::thread]; }
 
 void check(const void* address, size_t bytes, Access access) {
   memory::check_access({reinterpret_cast<uintptr_t>(address), bytes, access, __builtin_return_address(0)}, true);

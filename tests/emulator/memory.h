@@ -20,6 +20,12 @@ void set_host();  // no kernel runs; nothing is checked
 void check_global(const void* address, size_t bytes);
 void check_async_destination(void* shared, size_t bytes);
 void complete_async(void* shared, size_t bytes);
+// Where dynamic shared memory is for instructions that are given an address of their own, and back.
+uint32_t shared_address(const void* shared);
+const char* shared_at(uint32_t address);
+// 16 bytes that the products of a warpgroup read, from then on and until then.
+void begin_product(const char* shared);
+void end_product(const char* shared);
 std::string function_name(const void* function);
 
 }  // namespace memory
