@@ -372,10 +372,13 @@ BROKEN = {
     ),
     "follows_host_pointer": fault("(0, 0, 0)", "(0, 0, 0)", "where no buffer is", output=floats(32)),
     "forgets_async_fence": fault(
-        "(0, 0, 0)", "(126, 0, 0)", "thread (0, 0, 0) has written since it last called fence_async_shared", **WARPGROUP
+        "(0, 0, 0)", "(126, 0, 0)", "thread (0, 0, 0) has written, with no fence_async_shared", **WARPGROUP
+    ),
+    "fences_after_barrier": fault(
+        "(0, 0, 0)", "(126, 0, 0)", "thread (0, 0, 0) has written, with no fence_async_shared", **WARPGROUP
     ),
     "fences_before_copies": fault(
-        "(0, 0, 0)", "(126, 0, 0)", "thread (0, 0, 0) has written since it last called fence_async_shared", **WARPGROUP
+        "(0, 0, 0)", "(126, 0, 0)", "thread (0, 0, 0) has written, with no fence_async_shared", **WARPGROUP
     ),
     "forgets_barrier_before_product": fault(
         "(0, 0, 0)", "(126, 0, 0)", "thread (0, 0, 0) has written since the last barrier", **WARPGROUP

@@ -219,6 +219,17 @@ __global__ void forgets_barrier_before_product(ExampleParams p) {
   output_of(p)[threadIdx.x] = d[0];
 }
 
+__global__ void fences_after_barrier(ExampleParams p) {
+  const Matrices& m = zeros();
+  __syncthreads();
+  fence_async_shared();
+  float d[64] = {};
+  wgmma_fence();
+  start_product(d, m);
+  wgmma_wait<0>();
+  output_of(p)[threadIdx.x] = d[0];
+}
+
 // An asynchronous copy is a write of the thread that waits for it, and wants the fence behind that.
 __global__ void fences_before_copies(ExampleParams p) {
   auto& m = *dynamic_shared_aligned<Matrices>();
@@ -331,6 +342,7 @@ constexpr Example kBroken[] = {
     {"follows_host_pointer", follows_host_pointer},
     {"forgets_async_fence", forgets_async_fence},
     {"forgets_barrier_before_product", forgets_barrier_before_product},
+    {"fences_after_barrier", fences_after_barrier},
     {"fences_before_copies", fences_before_copies},
     {"forgets_wgmma_fence", forgets_wgmma_fence},
     {"multiplies_in_branch", multiplies_in_branch},

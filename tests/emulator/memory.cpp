@@ -28,9 +28,8 @@ namespace emulator::memory {
 namespace {
 
 constexpr uint16_t kNobody = 0xffff, kAtomically = 0xfffe, kSeveralWarps = 0xfffd;
-constexpr uintptr_t kWindow =
-    1024;                         // the addresses of dynamic shared memory begin at a multiple, it itself behind that
-constexpr size_t kMargin = 4096;  // around each device buffer, so that a miss does not hit the next
+constexpr uintptr_t kWindow = 1024;  // a multiple of it is address 0 of dynamic shared memory, which begins behind that
+constexpr size_t kMargin = 4096;     // around each device buffer, so that a miss does not hit the next
 constexpr unsigned char kUnwritten = 0xa5;
 
 struct SharedByte {
@@ -69,7 +68,12 @@ bool checking = false;
 uint32_t epoch = 1, block = 0;  // counted over all launches, so that old notes need no clearing
 uint32_t block_in_launch = 0;
 uint32_t warp_epochs[32];
-uint32_t fences[1024];  // of a thread, over all launches
+struct Fences {                 // of a thread, over all launches
+  uint32_t epoch, before, now;  // the last one, those before it, all
+
+  uint32_t ordered() const { return epoch == memory::epoch ? before : now; }  // before the last barrier
+};
+Fences fences[1024];
 unsigned thread = 0;
 uintptr_t stack_begin = 0, stack_end = 0;
 
@@ -157,7 +161,7 @@ void check_shared(SharedRange& range, const What& what) {
     byte.write_warp_epoch = now;
     byte.block = block;
     byte.author = me;
-    byte.fences = fences[me];
+    byte.fences = fences[me].now;
   }
 }
 
@@ -340,8 +344,9 @@ void begin_product(const char* shared) {
     if (byte.in_flight) fail(i, "an asynchronous copy in flight writes");
     if (byte.epoch == epoch && byte.writer != kNobody)
       fail(i, "thread " + thread_name(byte.author) + " has written since the last barrier");
-    if (fences[byte.author] == byte.fences)
-      fail(i, "thread " + thread_name(byte.author) + " has written since it last called fence_async_shared");
+    if (fences[byte.author].ordered() <= byte.fences)
+      fail(i,
+           "thread " + thread_name(byte.author) + " has written, with no fence_async_shared before the last barrier");
     ++byte.products;
   }
 }
@@ -395,7 +400,11 @@ std::string function_name(const void* function) {
 
 namespace emulator {
 
-void fence_async_shared() { ++memory::fences[memory::thread]; }
+void fence_async_shared() {
+  auto& own = memory::fences[memory::thread];
+  if (own.epoch != memory::epoch) own = {memory::epoch, own.now, own.now};
+  ++own.now;
+}
 
 void check(const void* address, size_t bytes, Access access) {
   memory::check_access({reinterpret_cast<uintptr_t>(address), bytes, access, __builtin_return_address(0)}, true);

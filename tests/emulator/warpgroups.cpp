@@ -3,9 +3,9 @@
 // worked out from the bits of a descriptor alone.
 //
 // A product is in flight from the instruction until each of the threads has waited for the group it was committed to.
-// What it reads must have been written by threads that called fence_async_shared() since, before the last barrier, and
-// stays as it is meanwhile; its sums are NaN meanwhile, and must still be when they are waited for. A thread has to
-// call wgmma_fence() between a wait, or its beginning, and its next product.
+// What it reads must have been written by threads that called fence_async_shared() behind that and before the last
+// barrier, and stays as it is meanwhile; its sums are NaN meanwhile, and must still be when they are waited for. A
+// thread has to call wgmma_fence() between a wait, or its beginning, and its next product.
 //
 // What cannot be seen: whether the sums were touched after that fence and before the product, or read in flight (NaN
 // shows in the results, if they are looked at); a fence that another thread than the writer calls, which the hardware
