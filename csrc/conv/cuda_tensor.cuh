@@ -53,7 +53,8 @@ struct ConvTensorLoader {
       const int from = thread % 4 * kWide<T>;
       const ConvCursor at = ahead(from);
 #pragma unroll
-      for (int i = thread / 4; i < kConvPixels; i += kConvThreads / 4) {
+      for (int down = 0; down < kConvPixels; down += kConvThreads / 4) {  // of a count that the compiler knows
+        const int i = down + thread / 4;
         const T* source = conv_source<T>(args, tile, shared, at, i);
         copy_async<16>(&shared.pixels[buffer][i][from], source ? source : args.p.input.data, source ? 16 : 0);
       }
@@ -66,7 +67,8 @@ struct ConvTensorLoader {
     }
     const View4& weight = args.p.weight;
 #pragma unroll
-    for (int i = thread / kAcross; i < kStep; i += kConvThreads / kAcross) {
+    for (int down = 0; down < kStep; down += kConvThreads / kAcross) {
+      const int i = down + thread / kAcross;
       const ConvCursor at = ahead(i);
       const int column = thread % kAcross * kWide<T>;
       const bool there = at.r < tile.h.count && tile.k + column < args.p.K;
@@ -149,7 +151,7 @@ __device__ __forceinline__ void conv_tensor_store(const ConvArgs& args, const Co
 }
 
 template <class T, int Columns, bool Wide>
-__global__ void __launch_bounds__(kConvThreads) conv_tensor_products(const ConvArgs args) {
+__global__ void __launch_bounds__(kConvThreads, Wide ? 2 : 1) conv_tensor_products(const ConvArgs args) {
   if constexpr (kTensorCores) {
     using Tiles = ConvTensorTiles<T, Columns>;
     Tiles& shared = *dynamic_shared<Tiles>();

@@ -90,14 +90,16 @@ struct ConvWeightLoader {
     if constexpr (Wide) {
       constexpr int kDown = Rows / V, kAcross = kConvPairs / V;
 #pragma unroll
-      for (int i = thread / kDown; i < kStage; i += kConvThreads / kDown) {
+      for (int first = 0; first < kStage; first += kConvThreads / kDown) {  // of a count that the compiler knows
+        const int i = first + thread / kDown;
         const int row = thread % kDown * V;
         const Place at = place(i);
         const bool there = at.there && k + row < p.K;
         copy_async<16>(&shared.grads[buffer][i][row], there ? output + at.grad + row : p.output.data, there ? 16 : 0);
       }
 #pragma unroll
-      for (int i = thread / kAcross; i < kStage; i += kConvThreads / kAcross) {
+      for (int first = 0; first < kStage; first += kConvThreads / kAcross) {
+        const int i = first + thread / kAcross;
         const int column = thread % kAcross * V;
         const T* from = source(place(i), column);
         copy_async<16>(&shared.inputs[buffer][i][column], from ? from : p.input.data, from ? 16 : 0);
