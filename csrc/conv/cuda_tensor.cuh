@@ -30,16 +30,26 @@ struct ConvTensorLoader {
   static constexpr int kItems = kConvPixels * kStep / kConvThreads;  // elements of pixels
   static constexpr int kAcross = Columns / kWide<T>;
 
+  static constexpr int kRows = kStep * kAcross / kConvThreads;  // of weights that a thread brings
+
   const ConvArgs& args;
   const ConvTile& tile;
   ConvTensorTiles<T, Columns>& shared;
   int thread;
-  ConvCursor cursor;
+  ConvCursor cursor, rows[kRows];  // of the step or, Wide, of the thread's piece of it; of its weights
   T pixels[Wide ? 1 : kItems];
 
-  __device__ __forceinline__ ConvCursor ahead(int by) const {
-    return cursor.ahead(by, static_cast<int>(args.p.C), static_cast<int>(tile.w.count));
+  __device__ __forceinline__ ConvTensorLoader(const ConvArgs& args, const ConvTile& tile,
+                                              ConvTensorTiles<T, Columns>& shared, int thread, const ConvCursor& first)
+      : args(args), tile(tile), shared(shared), thread(thread), cursor(first) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) rows[i] = ahead((i * kConvThreads + thread) / kAcross);
+    if (Wide) cursor = ahead(thread % 4 * kWide<T>);
   }
+  __device__ __forceinline__ ConvCursor ahead(const ConvCursor& from, int by) const {
+    return from.ahead(by, static_cast<int>(args.p.C), static_cast<int>(tile.w.count));
+  }
+  __device__ __forceinline__ ConvCursor ahead(int by) const { return ahead(cursor, by); }
   // Neighbouring threads load neighbouring channels, or neighbouring pixels, as memory has them.
   __device__ __forceinline__ int step(int item) const {
     return args.input_last ? thread % kStep : thread / 32 + 8 * (item / 4);
@@ -50,13 +60,13 @@ struct ConvTensorLoader {
 
   __device__ __forceinline__ void begin(int buffer) {
     if constexpr (Wide) {
-      const int from = thread % 4 * kWide<T>;
-      const ConvCursor at = ahead(from);
+      const ConvReads reads = conv_reads(args, tile, cursor);
+      const T* from = static_cast<const T*>(args.p.input.data) + reads.further;
 #pragma unroll
       for (int down = 0; down < kConvPixels; down += kConvThreads / 4) {  // of a count that the compiler knows
         const int i = down + thread / 4;
-        const T* source = conv_source<T>(args, tile, shared, at, i);
-        copy_async<16>(&shared.pixels[buffer][i][from], source ? source : args.p.input.data, source ? 16 : 0);
+        copy_async<16>(&shared.pixels[buffer][i][thread % 4 * kWide<T>], from + shared.from[i],
+                       reads.inside(args.p, shared, i) ? 16 : 0);
       }
     } else {
 #pragma unroll
@@ -66,17 +76,16 @@ struct ConvTensorLoader {
       }
     }
     const View4& weight = args.p.weight;
+    const int64_t k = tile.k + thread % kAcross * kWide<T>;
+    const T* weights =
+        conv_at<T>(weight, k < args.p.K ? k : 0, 0, tile.h.first, tile.w.first) + tile.g * args.p.weight_g;
 #pragma unroll
-    for (int down = 0; down < kStep; down += kConvThreads / kAcross) {
-      const int i = down + thread / kAcross;
-      const ConvCursor at = ahead(i);
-      const int column = thread % kAcross * kWide<T>;
-      const bool there = at.r < tile.h.count && tile.k + column < args.p.K;
-      const T* source =
-          conv_at<T>(weight, there ? tile.k + column : 0, there ? at.c : 0,
-                     there ? tile.h.first + at.r * args.h.period : 0, there ? tile.w.first + at.s * args.w.period : 0) +
-          tile.g * args.p.weight_g;
-      copy_async<16>(&shared.weights[buffer][i][column], source, there ? 16 : 0);
+    for (int i = 0; i < kRows; ++i) {
+      const ConvCursor& at = rows[i];
+      const bool there = at.r < static_cast<int>(tile.h.count) && k < args.p.K;
+      const int64_t further = at.c * weight.c + at.r * args.h.period * weight.h + at.s * args.w.period * weight.w;
+      copy_async<16>(&shared.weights[buffer][(i * kConvThreads + thread) / kAcross][thread % kAcross * kWide<T>],
+                     weights + (there ? further : 0), there ? 16 : 0);
     }
   }
   __device__ __forceinline__ void end(int buffer) {
@@ -85,6 +94,8 @@ struct ConvTensorLoader {
       for (int i = 0; i < kItems; ++i) shared.pixels[buffer][pixel(i)][step(i)] = pixels[i];
     }
     cursor = ahead(kStep);
+#pragma unroll
+    for (ConvCursor& row : rows) row = ahead(row, kStep);
   }
 };
 
@@ -164,8 +175,8 @@ __global__ void __launch_bounds__(kConvThreads, Wide ? 2 : 1) conv_tensor_produc
       float sum[2][ConvWarp<Columns>::kProducts][4] = {};
       const ConvSteps own = tile.steps(args, kTensorStep<T>);
       const int64_t steps = own.last - own.first;
-      ConvTensorLoader<T, Columns, Wide> loader = {
-          args, tile, shared, thread, tile.cursor(args, own.first * kTensorStep<T>), {}};
+      ConvTensorLoader<T, Columns, Wide> loader(args, tile, shared, thread,
+                                                tile.cursor(args, own.first * kTensorStep<T>));
 #pragma unroll
       for (int i = 0; i < kTensorBuffers - 1; ++i) {
         if (i < steps) {

@@ -114,6 +114,25 @@ __device__ __forceinline__ const T* conv_source(const ConvArgs& args, const Conv
          cursor.c * p.input.c;
 }
 
+// The same for asynchronous copies, in 32 bits (conv_small_sizes): what is not there has an address all the same, which
+// is not read, and beyond the end of the sum numbers may wrap around.
+struct ConvReads {
+  bool there;
+  unsigned h, w;    // relative to a pixel's row and column
+  int64_t further;  // elements from where it is
+
+  __device__ __forceinline__ bool inside(const ConvParams& p, const ConvPixels& pixels, int pixel) const {
+    return there & (pixels.row[pixel] + h < static_cast<unsigned>(p.H)) &
+           (pixels.column[pixel] + w < static_cast<unsigned>(p.W));
+  }
+};
+__device__ __forceinline__ ConvReads conv_reads(const ConvArgs& args, const ConvTile& tile, const ConvCursor& cursor) {
+  const unsigned h = static_cast<unsigned>(tile.h.at) + cursor.r * static_cast<unsigned>(args.h.step);
+  const unsigned w = static_cast<unsigned>(tile.w.at) + cursor.s * static_cast<unsigned>(args.w.step);
+  return {cursor.r < static_cast<int>(tile.h.count), h, w,
+          static_cast<int>(h) * args.p.input.h + static_cast<int>(w) * args.p.input.w + cursor.c * args.p.input.c};
+}
+
 // Stores what a tile's pixels have of up to 64 output channels, of which `channels` are there, the first of them
 // `channel`. They come through shared memory, [pixel][Line], so that neighbouring threads store what lies side
 // by side; `to`: where the outputs of a pixel are, without the channel, negative where there is none.

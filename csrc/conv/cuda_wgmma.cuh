@@ -27,56 +27,47 @@ struct ConvWgmmaTiles : ConvPixels {
 
 // Starts one step after the other. A thread brings the same piece of every row that is its own, so it has one place in
 // the sum; and of these rows, as they are a multiple of 8 apart, the piece stands at the same place. A step takes the
-// tensor cores some 500 cycles, in which all threads have to come by here: what can be done before or in 32 bits is
-// (conv_small_sizes; beyond the end of the sum numbers may wrap around), and what is not there has an address all the
-// same, which is not read.
+// tensor cores some 500 cycles, in which all threads have to come by here: what can be done before or in 32 bits is.
 template <class T>
 struct ConvWgmmaLoader {
   const ConvArgs& args;
+  const ConvTile& tile;
   ConvWgmmaTiles<T>& shared;
   int row, place;
-  int channels;        // output channels from that of the first row on
-  unsigned top, left;  // what the first tap reads, relative to a pixel's row and column
-  int rows, columns;   // of taps
-  const T* weights;    // of the first tap, and the first row's output channel
+  int channels;      // output channels from that of the first row on
+  const T* weights;  // of the first tap, and the first row's output channel
   ConvCursor cursor;
 
   __device__ __forceinline__ ConvWgmmaLoader(const ConvArgs& args, const ConvTile& tile, ConvWgmmaTiles<T>& shared,
                                              int thread)
       : args(args),
+        tile(tile),
         shared(shared),
         row(thread / kWgmmaPieces),
         channels(static_cast<int>(args.p.K - tile.k) - row),
-        top(static_cast<unsigned>(tile.h.at)),
-        left(static_cast<unsigned>(tile.w.at)),
-        rows(static_cast<int>(tile.h.count)),
-        columns(static_cast<int>(tile.w.count)),
         weights(conv_at<T>(args.p.weight, tile.k + row, 0, tile.h.first, tile.w.first) + tile.g * args.p.weight_g),
         cursor{0, 0, 0} {
     const int piece = thread % kWgmmaPieces;
     place = (piece ^ row % 8) * 8;
     go(8 * piece);
   }
-  __device__ __forceinline__ void go(int by) { cursor = cursor.ahead(by, static_cast<int>(args.p.C), columns); }
+  __device__ __forceinline__ void go(int by) {
+    cursor = cursor.ahead(by, static_cast<int>(args.p.C), static_cast<int>(tile.w.count));
+  }
 
   __device__ __forceinline__ void begin(int buffer) {
     const ConvParams& p = args.p;
-    const bool there = cursor.r < rows;
-    const unsigned h = top + cursor.r * static_cast<unsigned>(args.h.step);
-    const unsigned w = left + cursor.s * static_cast<unsigned>(args.w.step);
-    const T* pixels = static_cast<const T*>(p.input.data) + static_cast<int>(h) * p.input.h +
-                      static_cast<int>(w) * p.input.w + cursor.c;
+    const ConvReads reads = conv_reads(args, tile, cursor);
+    const T* pixels = static_cast<const T*>(p.input.data) + reads.further;
 #pragma unroll
-    for (int i = 0; i < kConvPixels; i += kWgmmaRows) {
-      const bool inside = there & (shared.row[row + i] + h < static_cast<unsigned>(p.H)) &
-                          (shared.column[row + i] + w < static_cast<unsigned>(p.W));
-      copy_async<16>(&shared.pixels[buffer][row + i][place], pixels + shared.from[row + i], inside ? 16 : 0);
-    }
+    for (int i = 0; i < kConvPixels; i += kWgmmaRows)
+      copy_async<16>(&shared.pixels[buffer][row + i][place], pixels + shared.from[row + i],
+                     reads.inside(p, shared, row + i) ? 16 : 0);
     const int64_t r = cursor.r * args.h.period, s = cursor.s * args.w.period;
-    const T* tap = there ? weights + r * p.weight.h + s * p.weight.w + cursor.c : weights;  // a multiple of 16
+    const T* tap = reads.there ? weights + r * p.weight.h + s * p.weight.w + cursor.c : weights;  // a multiple of 16
 #pragma unroll
     for (int i = 0; i < kWgmmaColumns; i += kWgmmaRows) {
-      const bool inside = there & (i < channels);
+      const bool inside = reads.there & (i < channels);
       copy_async<16>(&shared.weights[buffer][row + i][place], tap + i * p.weight.n, inside ? 16 : 0);
     }
     go(kWgmmaStep);
