@@ -99,6 +99,33 @@ struct ConvTensorLoader {
   }
 };
 
+// Brings steps into shared memory, two ahead of the one that is multiplied: `multiply(buffer)`.
+template <class Loader, class Multiply>
+__device__ __forceinline__ void conv_in_steps(int64_t steps, Loader& loader, const Multiply& multiply) {
+#pragma unroll
+  for (int i = 0; i < kTensorBuffers - 1; ++i) {
+    if (i < steps) {
+      loader.begin(i);
+      loader.end(i);
+    }
+    copy_async_commit();
+  }
+  int buffer = 0;
+  for (int64_t step = 0; step < steps; ++step) {
+    copy_async_wait<kTensorBuffers - 2>();
+    sync_block();
+    const bool more = step + kTensorBuffers - 1 < steps;
+    const int next = buffer == 0 ? kTensorBuffers - 1 : buffer - 1;  // was multiplied in the step before
+    if (more) loader.begin(next);
+    copy_async_commit();
+    sync_warp();  // a warp multiplies together, whatever ways its lanes went while they loaded
+    multiply(buffer);
+    if (more) loader.end(next);
+    buffer = buffer == kTensorBuffers - 1 ? 0 : buffer + 1;
+  }
+  copy_async_wait<0>();
+}
+
 // Where a warp's part of the tile begins, and a lane's part of a product of 16 by 8.
 template <int Columns>
 struct ConvWarp {
@@ -177,28 +204,7 @@ __global__ void __launch_bounds__(kConvThreads, Wide ? 2 : 1) conv_tensor_produc
       const int64_t steps = own.last - own.first;
       ConvTensorLoader<T, Columns, Wide> loader(args, tile, shared, thread,
                                                 tile.cursor(args, own.first * kTensorStep<T>));
-#pragma unroll
-      for (int i = 0; i < kTensorBuffers - 1; ++i) {
-        if (i < steps) {
-          loader.begin(i);
-          loader.end(i);
-        }
-        copy_async_commit();
-      }
-      int buffer = 0;
-      for (int64_t step = 0; step < steps; ++step) {
-        copy_async_wait<kTensorBuffers - 2>();
-        sync_block();
-        const bool more = step + kTensorBuffers - 1 < steps;
-        const int next = buffer == 0 ? kTensorBuffers - 1 : buffer - 1;  // was multiplied in the step before
-        if (more) loader.begin(next);
-        copy_async_commit();
-        sync_warp();  // a warp multiplies together, whatever ways its lanes went while they loaded
-        conv_tensor_multiply(shared, buffer, warp, sum);
-        if (more) loader.end(next);
-        buffer = buffer == kTensorBuffers - 1 ? 0 : buffer + 1;
-      }
-      copy_async_wait<0>();
+      conv_in_steps(steps, loader, [&](int buffer) { conv_tensor_multiply(shared, buffer, warp, sum); });
       sync_block();
       conv_tensor_store(args, tile, shared, warp, sum);
       sync_block();

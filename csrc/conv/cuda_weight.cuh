@@ -114,23 +114,18 @@ __global__ void __launch_bounds__(kConvThreads) conv_weight_pairs(const ConvArgs
   }
 }
 
-// What a block of products shares. Columns are pairs of a tap and an input channel.
-template <class T>
-struct ConvWeightTiles {
-  static constexpr int kLine = kConvSide + 8;  // so that a warp reads rows from different banks
-
-  alignas(16) T grads[kConvStage][kLine];       // [pixel][output channel]
-  alignas(16) T inputs[kConvStage][kLine];      // [pixel][column]
-  int64_t grad[kConvStage], input[kConvStage];  // where a pixel is in both, without channel and tap; none: grad < 0
-  int64_t column[kConvSide];                    // how much further a column reads; and at which row and column
-  int row[kConvStage], left[kConvStage], down[kConvSide], right[kConvSide];
+// Columns of a product, pairs of a tap and an input channel, in shared memory.
+template <int Count>
+struct ConvColumns {
+  int64_t column[Count];          // how much further one reads than a pixel without a tap
+  int down[Count], right[Count];  // and at which row and column
 };
 
-template <class T>
+template <int Count>
 __device__ __forceinline__ void conv_place_columns(const ConvArgs& args, int64_t g, int64_t first,
-                                                   ConvWeightTiles<T>& shared) {
+                                                   ConvColumns<Count>& shared) {
   const ConvParams& p = args.p;
-  for (int e = static_cast<int>(threadIdx.x); e < kConvSide; e += kConvThreads) {
+  for (int e = static_cast<int>(threadIdx.x); e < Count; e += kConvThreads) {
     int64_t r = first + e;
     const int64_t c = take_last(r, p.C), s = take_last(r, p.S);
     const int64_t down = r * p.dilation_h - p.pad_h, right = s * p.dilation_w - p.pad_w;
@@ -139,6 +134,17 @@ __device__ __forceinline__ void conv_place_columns(const ConvArgs& args, int64_t
     shared.column[e] = (g * p.C + c) * p.input.c + down * p.input.h + right * p.input.w;
   }
 }
+
+// What a block of products shares.
+template <class T>
+struct ConvWeightTiles : ConvColumns<kConvSide> {
+  static constexpr int kLine = kConvSide + 8;  // so that a warp reads rows from different banks
+
+  alignas(16) T grads[kConvStage][kLine];       // [pixel][output channel]
+  alignas(16) T inputs[kConvStage][kLine];      // [pixel][column]
+  int64_t grad[kConvStage], input[kConvStage];  // where a pixel is in both, without channel and tap; none: grad < 0
+  int row[kConvStage], left[kConvStage];
+};
 
 template <class T>
 __device__ __forceinline__ void conv_place_stage(const ConvArgs& args, int64_t first, int64_t end,

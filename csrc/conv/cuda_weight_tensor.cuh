@@ -16,31 +16,15 @@ namespace {
 
 constexpr int kConvPairs = 128;  // columns of a tile
 
-// What a block shares. `column`: how much further a column reads than a pixel's first tap; and at which row and column.
+// What a block shares.
 template <class T, int Rows>
-struct ConvWeightShared {
+struct ConvWeightShared : ConvColumns<kConvPairs> {
   static constexpr int kStage = kTensorStep<T>;                            // pixels
   static constexpr int kRowLine = Rows + 8, kColumnLine = kConvPairs + 8;  // a warp reads from different banks
 
   alignas(16) T grads[kTensorBuffers][kStage][kRowLine];
   alignas(16) T inputs[kTensorBuffers][kStage][kColumnLine];
-  int64_t column[kConvPairs];
-  int down[kConvPairs], right[kConvPairs];
 };
-
-template <class T, int Rows>
-__device__ __forceinline__ void conv_place_pairs(const ConvArgs& args, int64_t g, int64_t first,
-                                                 ConvWeightShared<T, Rows>& shared) {
-  const ConvParams& p = args.p;
-  for (int e = static_cast<int>(threadIdx.x); e < kConvPairs; e += kConvThreads) {
-    int64_t r = first + e;
-    const int64_t c = take_last(r, p.C), s = take_last(r, p.S);
-    const int64_t down = r * p.dilation_h - p.pad_h, right = s * p.dilation_w - p.pad_w;
-    shared.down[e] = r < p.R ? static_cast<int>(down) : -(1 << 30);
-    shared.right[e] = static_cast<int>(right);
-    shared.column[e] = (g * p.C + c) * p.input.c + down * p.input.h + right * p.input.w;
-  }
-}
 
 // Brings one step of pixels after the other into shared memory: begin() starts, end() puts down what went through
 // registers.
@@ -55,7 +39,7 @@ struct ConvWeightLoader {
   Shared& shared;
   int thread;
   int64_t k, channel;   // first output channel, within its group and among all
-  uint32_t pixel, end;  // the step's first, and the part's end
+  uint32_t pixel, all;  // the step's first, and how many there are
   T grads[Wide ? 1 : kRowItems], inputs[Wide ? 1 : kColumnItems];
 
   // Where the i-th pixel of the step is in both tensors.
@@ -68,7 +52,7 @@ struct ConvWeightLoader {
     const ConvParams& p = args.p;
     uint32_t n = pixel + static_cast<uint32_t>(i);
     Place at;
-    at.there = n < end;
+    at.there = n < all;
     const int q = args.by_columns.take_last(n), row = args.by_rows.take_last(n);
     at.row = row * static_cast<int>(p.stride_h);
     at.left = q * static_cast<int>(p.stride_w);
@@ -119,7 +103,7 @@ struct ConvWeightLoader {
       }
     }
   }
-  __device__ __forceinline__ void end_step(int buffer) {
+  __device__ __forceinline__ void end(int buffer) {
     if constexpr (!Wide) {
       const int i = thread % kStage, first = thread / kStage;
 #pragma unroll
@@ -184,7 +168,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_tensor_weights(const ConvAr
       int64_t part = item;
       const int first = static_cast<int>(take_last(part, (columns + kConvPairs - 1) / kConvPairs)) * kConvPairs;
       const int64_t k = take_last(part, quotient(p.K + Rows - 1, Rows)) * Rows, g = take_last(part, p.G);
-      conv_place_pairs(args, g, first, shared);
+      conv_place_columns(args, g, first, shared);
       sync_block();
       float sum[2][Warp::kProducts][4] = {};
       const int64_t stages = (int64_t{pixels} + Shared::kStage - 1) / Shared::kStage;
@@ -192,28 +176,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_tensor_weights(const ConvAr
       const int steps = static_cast<int>(quotient(stages * (part + 1), args.parts) - from);
       ConvWeightLoader<T, Rows, Wide> loader = {
           args, shared, thread, k, g * p.K + k, static_cast<uint32_t>(from) * Shared::kStage, pixels, {}, {}};
-#pragma unroll
-      for (int i = 0; i < kTensorBuffers - 1; ++i) {
-        if (i < steps) {
-          loader.begin(i);
-          loader.end_step(i);
-        }
-        copy_async_commit();
-      }
-      int buffer = 0;
-      for (int step = 0; step < steps; ++step) {
-        copy_async_wait<kTensorBuffers - 2>();
-        sync_block();
-        const bool more = step + kTensorBuffers - 1 < steps;
-        const int next = buffer == 0 ? kTensorBuffers - 1 : buffer - 1;  // was multiplied in the step before
-        if (more) loader.begin(next);
-        copy_async_commit();
-        sync_warp();  // a warp multiplies together, whatever ways its lanes went while they loaded
-        conv_weight_multiply(shared, buffer, warp, sum);
-        if (more) loader.end_step(next);
-        buffer = buffer == kTensorBuffers - 1 ? 0 : buffer + 1;
-      }
-      copy_async_wait<0>();
+      conv_in_steps(steps, loader, [&](int buffer) { conv_weight_multiply(shared, buffer, warp, sum); });
 #pragma unroll
       for (int x = 0; x < Warp::kProducts; ++x)
 #pragma unroll
