@@ -40,7 +40,6 @@ struct ConvGroupShared {
   int from[kConvPixels];    // and where in shared memory its first tap reads
   alignas(16) unsigned char zeros[16];
   ConvGroupTaps taps;
-  int spare[2];
 };
 static_assert(sizeof(ConvGroupShared) == kConvGroupHead, "as the plan counts");
 
