@@ -113,18 +113,31 @@ def test_what_ptxas_says_is_read() -> None:
     assert "pool<float, 2> sm_90a" in cuda_report.render(kernels)
 
 
+def assemble(source: Path, chip: str, output: Path) -> None:
+    command = ["nvcc", "-x", "cu", "-std=c++17", f"-gencode=arch=compute_{chip},code=sm_{chip}"]
+    command += ["-Werror=all-warnings", "-cubin", f"-DFASTCONV_NEWEST_CHIP={chip[:2]}"]
+    command += [f"-DFASTCONV_WARPGROUPS={int(chip == '90a')}"]
+    command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'emulator'}", str(source), "-o", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @has_nvcc
 @pytest.mark.parametrize("chip", ["80", "90", "90a"])
 def test_hardware_instructions_assemble(tmp_path: Path, chip: str) -> None:
     """The wrappers of core/device.cuh that no kernel uses yet: the emulator's examples use them all."""
-    source = ROOT / "tests" / "emulator"
-    command = ["nvcc", "-x", "cu", "-std=c++17", f"-gencode=arch=compute_{chip},code=sm_{chip}"]
-    command += ["-Werror=all-warnings", "-cubin", f"-DFASTCONV_NEWEST_CHIP={chip[:2]}"]
-    command += [f"-DFASTCONV_WARPGROUPS={int(chip == '90a')}"]
-    command += [f"-I{ROOT / 'csrc'}", f"-I{source}", str(source / "examples.cpp")]
-    command += ["-o", str(tmp_path / "examples.cubin")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assemble(ROOT / "tests" / "emulator" / "examples.cpp", chip, tmp_path / "examples.cubin")
+
+
+@has_nvcc
+def test_gradients_of_weights_assemble_for_older_chips(tmp_path: Path) -> None:
+    """Where there are neither tensor cores nor asynchronous copies, for which the library is not built by default."""
+    source = tmp_path / "weights.cu"
+    source.write_text(
+        '#include "conv/cuda.cuh"\n'
+        "void run(const fastconv::ConvParams& p) { fastconv::conv_grad_weight(p, nullptr, {}); }\n"
+    )
+    assemble(source, "75", tmp_path / "weights.cubin")
 
 
 def configure(directory: Path, **environment: str) -> subprocess.CompletedProcess:

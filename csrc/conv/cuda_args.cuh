@@ -164,9 +164,9 @@ struct ConvLauncher {
     args.packed = scratch;
     return args;
   }
-  bool tensor_cores() const {
-    return conv_on_tensor_cores(p) && std::min<int64_t>(device_limits(stream).capability, limits.chip) >= 80;
-  }
+  // Asynchronous copies, and tensor cores for all types that have any.
+  bool from_80() const { return std::min<int64_t>(device_limits(stream).capability, limits.chip) >= 80; }
+  bool tensor_cores() const { return conv_on_tensor_cores(p) && from_80(); }
   bool warpgroups() const { return device_limits(stream).warpgroups && limits.chip >= 90; }
   // The weights in the order of conv_pack, from there on, with room for so many output channels a group.
   template <class T>

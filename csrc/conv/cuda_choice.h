@@ -199,11 +199,12 @@ inline ConvMemory conv_products_memory(const ConvParams& p, const ConvLimits& li
 }
 // Chips without tensor cores have others of their own: tiles of products where these are filled.
 inline ConvMemory conv_grouped_memory(const ConvParams& p, const ConvLimits& limits) {
-  ConvMemory memory = {conv_packs(p, conv_by_fours(p)), 0};
+  const int64_t fours = conv_packs(p, conv_by_fours(p));
   const ConvGroupTile tile = conv_group_outputs(p);
-  if (!tile.fits) return memory;
-  if (conv_fills_tiles(p)) memory = conv_products_memory(p, limits);
-  return {std::max({memory.packed, conv_packs(p, conv_by_fours(p)), conv_packs_pieces(p, tile)}), memory.scratch};
+  if (!tile.fits) return {fours, 0};
+  const int64_t packed = std::max(fours, conv_packs_pieces(p, tile));
+  if (!conv_fills_tiles(p)) return {packed, 0};
+  return {std::max(packed, conv_products_memory(p, limits).packed), conv_parts_bytes(p, limits)};
 }
 // Where in a block of both the scratch memory begins.
 inline int64_t conv_behind_packed(const ConvMemory& memory) { return conv_whole_lines(memory.packed); }

@@ -38,72 +38,66 @@ __device__ __forceinline__ void conv_run_taps(const T* x, int line, const T* gra
 
 template <class T, int Columns>
 __global__ void __launch_bounds__(kConvThreads, 2) conv_depthwise_weights(const ConvArgs args) {
-  constexpr int kWarps = kConvThreads / kWarpSize;
-  const ConvParams& p = args.p;
-  const ConvGroupTile& t = args.group;
-  auto* memory = dynamic_shared<unsigned char>();
-  auto& shared = *reinterpret_cast<ConvGroupShared*>(memory);
-  T* input = reinterpret_cast<T*>(memory + args.input_at);
-  T* grads = input + t.halo_rows * t.halo_columns * t.line;
-  auto* stage = reinterpret_cast<float*>(memory + args.input_at);  // [warp][column of taps][channel], at the end
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarpSize, warp = thread / kWarpSize;
-  const int taps_h = static_cast<int>(p.R), taps_w = static_cast<int>(p.S), step_h = static_cast<int>(p.dilation_h);
-  // Warps are divided between two groups of rows of taps, where there are as many.
-  const int groups = args.tap_rows / kConvTapRows, workers = kWarps / groups, worker = warp % workers;
-  const bool here = 2 * lane < t.slab * kWide<T>;  // fewer than 64 channels may be all there are
-  const int runs = t.columns / kConvRun, all_runs = t.rows * runs;
-  for (int64_t item = blockIdx.x; item < args.items; item += gridDim.x) {
-    int64_t part = item;
-    const int slab = static_cast<int>(take_last(part, t.slabs));
-    const int s0 = static_cast<int>(take_last(part, (taps_w + Columns - 1) / Columns)) * Columns;
-    const int r0 = static_cast<int>(take_last(part, (taps_h + args.tap_rows - 1) / args.tap_rows)) * args.tap_rows;
-    const int own_r = r0 + warp / workers * kConvTapRows;
-    float sum[kConvTapRows][Columns][2] = {};
-    const int64_t end = quotient(args.tiles * (part + 1), args.parts);
-    for (int64_t tile = quotient(args.tiles * part, args.parts); tile < end; ++tile) {
-      const ConvGroupPlace at = conv_group_place(args, tile * t.slabs + slab);
-      conv_group_pixels(args, at, shared);
-      sync_block();
-      conv_group_load<T>(args, at.n, at.row * static_cast<int>(p.stride_h) - static_cast<int>(p.pad_h) + r0 * step_h,
-                         at.column - static_cast<int>(p.pad_w) + s0, t.halo_rows, t.halo_columns,
-                         slab * kConvSlab / kWide<T>, input);
-      conv_group_load_grads<T>(args, shared.to, t.pixels(), slab * kConvSlab, grads);
-      copy_async_commit();
-      copy_async_wait<0>();
-      sync_block();
-      for (int run = here ? worker : all_runs; run < all_runs; run += workers) {
-        const int row = run / runs, column = run % runs * kConvRun;
-        const int left = at.columns - column, count = left < kConvRun ? left : kConvRun;
-        if (row >= at.rows || count <= 0) continue;
-        const T* grad = grads + (row * t.columns + column) * kConvGradLine + 2 * lane;
+  if constexpr (kTensorCores) {  // the chips that have them are those that have asynchronous copies
+    constexpr int kWarps = kConvThreads / kWarpSize;
+    const ConvParams& p = args.p;
+    const ConvGroupTile& t = args.group;
+    auto* memory = dynamic_shared<unsigned char>();
+    auto& shared = *reinterpret_cast<ConvGroupShared*>(memory);
+    T* input = reinterpret_cast<T*>(memory + args.input_at);
+    T* grads = input + t.halo_rows * t.halo_columns * t.line;
+    auto* stage = reinterpret_cast<float*>(memory + args.input_at);  // [warp][column of taps][channel], at the end
+    const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarpSize, warp = thread / kWarpSize;
+    const int taps_h = static_cast<int>(p.R), taps_w = static_cast<int>(p.S), step_h = static_cast<int>(p.dilation_h);
+    // Warps are divided between two groups of rows of taps, where there are as many.
+    const int groups = args.tap_rows / kConvTapRows, workers = kWarps / groups, worker = warp % workers;
+    const bool here = 2 * lane < t.slab * kWide<T>;  // fewer than 64 channels may be all there are
+    const int runs = t.columns / kConvRun, all_runs = t.rows * runs;
+    for (int64_t item = blockIdx.x; item < args.items; item += gridDim.x) {
+      int64_t part = item;
+      const int slab = static_cast<int>(take_last(part, t.slabs));
+      const int s0 = static_cast<int>(take_last(part, (taps_w + Columns - 1) / Columns)) * Columns;
+      const int r0 = static_cast<int>(take_last(part, (taps_h + args.tap_rows - 1) / args.tap_rows)) * args.tap_rows;
+      const int own_r = r0 + warp / workers * kConvTapRows;
+      float sum[kConvTapRows][Columns][2] = {};
+      const int64_t end = quotient(args.tiles * (part + 1), args.parts);
+      for (int64_t tile = quotient(args.tiles * part, args.parts); tile < end; ++tile) {
+        const ConvGroupPlace at = conv_group_bring(args, tile * t.slabs + slab, r0 * step_h - static_cast<int>(p.pad_h),
+                                                   s0 - static_cast<int>(p.pad_w), shared, input, grads);
+        for (int run = here ? worker : all_runs; run < all_runs; run += workers) {
+          const int row = run / runs, column = run % runs * kConvRun;
+          const int left = at.columns - column, count = left < kConvRun ? left : kConvRun;
+          if (row >= at.rows || count <= 0) continue;
+          const T* grad = grads + (row * t.columns + column) * kConvGradLine + 2 * lane;
 #pragma unroll
-        for (int r = 0; r < kConvTapRows; ++r) {
-          if (own_r + r >= taps_h) break;
-          const int from = row * static_cast<int>(p.stride_h) + (own_r - r0 + r) * step_h;
-          conv_run_taps<T, Columns>(input + (from * t.halo_columns + column) * t.line + 2 * lane, t.line, grad, count,
-                                    sum[r]);
+          for (int r = 0; r < kConvTapRows; ++r) {
+            if (own_r + r >= taps_h) break;
+            const int from = row * static_cast<int>(p.stride_h) + (own_r - r0 + r) * step_h;
+            conv_run_taps<T, Columns>(input + (from * t.halo_columns + column) * t.line + 2 * lane, t.line, grad, count,
+                                      sum[r]);
+          }
         }
+        sync_block();
       }
-      sync_block();
-    }
 #pragma unroll
-    for (int r = 0; r < kConvTapRows; ++r) {
+      for (int r = 0; r < kConvTapRows; ++r) {
 #pragma unroll
-      for (int s = 0; s < Columns; ++s)
+        for (int s = 0; s < Columns; ++s)
 #pragma unroll
-        for (int v = 0; v < 2; ++v) stage[(warp * Columns + s) * kConvSlab + 2 * lane + v] = sum[r][s][v];
-      sync_block();
-      for (int e = thread; e < groups * Columns * kConvSlab; e += kConvThreads) {
-        const int group = e / (Columns * kConvSlab), s = e / kConvSlab % Columns,
-                  channel = slab * kConvSlab + e % kConvSlab;
-        const int row = r0 + group * kConvTapRows + r;
-        if (row >= taps_h || s0 + s >= taps_w || channel >= p.G) continue;
-        float total = 0;
-        for (int i = 0; i < workers; ++i)
-          total += stage[i * Columns * kConvSlab + group * workers * Columns * kConvSlab + e % (Columns * kConvSlab)];
-        conv_put<T>(args, part, int64_t{channel} * (taps_h * taps_w) + row * taps_w + s0 + s, total);
+          for (int v = 0; v < 2; ++v) stage[(warp * Columns + s) * kConvSlab + 2 * lane + v] = sum[r][s][v];
+        sync_block();
+        for (int e = thread; e < groups * Columns * kConvSlab; e += kConvThreads) {
+          const int group = e / (Columns * kConvSlab), s = e / kConvSlab % Columns,
+                    channel = slab * kConvSlab + e % kConvSlab;
+          const int row = r0 + group * kConvTapRows + r;
+          if (row >= taps_h || s0 + s >= taps_w || channel >= p.G) continue;
+          float total = 0;
+          for (int i = 0; i < workers; ++i)
+            total += stage[i * Columns * kConvSlab + group * workers * Columns * kConvSlab + e % (Columns * kConvSlab)];
+          conv_put<T>(args, part, int64_t{channel} * (taps_h * taps_w) + row * taps_w + s0 + s, total);
+        }
+        sync_block();
       }
-      sync_block();
     }
   }
 }
@@ -142,7 +136,7 @@ inline int64_t conv_depthwise_scratch(const ConvParams& p, const ConvLimits& lim
 }
 inline void conv_depthwise_grad_weight(const ConvLauncher& call) {
   const ConvTapTile t = conv_tap_tile(call.p);
-  if (!t.tile.fits || t.shared > device_limits(call.stream).shared_per_block) return conv_pairs_grad_weight(call);
+  if (!t.tile.fits || !call.from_80()) return conv_pairs_grad_weight(call);
   with_element(call.p.dtype, [&](auto element) {
     using T = decltype(element);
     if constexpr (sizeof(T) <= 4) {

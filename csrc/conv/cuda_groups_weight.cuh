@@ -98,6 +98,29 @@ __device__ __forceinline__ void conv_group_load_grads(const ConvArgs& args, cons
       [&](int e) { return grads + e % pixels * kConvGradLine + e / pixels * E; });
 }
 
+// Brings a tile, of tiles and slabs, into shared memory: what its outputs read of the input through the taps from
+// (down, right) of it on, and their gradient. Where there is no output its pixel reads from nowhere: what is infinite
+// there would spoil the sums.
+template <class T>
+__device__ __forceinline__ ConvGroupPlace conv_group_bring(const ConvArgs& args, int64_t item, int down, int right,
+                                                           ConvGroupShared& shared, T* input, T* grads) {
+  const ConvParams& p = args.p;
+  const ConvGroupTile& t = args.group;
+  const ConvGroupPlace at = conv_group_place(args, item);
+  conv_group_pixels(args, at, shared);
+  sync_block();
+  conv_group_load<T>(args, at.n, at.row * static_cast<int>(p.stride_h) + down,
+                     at.column * static_cast<int>(p.stride_w) + right, t.halo_rows, t.halo_columns,
+                     t.window.first(at.slab * (kConvSlab / kConvEight)), input);
+  conv_group_load_grads<T>(args, shared.to, t.pixels(), at.slab * kConvSlab, grads);
+  copy_async_commit();
+  for (int e = static_cast<int>(threadIdx.x); e < kConvPixels; e += kConvThreads)
+    if (shared.to[e] < 0) shared.from[e] = -1;
+  copy_async_wait<0>();
+  sync_block();
+  return at;
+}
+
 template <class T, int Share>
 __global__ void __launch_bounds__(kConvThreads, Share == 4 ? 1 : 2) conv_group_weights(const ConvArgs args) {
   if constexpr (kTensorCores) {
@@ -131,18 +154,8 @@ __global__ void __launch_bounds__(kConvThreads, Share == 4 ? 1 : 2) conv_group_w
       float sum[kSums][Share][4] = {};
       const int64_t end = quotient(args.tiles * (part + 1), args.parts);
       for (int64_t tile = quotient(args.tiles * part, args.parts); tile < end; ++tile) {
-        const ConvGroupPlace at = conv_group_place(args, tile * t.slabs + slab);
-        conv_group_pixels(args, at, shared);
-        sync_block();
-        conv_group_load<T>(args, at.n, at.row * static_cast<int>(p.stride_h) - static_cast<int>(p.pad_h),
-                           at.column * static_cast<int>(p.stride_w) - static_cast<int>(p.pad_w), t.halo_rows,
-                           t.halo_columns, slab_piece, input);
-        conv_group_load_grads<T>(args, shared.to, t.pixels(), slab * kConvSlab, grads);
-        copy_async_commit();
-        for (int e = thread; e < kConvPixels; e += kConvThreads)
-          if (shared.to[e] < 0) shared.from[e] = -1;  // what is infinite there would spoil the sums
-        copy_async_wait<0>();
-        sync_block();
+        conv_group_bring(args, tile * t.slabs + slab, -static_cast<int>(p.pad_h), -static_cast<int>(p.pad_w), shared,
+                         input, grads);
         if (eight < eights) {
           for (int pixel = 0; pixel < t.pixels(); pixel += Rows::kPixels) {
             uint32_t b[Share][2][2];
@@ -198,7 +211,7 @@ inline int64_t conv_group_passes(const ConvParams& p, const ConvGroupTile& t) {
   return ceil_divide(products, t.share * kConvGroupSums);
 }
 inline int64_t conv_group_blocks(const ConvParams& p, const ConvGroupTile& t) {
-  return conv_group_passes(p, t) * ceil_divide(p.G * p.K, kConvSlab);
+  return conv_group_passes(p, t) * t.slabs;
 }
 
 // A part has two tiles at least: its sums are as large as one.
@@ -211,7 +224,8 @@ inline int64_t conv_group_parts(const ConvParams& p, const ConvGroupTile& t, int
 // Chips without tensor cores for these types have other kernels, with sums of their own.
 inline int64_t conv_group_scratch(const ConvParams& p, const ConvLimits& limits) {
   const ConvGroupTile t = conv_groups_pay(p, true);
-  const int64_t without = conv_fills_tiles(p) ? conv_weight_products_scratch(p, limits) : conv_pairs_scratch(p, limits);
+  const int64_t without = conv_fills_tiles(p) && conv_countable_pixels(p) ? conv_weight_parts_bytes(p, limits)
+                                                                          : conv_pairs_scratch(p, limits);
   return std::max(conv_sums_bytes(p, conv_group_parts(p, t, conv_group_blocks(p, t), limits)), without);
 }
 inline void conv_group_grad_weight(const ConvLauncher& call) {

@@ -149,6 +149,13 @@ inline int64_t thin_steps(const ConvParams& p) {
   return steps;
 }
 
+// Steps that the values of a pixel take, row by row of the kernel and folded: AMX takes 32 of them, a dot product two.
+inline int64_t unfolded_steps(const ConvParams& p) {
+  if (kPiecesAtOnce > 1) return p.R * (p.S > 1 ? thin_steps(p) : 1);
+  return p.R * ceil_div(p.S > 1 ? p.S * thin_channels(p) : p.C, 2);
+}
+inline int64_t folded_steps(int64_t values) { return ceil_div(values, kPiecesAtOnce > 1 ? 32 : 2); }
+
 // Whether all values that a pixel reads are gathered first, see pairs_fold.h. Planes need no transposition then, which
 // pays for kMostPlanes values; lines must save two tiles for each part of one that is copied. (One thread, medians in
 // milliseconds, planes and lines: 3x3 of 4 channels to 32 at 112x112 0.31 -> 0.26, 0.24 -> 0.29; 3 to 64 at 32x32,
@@ -162,9 +169,7 @@ inline bool folds(const ConvParams& p) {
   if (kPiecesAtOnce > 1 && folds_planes(p)) return p.stride_w <= 2 && values <= kMostPlanes && p.K >= kFoldOutputs;
   const int64_t lines = ceil_div(values, 32), parts = lines + p.R - 1;
   if (kPiecesAtOnce == 1 && lines > 1) return false;
-  const int64_t unfolded = kPiecesAtOnce > 1 ? p.R * (p.S > 1 ? thin_steps(p) : 1)
-                                             : p.R * ceil_div(p.S > 1 ? p.S * thin_channels(p) : p.C, 2);
-  const int64_t saved = (unfolded - (kPiecesAtOnce > 1 ? lines : ceil_div(values, 2))) * ceil_div(p.K, 16);
+  const int64_t saved = (unfolded_steps(p) - folded_steps(values)) * ceil_div(p.K, 16);
   return p.input.c == 1 && p.output.c == 1 && p.dilation_w == 1 && saved >= 2 * parts;
 }
 // What is left then, a 1x1 convolution. Its input and weights are not where it says.
