@@ -251,7 +251,7 @@ def test_tf32_rounds_to_nearest(emulator: Emulator, channels_last: bool) -> None
 @pytest.mark.parametrize(("dtype", "tf32"), [(torch.bfloat16, False), (torch.float32, True)], ids=str)
 def test_planes_are_copied_to_channels_last(emulator: Emulator, dtype: torch.dtype, tf32: bool, terms: int) -> None:
     """For tensor cores, where they pay: of the input, and for the weights' gradient of both tensors; in parts too."""
-    case = case_of("planes to copy", 2, 72, (9, 11), 80, (2, 3), padding=1, stride=(2, 1))
+    case = case_of("planes to copy", 2, 72, (9, 11), 80, 3, padding=1, stride=(2, 1))
     for input_last, output_last in ((False, False), (False, True), (True, False)):
         for chip in (CHIP, 75):
             more = {"terms": terms, "tf32": tf32, "chip": chip, "max_grid": ALL_BLOCKS if terms == TERMS else 1}
@@ -263,6 +263,35 @@ def test_planes_are_copied_to_channels_last(emulator: Emulator, dtype: torch.dty
                 assert check()
                 names = [name.split("<")[0] for name in emulator.launched()]
                 assert names.count("conv_channels_last") == (count if chip == CHIP else 0)
+
+
+@pytest.mark.parametrize("name", ["products of warpgroups", "up_products of warpgroups"])
+def test_copied_planes_go_to_warpgroups(emulator: Emulator, name: str) -> None:
+    for terms, last in ((1 << 40, "conv_wgmma_products<"), (8, "conv_add_outputs<")):
+        assert Gpu(emulator, BY_NAME[name], torch.bfloat16, terms=terms).check_forward()
+        launched = emulator.launched()
+        assert launched[0].startswith("conv_channels_last<")
+        assert launched[-1].startswith(last)
+
+
+def test_copies_that_would_not_pay(emulator: Emulator) -> None:
+    """Of patches, whose elements are loaded once, and beside a tensor that cannot be loaded by 16 bytes."""
+    patches = case_of("patches of 2x2", 2, 32, (8, 6), 40, 2, stride=2)
+    Gpu(emulator, patches, torch.bfloat16, kernel="implicit_gemm").check()
+    stem = case_of("three channels", 1, 3, (9, 7), 64, 3, padding=1)
+    gpu = Gpu(emulator, stem, torch.bfloat16, True, output_last=False, kernel="implicit_gemm")
+    assert gpu.check_forward()
+    assert gpu.check_grad_weight()
+    assert not any("conv_channels_last" in name for name in emulator.launched())
+
+
+def test_an_empty_input_is_not_copied(emulator: Emulator) -> None:
+    case = case_of("all of it padding", 2, 32, (0, 5), 32, 3, padding=2)
+    gpu = Gpu(emulator, case, torch.bfloat16)
+    bias = torch.arange(32.0)
+    given = {"input": torch.zeros(2, 32, 0, 5), "weight": torch.ones(32, 32, 3, 3), "bias": bias}
+    got = gpu.run(FORWARDS, given, "output", gpu.sizes[1])
+    assert torch.equal(got.float(), bias.view(1, -1, 1, 1).expand_as(got))
 
 
 #: Steps that end within a tap, parts of no step, tails of channels and pixels, residues, a kernel of one.

@@ -103,6 +103,23 @@ def test_many_taps(emulator: Emulator, channels_last: bool, dtype: torch.dtype, 
     assert any("conv_depthwise_weights" in kernel for kernel in emulator.launched())
 
 
+@pytest.mark.parametrize(
+    ("kernel", "rest", "pays"),
+    [
+        (11, {"padding": 5}, True),
+        (3, {"padding": 8, "dilation": 8}, True),  # all of what a tile loads is read, if only by one of three taps
+        (1, {"stride": 2}, False),  # a quarter of it is
+        (2, {"dilation": 40}, False),
+    ],
+    ids=str,
+)
+def test_tiles_pay_where_what_they_load_is_read(emulator: Emulator, kernel: int, rest: dict, pays: bool) -> None:
+    case = case_of(f"groups of {kernel}x{kernel}, {rest}", 1, 16, (43, 47), 16, kernel, groups=4, **rest)
+    gpu = Gpu(emulator, case, torch.bfloat16)
+    assert gpu.check_forward()
+    assert any("conv_group_products" in name for name in emulator.launched()) == pays
+
+
 @BOTH_LAYOUTS
 def test_outputs_that_are_not_there_read_nothing(emulator: Emulator, channels_last: bool) -> None:
     """A tile is larger than the plane; what is infinite at its edge reaches the taps that read it and no others."""

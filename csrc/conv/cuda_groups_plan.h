@@ -145,8 +145,9 @@ inline bool conv_tiles_filled(const ConvGroupTile& t) {
 }
 // And a third of what a tile loads is read.
 inline bool conv_tile_pays(const ConvParams& p, const ConvGroupTile& t) {
-  const int64_t read = t.pixels() * std::min(p.stride_h, p.R) * std::min(p.stride_w, p.S);
-  return conv_tiles_filled(t) && int64_t{t.halo_rows} * t.halo_columns <= 3 * read;
+  const int64_t rows = std::min<int64_t>(t.halo_rows, t.rows * conv_live(p.R, p.dilation_h, p.up_h).taps);
+  const int64_t columns = std::min<int64_t>(t.halo_columns, t.columns * conv_live(p.S, p.dilation_w, p.up_w).taps);
+  return conv_tiles_filled(t) && int64_t{t.halo_rows} * t.halo_columns <= 3 * rows * columns;
 }
 
 }  // namespace fastconv

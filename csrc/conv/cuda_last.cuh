@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_channels_last(const ConvLas
 
 // ---- launchers ----
 
-// A channels_last copy, at `to`, of planes without gaps.
+// A channels_last copy, at `to`, of planes without gaps; there may be nothing to copy.
 inline View4 conv_to_channels_last(const ConvLauncher& call, const View4& view, int64_t C, int64_t H, int64_t W,
                                    void* to) {
   constexpr int64_t kTile = kConvLastTile;
@@ -68,8 +68,9 @@ inline View4 conv_to_channels_last(const ConvLauncher& call, const View4& view, 
   with_element(call.p.dtype, [&](auto element) {
     using T = decltype(element);
     if constexpr (sizeof(T) <= 4)
-      launch(conv_channels_last<T>, dim3(static_cast<unsigned>(grid)), dim3(kConvThreads),
-             kTile * kConvLastLine<T> * sizeof(T), call.stream, args);
+      if (grid > 0)
+        launch(conv_channels_last<T>, dim3(static_cast<unsigned>(grid)), dim3(kConvThreads),
+               kTile * kConvLastLine<T> * sizeof(T), call.stream, args);
   });
   return channels_last_view(to, C, H, W);
 }
