@@ -15,6 +15,8 @@ constexpr int64_t kInPlaceOutputs = 64;        // fewer read a contiguous input 
 constexpr int64_t kTogetherBytes = 320 << 10;  // of the pixels of a tile that are copied for all groups
 constexpr int64_t kPrepackBytes = 16 << 20;    // a thread; larger weights are packed block by block where they are used
 
+constexpr int kCacheWays = 8;  // of a set of the first-level cache
+
 // Pixels of a register tile of `kv` vectors: accumulators, weights and two broadcasts must fit.
 constexpr int channel_pixels(int kv) { return min64((kVecRegisters - 2 - kv) / kv, 14); }
 
@@ -174,11 +176,14 @@ ChannelPlan channel_plan_for(const ConvParams& p, int64_t rows, int64_t columns,
   ChannelPlan plan;
   plan.folds = folds;
   const ConvParams base = spread_base(p);
-  plan.g = make_geometry(base, rows, columns);
+  plan.kv = channel_vectors<A>(p);
+  const int pixels = channel_pixels(plan.kv);
+  plan.g = make_geometry(base, rows, columns, pixels);
   const bool same_type = static_cast<int64_t>(sizeof(A)) == p.element_size(), last = is_channels_last(p.input);
   const bool one_tap =
       base.R == 1 && base.S == 1 && base.pad_h == 0 && base.pad_w == 0 && base.P <= p.H && base.Q <= p.W && same_type;
-  const bool near = p.input.w * p.stride_w * p.element_size() <= kInPlaceBytes;
+  // The pixels of a register tile, of which 16 registers allow six, may all lie in one set of the first-level cache.
+  const bool near = p.input.w * p.stride_w * p.element_size() <= kInPlaceBytes || pixels < kCacheWays;
   // Contiguous planes fall into few sets as well, and copies of them do not, which pays where many output channels read
   // them: 1024 to 256 channels at 14x14, two threads, 0.72 -> 0.65 ms.
   const bool few = !spread(p) && p.stride_w == 1 && p.stride_h == 1 && p.K < kInPlaceOutputs;
@@ -190,7 +195,6 @@ ChannelPlan channel_plan_for(const ConvParams& p, int64_t rows, int64_t columns,
   plan.segments = segments && plan.source == Source::kPacked;
   if (plan.segments) plan.g = segment_geometry(p, plan.g);
   if (folds) plan.g = fold_geometry(p, rows, columns, folds);
-  plan.kv = channel_vectors<A>(p);
   plan.k_block = plan.kv * L;
   plan.out_place = same_type && p.output.c == 1 && p.K % plan.k_block == 0;
   plan.k_blocks = ceil_div(p.K, plan.k_block);

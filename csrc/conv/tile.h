@@ -55,10 +55,13 @@ struct Geometry {
 // Balanced column tiles: a row of 600 is two of 300, not 512 and 88.
 inline int64_t tile_columns(int64_t Q, int64_t most) { return ceil_div(Q, ceil_div(Q, most)); }
 
-inline Geometry make_geometry(const ConvParams& p, int64_t rows, int64_t most_columns = kMaxTileColumns) {
+// Where there are several column tiles, all but the last are a multiple of `whole` columns wide.
+inline Geometry make_geometry(const ConvParams& p, int64_t rows, int64_t most_columns = kMaxTileColumns,
+                              int64_t whole = 1) {
   Geometry g;
   g.h = make_axis(p.P, rows, p.R, p.stride_h, p.dilation_h);
-  g.w = make_axis(p.Q, tile_columns(p.Q, most_columns), p.S, p.stride_w, p.dilation_w);
+  const int64_t columns = min64(p.Q, round_up(tile_columns(p.Q, most_columns), whole));
+  g.w = make_axis(p.Q, columns, p.S, p.stride_w, p.dilation_w);
   g.pitch = g.w.span;
   g.channel = g.h.planes * g.w.planes * g.h.span * g.pitch;
   return g;

@@ -101,8 +101,8 @@ void winograd_round(const ConvParams& p, const WinogradPlan& plan, int64_t round
       const float* of_block = plan.own_weights ? own_weights : weights + of_round;
       for (int64_t c0 = 0; c0 < p.C; c0 += plan.c_pass) {
         const int64_t channels = min64(plan.c_pass, p.C - c0);
-        for (int64_t c = 0; plan.own_weights && c < channels; c += L)
-          winograd_pack_channels<T>(p, plan, g, b, c0 + c, own_weights + c * plan.k_block);
+        for (int64_t c = 0; plan.own_weights && c < channels; c += kWinogradPack)
+          winograd_pack_channels<T>(p, plan, g, b, c0 + c, channels - c, own_weights + c * plan.k_block);
         for (int64_t i = 0; i < kProducts; ++i)
           winograd_multiply(plan, patches + i * plan.plane + c0 * plan.tiles, count * plan.part_tiles, channels,
                             of_block + i * plan.weight, c0 == 0 ? memory.zeros : nullptr, products + i * plan.product);

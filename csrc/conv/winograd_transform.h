@@ -91,28 +91,33 @@ inline void winograd_weights(const WinogradPlan& plan, const float* weights, flo
   }
 }
 
-// Weights of L input channels from c0 and one block of output channels, as to[product][c][k_block].
+// Input channels whose weights are packed together: a cache line of them where these lie side by side. (A line is two
+// vectors of AVX2. Read one by one, the second found the line gone: 3x3, 512 to 1024 channels at 19x19, channels_last.)
+constexpr int64_t kWinogradPack = max64(kLanes<float>, kCacheLine / static_cast<int64_t>(sizeof(float)));
+
+// Weights of up to so many input channels from c0, whole vectors, and one block of output channels, as
+// to[product][c][k_block].
 template <class T>
 void winograd_pack_channels(const ConvParams& p, const WinogradPlan& plan, int64_t g, int64_t block, int64_t c0,
-                            float* to) {
-  constexpr int L = kLanes<float>;
-  alignas(64) float weights[9 * L * 3 * L];
-  channel_pack<T>(p, plan.k_block, g, block * plan.k_block, c0, L, weights);
-  winograd_weights(plan, weights, to);
+                            int64_t channels, float* to) {
+  constexpr int64_t L = kLanes<float>;
+  alignas(64) float weights[9 * kWinogradPack * 3 * L];
+  const int64_t count = min64(kWinogradPack, round_up(channels, L));
+  channel_pack<T>(p, plan.k_block, g, block * plan.k_block, c0, count, weights);
+  for (int64_t c = 0; c < count; c += L) winograd_weights(plan, weights + c * 9 * plan.k_block, to + c * plan.k_block);
 }
 
 // Weights of a round as to[group][k block][product][c][k_block].
 template <class T>
 void winograd_pack(const ConvParams& p, const WinogradPlan& plan, int64_t round, float* packed) {
-  constexpr int L = kLanes<float>;
   const int64_t first_k = plan.by_channels ? 0 : round * plan.round_blocks;
   const int64_t first_c = plan.by_channels ? round * plan.c_pass : 0;
-  const int64_t blocks_c = ceil_div(min64(plan.c_pass, p.C - first_c), L);
+  const int64_t channels = min64(plan.c_pass, p.C - first_c), blocks_c = ceil_div(channels, kWinogradPack);
   compute_for(p.threads, p.G * plan.round_blocks * blocks_c, [&](int64_t item, int) {
-    const int64_t block = item / blocks_c, c = item % blocks_c * L;
+    const int64_t block = item / blocks_c, c = item % blocks_c * kWinogradPack;
     const int64_t g = block / plan.round_blocks, k = first_k + block % plan.round_blocks;
     if (k < plan.k_blocks)
-      winograd_pack_channels<T>(p, plan, g, k, first_c + c,
+      winograd_pack_channels<T>(p, plan, g, k, first_c + c, channels - c,
                                 packed + block * kProducts * plan.weight + c * plan.k_block);
   });
 }

@@ -54,6 +54,26 @@ inline To bits_as(From from) {
   return to;
 }
 
+// sum += a * b, in the register that sum is in. Where there are only 16 of them the compiler (g++ 12) lets the sums of
+// a loop that is written out wander from register to register, and some to memory.
+template <class V>
+inline void add_product(V& sum, V a, V b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Vec<float>>) {
+    asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+    return;
+  }
+#endif
+  sum += a * b;
+}
+
+// A pointer that the compiler takes as it comes, so that it does not keep sums of strides in registers for what an
+// address can say (or, where these are too many, on the stack).
+template <class T>
+inline void settle_pointer(T*& pointer) {
+  asm("" : "+r"(pointer));
+}
+
 // The value in every lane. Subtracting a vector of zeros is the form that compilers turn into one broadcast.
 template <class T>
 inline Vec<T> splat(T value) {
