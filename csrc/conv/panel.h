@@ -102,8 +102,9 @@ int64_t panel_fill(const ConvParams& p, const PanelPlan& plan, int64_t n, int64_
 
 // Sums of KB output channels by NV vectors of pixels. Starts from `bias` where it is given, else from what acc holds;
 // where `finish` is given acc is the output, of which there are `channels` channels and `last` lanes of the last
-// vector. At least one run, of at least one row.
-template <class A, int KB, int NV>
+// vector. At least one run, of at least one row; of L rows each where they are `Whole`, which are then written out as
+// channel_written_out() does.
+template <class A, int KB, int NV, bool Whole>
 void panel_micro(const A* x, int64_t pitch, const PanelRun* runs, int64_t run_count, const A* w, const A* bias, A* acc,
                  int64_t acc_channel, int channels, int last, const Finish<A>* finish) {
   constexpr int L = kLanes<A>;
@@ -122,20 +123,31 @@ void panel_micro(const A* x, int64_t pitch, const PanelRun* runs, int64_t run_co
   const PanelRun* const end = runs + run_count;
   do {
     const A* weight = w + runs->weight;
-    const A* const weight_end = weight + static_cast<int64_t>(runs->rows) * L;
-    do {
+    const auto multiply = [&](const A* weights) __attribute__((always_inline)) {
       Vec<A> v[NV];
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) v[j] = load(x + j * L);
 #pragma GCC unroll 8
       for (int k = 0; k < KB; ++k) {
-        const Vec<A> b = splat(weight[k]);
+        const Vec<A> b = splat(weights[k]);
 #pragma GCC unroll 4
-        for (int j = 0; j < NV; ++j) sum[k][j] += b * v[j];
+        for (int j = 0; j < NV; ++j) add_product(sum[k][j], b, v[j]);
       }
       x += pitch;
-      weight += L;
-    } while (weight != weight_end);
+    };
+    if constexpr (Whole) {
+#pragma GCC unroll 8
+      for (int c = 0; c < L; ++c) {
+        multiply(weight + c * L);
+        settle_pointer(x);
+      }
+    } else {
+      const A* const weight_end = weight + static_cast<int64_t>(runs->rows) * L;
+      do {
+        multiply(weight);
+        weight += L;
+      } while (weight != weight_end);
+    }
   } while (++runs != end);
   if (finish) {
 #pragma GCC unroll 8
@@ -161,19 +173,26 @@ template <class A>
 using PanelMicro = void (*)(const A*, int64_t, const PanelRun*, int64_t, const A*, const A*, A*, int64_t, int, int,
                             const Finish<A>*);
 
-template <class A, int KB>
+template <class A, int KB, bool Whole>
 PanelMicro<A> panel_micro_of(int64_t vectors) {
-  return vectors == 1   ? panel_micro<A, KB, 1>
-         : vectors == 2 ? panel_micro<A, KB, 2>
-                        : panel_micro<A, KB, kPanelVectors>;
+  return vectors == 1   ? panel_micro<A, KB, 1, Whole>
+         : vectors == 2 ? panel_micro<A, KB, 2, Whole>
+                        : panel_micro<A, KB, kPanelVectors, Whole>;
+}
+
+template <class A, bool Whole>
+PanelMicro<A> panel_micro_of(int64_t channels, int64_t vectors) {
+  if (channels <= 2) return panel_micro_of<A, 2, Whole>(vectors);
+  if (channels <= 4 || kPanelChannels == 4) return panel_micro_of<A, 4, Whole>(vectors);
+  return panel_micro_of<A, kPanelChannels, Whole>(vectors);
 }
 
 // For up to kPanelChannels channels.
 template <class A>
-PanelMicro<A> panel_micro_of(int64_t channels, int64_t vectors) {
-  if (channels <= 2) return panel_micro_of<A, 2>(vectors);
-  if (channels <= 4 || kPanelChannels == 4) return panel_micro_of<A, 4>(vectors);
-  return panel_micro_of<A, kPanelChannels>(vectors);
+PanelMicro<A> panel_micro_of(int64_t channels, int64_t vectors, bool whole) {
+  if constexpr (kWritesOut)
+    if (whole) return panel_micro_of<A, true>(channels, vectors);
+  return panel_micro_of<A, false>(channels, vectors);
 }
 
 // Writes what `count` channels of the base `p`, from k on, sum up for `vectors` vectors of its pixels, from `pixel` on.
@@ -236,7 +255,7 @@ void panel_forward(const ConvParams& given, const PanelPlan& plan, const void* p
             const Range part = panel_vectors(plan, item_vectors, i);
             const int64_t vectors = part.end - part.begin, columns = min64(vectors * L, count - part.begin * L);
             const int last = static_cast<int>(columns - (vectors - 1) * L);
-            const auto micro = panel_micro_of<A>(left, vectors);
+            const auto micro = panel_micro_of<A>(left, vectors, channels % L == 0);
             const auto multiply = [&](A* to, int64_t to_channel, const Finish<A>* put) {
               micro(own.x + i * plan.panel_elements, plan.pitch, own.runs, run_count, weights + k, bias, to, to_channel,
                     static_cast<int>(left), last, put);
