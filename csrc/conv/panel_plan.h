@@ -14,11 +14,10 @@ constexpr int64_t kPanelDepth = 600;  // (channel, tap) pairs of a pass
 constexpr int64_t kPanelBytes = (kVecRegisters == 32 ? 400 : 200) << 10;
 constexpr int64_t kPanelLargest = 4 << 20;  // of a thread's memory; beyond this another kernel must serve
 // For preferred(): products of a sum for which the copy pays, and instructions for a multiply-add of a vector. With 16
-// registers the other kernels' tiles are so small that panels gain everywhere (an EPYC with AVX2, one thread, 1x1, 16
-// to 96 at 112x112 29 GFLOP/s against 16 of `rows`; 64 to 256 at 56x56 67 and 41; strided 3x3, 128 at 56x56 68 and 58
-// of `channel`).
+// registers the tiles of `rows` are so small that panels gain on every 1x1 layer (an EPYC with AVX2, one thread, 16 to
+// 96 at 112x112 29 GFLOP/s against 16; 64 to 256 at 56x56 67 and 41).
 constexpr int64_t kPanelLeast = kVecRegisters == 32 ? 96 : 16;
-constexpr double kPanelStep = kVecRegisters == 32 ? 1.03 : 0.95;
+constexpr double kPanelStep = kVecRegisters == 32 ? 1.03 : 1;
 constexpr int64_t kPanelTaps = 256;  // of the largest kernel
 
 struct PanelPlan {
