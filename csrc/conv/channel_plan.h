@@ -14,8 +14,7 @@ constexpr int64_t kFoldChannels = 4;           // the most whose kernel columns 
 constexpr int64_t kInPlaceOutputs = 64;        // fewer read a contiguous input in place
 constexpr int64_t kTogetherBytes = 320 << 10;  // of the pixels of a tile that are copied for all groups
 constexpr int64_t kPrepackBytes = 16 << 20;    // a thread; larger weights are packed block by block where they are used
-
-constexpr int kCacheWays = 8;  // of a set of the first-level cache
+constexpr int kCacheWays = 8;                  // of a set of the first-level cache
 
 // Pixels of a register tile of `kv` vectors: accumulators, weights and two broadcasts must fit.
 constexpr int channel_pixels(int kv) { return min64((kVecRegisters - 2 - kv) / kv, 14); }
@@ -182,8 +181,10 @@ ChannelPlan channel_plan_for(const ConvParams& p, int64_t rows, int64_t columns,
   const bool same_type = static_cast<int64_t>(sizeof(A)) == p.element_size(), last = is_channels_last(p.input);
   const bool one_tap =
       base.R == 1 && base.S == 1 && base.pad_h == 0 && base.pad_w == 0 && base.P <= p.H && base.Q <= p.W && same_type;
-  // The pixels of a register tile, of which 16 registers allow six, may all lie in one set of the first-level cache.
-  const bool near = p.input.w * p.stride_w * p.element_size() <= kInPlaceBytes || pixels < kCacheWays;
+  // The pixels of a register tile, of which 16 registers allow six by two vectors, may all lie in one set of the
+  // first-level cache.
+  const bool near =
+      p.input.w * p.stride_w * p.element_size() <= kInPlaceBytes || (pixels < kCacheWays && !short_runs<A>(p));
   // Contiguous planes fall into few sets as well, and copies of them do not, which pays where many output channels read
   // them: 1024 to 256 channels at 14x14, two threads, 0.72 -> 0.65 ms.
   const bool few = !spread(p) && p.stride_w == 1 && p.stride_h == 1 && p.K < kInPlaceOutputs;
@@ -323,7 +324,7 @@ bool channel_plan(const ConvParams& original, ChannelPlan& best) {
                 const ChannelPlan plan = plan_of(r);
                 // What several blocks of output channels read and write in turn.
                 const bool again = plan.k_range > 1 && plan.source == Source::kPixels;
-                const int64_t reads = plan.in_place && again ? r * plan.g.w.tile * p.C : 0;
+                const int64_t reads = plan.in_place && again ? r * plan.g.w.tile * min64(p.C, plan.c_pass) : 0;
                 const int64_t writes =
                     plan.out_place && (spread(p) || again) ? r * p.up_h * plan.g.w.tile * p.up_w * p.K : 0;
                 // A heavy layer returns to its sums once for all weights of a pass, whether they are the output itself,

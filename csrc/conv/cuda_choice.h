@@ -136,10 +136,11 @@ inline int64_t conv_packs_taps(const ConvParams& p) {
 inline int64_t conv_whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // Whether a tensor's planes are copied to channels_last for tensor cores, which then have 16 bytes of every pixel at
-// once: `channels` of a group. It pays where elements are loaded several times: four times each, on an average.
+// once: `channels` of a group. It pays where there are several taps, and of a strided input every element is still read
+// through two of them on an average.
 inline bool conv_copies_to_last(const ConvParams& p, const View4& view, int64_t channels, int64_t W) {
-  return conv_on_tensor_cores(p) && p.R * p.S >= 4 * p.stride_h * p.stride_w && p.K >= 32 &&
-         channels * p.element_size() % 16 == 0 && view.w == 1 && view.h == W;
+  return conv_on_tensor_cores(p) && p.R * p.S >= std::max(int64_t{4}, 2 * p.stride_h * p.stride_w) && p.K >= 32 &&
+         channels * p.element_size() % 16 == 0 && view.w == 1 && view.c != 1 && view.h == W;
 }
 inline bool conv_copies_input(const ConvParams& p) { return conv_copies_to_last(p, p.input, p.C, p.W); }
 // Whether warpgroups may multiply, on the one chip that has them do it: 16 bytes of a pixel are terms of one tap, and

@@ -308,8 +308,8 @@ struct PanelForward {
     // Reading every channel's plane where it lies is dearer than copying it: 1x1, 256 to 64 at 56x56, two threads, took
     // 1.04 ms in `channel` and 0.66 here on a Xeon, 0.60 and 0.52 on a Zen 4. With AVX2 a transposed output costs most:
     // 512 to 2048 at 7x7 4.6 and 2.8 ms, 60 to 240 at 28x28 in 3 groups 0.45 and 0.33.
-    if (kVecRegisters == 16 && p.R * p.S == 1) return true;
     const double empty_pixels = static_cast<double>(ceil_div(p.P * p.Q, kLanes<A>)) * L / pixels;
+    if (kVecRegisters == 16 && p.R * p.S == 1 && empty_pixels < 1.5) return true;
     const double empty_channels = static_cast<double>(ceil_div(p.K, kLanes<A>)) * L / K;
     const double panel = (kPanelStep + 4 * stride / K) * empty_pixels;
     // On a Zen 4 transposing the output costs more than its instructions: 1x1, 256 to 1024 at 14x14, two threads, took

@@ -55,7 +55,8 @@ struct Geometry {
 // Balanced column tiles: a row of 600 is two of 300, not 512 and 88.
 inline int64_t tile_columns(int64_t Q, int64_t most) { return ceil_div(Q, ceil_div(Q, most)); }
 
-// Where there are several column tiles, all but the last are a multiple of `whole` columns wide.
+// Where there are several column tiles, all but the last are a multiple of `whole` columns wide, which may be more than
+// `most_columns`.
 inline Geometry make_geometry(const ConvParams& p, int64_t rows, int64_t most_columns = kMaxTileColumns,
                               int64_t whole = 1) {
   Geometry g;
