@@ -276,13 +276,12 @@ def test_copied_planes_go_to_warpgroups(emulator: Emulator, name: str) -> None:
 
 def test_copies_that_would_not_pay(emulator: Emulator) -> None:
     """Of patches, whose elements are loaded once, and beside a tensor that cannot be loaded by 16 bytes."""
-    patches = case_of("patches of 2x2", 2, 32, (8, 6), 40, 2, stride=2)
-    Gpu(emulator, patches, torch.bfloat16, kernel="implicit_gemm").check()
-    stem = case_of("three channels", 1, 3, (9, 7), 64, 3, padding=1)
-    gpu = Gpu(emulator, stem, torch.bfloat16, True, output_last=False, kernel="implicit_gemm")
-    assert gpu.check_forward()
-    assert gpu.check_grad_weight()
-    assert not any("conv_channels_last" in name for name in emulator.launched())
+    patches = Gpu(emulator, case_of("patches of 2x2", 2, 32, (8, 6), 40, 2, stride=2), torch.bfloat16)
+    stem = Gpu(emulator, case_of("three channels", 1, 3, (9, 7), 64, 3, padding=1), torch.bfloat16, True)
+    for gpu in (patches, replace(stem, output_last=False)):
+        for check in (gpu.check_forward, gpu.check_grad_weight):
+            assert check()
+            assert not any("conv_channels_last" in name for name in emulator.launched())
 
 
 def test_an_empty_input_is_not_copied(emulator: Emulator) -> None:

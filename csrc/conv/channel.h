@@ -38,8 +38,8 @@ struct TapGrid {
 // six cycles each, and what it costs to end and begin again is then a fifth of it; so is what fetches ahead, which
 // takes turns with loads. Where the core has another thread to serve, which one does not see in a virtual machine,
 // every instruction that is not a product counts twice. (One thread, float32, in turn, on an EPYC with AVX2: Winograd's
-// products of 3x3, 64 at 56x56, 2.2 -> 1.8 ms; 512 to 1024 at 19x19, rate 6, contiguous, 51 -> 45; 5x5, 96 to 256 at
-// 27x27 in 2 groups, channels_last, 10.3 -> 7.2; 2x2 of stride 2, 1024 to 512 at 28x28, 94 -> 75.)
+// products of 3x3, 64 at 56x56, channels_last, 2.2 -> 1.8 ms; 512 to 1024 at 19x19, rate 6, contiguous, 51 -> 45; 5x5,
+// 96 to 256 at 27x27 in 2 groups, channels_last, 10.1 -> 7.0; 2x2 of stride 2, 1024 to 512 at 28x28, 94 -> 72.)
 constexpr bool kWritesOut = kVecBytes < kCacheLine;
 
 // Adds the products of one tap's L channels: pixels[i / kNear][i % kNear * pixel] is where the i-th pixel is.

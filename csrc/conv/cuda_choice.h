@@ -143,6 +143,7 @@ inline bool conv_copies_to_last(const ConvParams& p, const View4& view, int64_t 
          channels * p.element_size() % 16 == 0 && view.w == 1 && view.c != 1 && view.h == W;
 }
 inline bool conv_copies_input(const ConvParams& p) { return conv_copies_to_last(p, p.input, p.C, p.W); }
+inline bool conv_copies_grad(const ConvParams& p) { return conv_copies_to_last(p, p.output, p.K, p.Q); }
 // Whether warpgroups may multiply, on the one chip that has them do it: 16 bytes of a pixel are terms of one tap, and
 // their tiles have 128 output channels. They read weights whose input channels lie side by side, as they lie or packed.
 inline bool conv_for_warpgroups(const ConvParams& p) {

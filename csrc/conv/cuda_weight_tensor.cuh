@@ -211,9 +211,9 @@ inline bool conv_countable_pixels(const ConvParams& p) { return p.N * p.P * p.Q 
 // Whether both tensors are copied to channels_last, or one where the other is loaded by 16 bytes as it lies.
 inline bool conv_copies_for_weights(const ConvParams& p) {
   const int64_t element = p.element_size(), wide = 16 / element;
-  const bool input = conv_copies_input(p), output = conv_copies_to_last(p, p.output, p.K, p.Q);
-  return (input || output) && (input || conv_wide(p.input, p.C, wide, element)) &&
-         (output || conv_wide(p.output, p.K, wide, element));
+  const bool input = conv_copies_input(p), grad = conv_copies_grad(p);
+  return (input || grad) && (input || conv_wide(p.input, p.C, wide, element)) &&
+         (grad || conv_wide(p.output, p.K, wide, element));
 }
 inline int64_t conv_weight_parts_bytes(const ConvParams& p, const ConvLimits& limits) {
   const auto bytes = [&](int64_t tiles) { return conv_sums_bytes(p, conv_pixel_parts(p, tiles, limits)); };
@@ -244,8 +244,7 @@ inline void conv_products_grad_weight(const ConvLauncher& call) {
     char* to = static_cast<char*>(call.scratch) + conv_weight_parts_bytes(p, call.limits);
     if (conv_copies_input(p)) last.p.input = conv_to_channels_last(call, p.input, p.G * p.C, p.H, p.W, to);
     to += conv_whole_lines(conv_input_bytes(p));
-    if (conv_copies_to_last(p, p.output, p.K, p.Q))
-      last.p.output = conv_to_channels_last(call, p.output, p.G * p.K, p.P, p.Q, to);
+    if (conv_copies_grad(p)) last.p.output = conv_to_channels_last(call, p.output, p.G * p.K, p.P, p.Q, to);
     return conv_products_grad_weight(last);
   }
   with_element(p.dtype, [&](auto element) {
