@@ -257,6 +257,15 @@ def test_rows_beyond_32_bits_are_not_the_panel_kernels() -> None:
                 assert (found.kernel == "panel") == panel, (isa, side)
 
 
+def test_wide_pixels_are_read_by_passes() -> None:
+    """A row of pixels of 16 KB each is more than a tile may read at a time, wherever they lie."""
+    for isa in SUPPORTED:
+        with fastconv.flags(isa=isa, kernel="channel"):
+            found = fastconv.explain("conv2d", (1, 4096, 8, 1024), (512, 4096, 1, 1), stride=2, threads=1,
+                                     memory_format=torch.channels_last)  # fmt: skip
+            assert found.kernel == "channel", isa
+
+
 @pytest.mark.parametrize(
     ("peak", "bandwidth", "seconds", "bound"), [(1e9, 1e12, 0.6, "compute"), (1e12, 1e9, 0.4, "memory")]
 )
