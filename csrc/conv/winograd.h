@@ -3,8 +3,8 @@
 // Algorithms for Convolutional Neural Networks", 2016, with the interpolation points 0, 1, -1, 2, -2.)
 //
 // A block of tiles at a time: the input, packed with 16 channels of a pixel side by side, is transformed into 36
-// matrices of [tile, channel]; each is multiplied with the transformed weights by the register tile of channel.h; and
-// the products of a few output channels are transformed back. What lies between the steps stays in the second-level
+// matrices of [tile, channel]; each is multiplied with the transformed weights by the register tile of channel_tile.h;
+// and the products of a few output channels are transformed back. What lies between the steps stays in the second-level
 // cache.
 //
 // Parts. A block is a rectangle of tiles of one image, or several whole images where those have few tiles: the weights,
